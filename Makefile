@@ -1,0 +1,45 @@
+# make train   sets up, trains a recipe, shows translations       make test    sets up, runs every test
+# make check   linter, types, fast tests                          make clean   removes .venv and caches
+PYTHON ?= python3
+RECIPE ?= recipes/quickstart.yaml
+ARGS ?=
+BIN = .venv/bin
+# Several test processes share the machine: one thread for each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: help setup train test check lint clean
+
+help:
+	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
+	@echo "make test      set up, linter, types, every test (under 10 minutes)"
+	@echo "make check     set up, linter, types, fast tests (under 3 minutes)"
+	@echo "make setup     the virtual environment .venv alone (PYTHON=$(PYTHON))"
+	@echo "make clean     remove .venv and caches; runs/ stays"
+
+setup: .venv/.stamp
+
+# Written last, so that a set-up that failed half-way is begun again.
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else \
+	  "$(PYTHON) is Python %d.%d, needed is 3.10 to 3.13: make ... PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup
+	$(BIN)/transformer fit --config $(RECIPE) --existing number $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
