@@ -1,0 +1,138 @@
+"""The bundle: a folder that holds a trained model and all that is needed to translate with it.
+
+    config.json          format version, architecture, its shape, languages, search settings
+    tokenizer.json       or tokenizer.src.json and tokenizer.tgt.json
+    model.safetensors    the weights
+    README.md            the model card
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from transformer.data.tokenizer import Tokenizer
+from transformer.models import ARCHITECTURES, Seq2Seq
+
+FORMAT_VERSION = 1
+
+
+class Bundle(NamedTuple):
+    """A model, its tokenizer, and `config.json` as a dictionary."""
+
+    model: Seq2Seq
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+
+
+def save_bundle(
+    folder: str | Path,
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    *,
+    src: str,
+    tgt: str,
+    search: dict[str, Any],
+    card: str,
+) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        folder: where to; it must not exist yet.
+        model: the trained model.
+        tokenizer: the tokenizer it was trained with.
+        src: name of the source language.
+        tgt: name of the target language.
+        search: search settings to translate with where none are given.
+        card: the model card, Markdown.
+
+    Raises:
+        ValueError: when the folder exists already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: choose another folder, or move it away")
+    names = {type_: name for name, type_ in ARCHITECTURES.items()}
+    config = {
+        "format_version": FORMAT_VERSION,
+        "architecture": names[type(model.config)],
+        "network": asdict(model.config),
+        "src_vocab_size": tokenizer.src_vocab_size,
+        "tgt_vocab_size": tokenizer.tgt_vocab_size,
+        "src": src,
+        "tgt": tgt,
+        "search": search,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (partial / "config.json").write_text(text, encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        tokenizer.save(partial)
+        weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        save_file(weights, str(partial / "model.safetensors"), metadata={"format": "pt"})
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
+    """Read a bundle; the model comes in evaluation mode. Nothing is ever unpickled.
+
+    Args:
+        folder: written by `save_bundle`.
+        device: where the weights go.
+
+    Raises:
+        ValueError: when it is no bundle, or one of a format or an architecture not known here.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    shape = ARCHITECTURES[config["architecture"]](**config["network"])
+    tokenizer = Tokenizer.load(folder)
+    with torch.device("meta"):  # no time is lost on weights that are replaced at once
+        model = shape.build(config["src_vocab_size"], config["tgt_vocab_size"])
+    path = folder / "model.safetensors"
+    unexpected = model.load_state_dict(
+        load_file(str(path), device=str(device)), strict=False, assign=True
+    ).unexpected_keys
+    model.tie()
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing or unexpected:
+        raise ValueError(
+            f"{path} does not fit {folder / 'config.json'}: missing {missing}, unexpected "
+            f"{unexpected}: take both files from one bundle"
+        )
+    return Bundle(model.to(device).eval(), tokenizer, config)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        found = "no such folder" if not folder.is_dir() else "it has no config.json"
+        raise ValueError(
+            f"{folder} is not a bundle ({found}): give the folder that `transformer fit` or "
+            "`transformer average` wrote"
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version is {version}, this version of the package reads "
+            f"{FORMAT_VERSION}: install the version that wrote the bundle"
+        )
+    if config["architecture"] not in ARCHITECTURES:
+        raise ValueError(
+            f"{path}: architecture is {config['architecture']!r}, known are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return config
+

@@ -1,0 +1,284 @@
+"""Search for the best target sentence: beam search, of which greedy is beam 1, and sampling.
+
+Shapes: B sentences still open, N beams, V vocabulary, C candidates.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.models import Seq2Seq
+
+NEVER = float("-inf")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How to look for translations. The defaults are the paper's (section 6.1).
+
+    Args:
+        beam: hypotheses kept at each step; 1 is greedy search.
+        n_best: hypotheses returned for each sentence, at most `beam` unless sampling.
+        length_norm: what a hypothesis' log-probability is divided by. `gnmt`: ((5 + length) /
+            6)^alpha (Wu et al. 2016, the paper's); `power`: length^alpha (CTranslate2, Hugging
+            Face); `none`. The length counts target tokens with the end symbol.
+        alpha: exponent of the length normalisation.
+        max_extra: target tokens allowed beyond the number of source tokens.
+        sample: draw `n_best` independent translations instead of searching for the best.
+        temperature: divides the logits before sampling.
+        top_k: sample among the k most probable tokens only; 0 for all.
+        top_p: sample among the fewest tokens that together reach this probability.
+    """
+
+    beam: int = 4
+    n_best: int = 1
+    length_norm: Literal["gnmt", "power", "none"] = "gnmt"
+    alpha: float = 0.6
+    max_extra: int = 50
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise ValueError(f"beam is {self.beam}: it must be 1 (greedy) or more")
+        if self.n_best < 1 or (self.n_best > self.beam and not self.sample):
+            raise ValueError(
+                f"n_best is {self.n_best} with beam {self.beam}: choose n_best from 1 to beam, "
+                "or a wider beam"
+            )
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: they must "
+                "be above 0, above 0 and at most 1, and 0 or more"
+            )
+
+    @property
+    def width(self) -> int:
+        """Beams that run side by side for a sentence."""
+        return self.n_best if self.sample else self.beam
+
+
+class Hypothesis(NamedTuple):
+    """A translation in target ids.
+
+    ids: the tokens, without start and end symbol. score: the length-normalised log-probability,
+    by which hypotheses are ranked. log_prob: the log-probability, in nats.
+    """
+
+    ids: list[int]
+    score: float
+    log_prob: float
+
+
+class Candidates(NamedTuple):
+    """Continuations, best first: total log-probability, parent beam and token, each (B, C)."""
+
+    scores: Tensor
+    parents: Tensor
+    tokens: Tensor
+
+
+def length_penalty(length: int, config: SearchConfig) -> float:
+    """What the log-probability of `length` tokens, end symbol included, is divided by."""
+    if config.length_norm == "gnmt":
+        return float(((5 + length) / 6) ** config.alpha)
+    return float(length**config.alpha) if config.length_norm == "power" else 1.0
+
+
+def best_continuations(scores: Tensor, logits: Tensor, prefix: Tensor | None) -> Candidates:
+    """The 2 N best continuations of all beams: enough for N that do not end.
+
+    Args:
+        scores: (B, N), log-probabilities of the beams.
+        logits: (B, N, V), of the next token.
+        prefix: (B,), the token a sentence must continue with, negative where it is free.
+    """
+    beams = scores.size(1)
+    # Normalising is a constant for a beam: subtract it from the few that the beam may win with.
+    normalizer = logits.logsumexp(-1)
+    if prefix is not None:
+        logits = _forced(logits, prefix)
+    values, tokens = logits.topk(min(2 * beams, logits.size(-1)), -1)
+    values = values + (scores - normalizer)[:, :, None]
+    best, index = values.flatten(1).topk(min(2 * beams, values[0].numel()), -1)
+    return Candidates(best, index // values.size(-1), tokens.flatten(1).gather(1, index))
+
+
+def sampled_continuations(
+    config: SearchConfig, generator: torch.Generator | None
+) -> Callable[[Tensor, Tensor, Tensor | None], Candidates]:
+    """A function like `best_continuations` that draws one token for every beam."""
+
+    def sample(scores: Tensor, logits: Tensor, prefix: Tensor | None) -> Candidates:
+        log_probs = logits.log_softmax(-1)
+        if prefix is not None:
+            logits = _forced(logits, prefix)
+        probabilities = _truncated(logits / config.temperature, config).softmax(-1)
+        tokens = probabilities.flatten(0, 1).multinomial(1, generator=generator).view_as(scores)
+        scores = scores + log_probs.gather(-1, tokens[:, :, None]).squeeze(-1)
+        own = torch.arange(scores.size(1), device=scores.device).expand_as(scores)
+        return Candidates(scores, own, tokens)
+
+    return sample
+
+
+def _truncated(logits: Tensor, config: SearchConfig) -> Tensor:
+    """Logits with everything outside the top-k and the top-p nucleus set to -inf."""
+    if config.top_k:
+        least = logits.topk(min(config.top_k, logits.size(-1)), -1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, NEVER)
+    if config.top_p < 1:
+        ordered, index = logits.sort(-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        # A token is out when those before it reach top_p already; the first is always in.
+        outside = probabilities.cumsum(-1) - probabilities >= config.top_p
+        logits = logits.masked_fill(outside.scatter(-1, index, outside), NEVER)
+    return logits
+
+
+def _forced(logits: Tensor, prefix: Tensor) -> Tensor:
+    """Logits with all tokens but the prefix' set to -inf in the sentences that have one."""
+    other = torch.arange(logits.size(-1), device=logits.device) != prefix[:, None, None]
+    return logits.masked_fill(other & (prefix >= 0)[:, None, None], NEVER)
+
+
+class _Open:
+    """The sentences that are still being decoded, as tensors whose first size is B."""
+
+    def __init__(
+        self, model: Seq2Seq, src: Tensor, lengths: Tensor, beams: int, max_extra: int
+    ) -> None:
+        self.state = model.start(model.encode(src, lengths), beams)
+        self.sentences = list(range(len(src)))  # their places in the batch that came in
+        limits = lengths + max_extra
+        if model.max_length is not None:
+            limits = limits.clamp(max=model.max_length)
+        self.limits = limits.tolist()
+        self.tokens = src.new_full((len(src), beams, 1), BOS)
+        # The beams of a sentence begin alike, so all but the first are out of the race.
+        self.scores = torch.full((len(src), beams), NEVER, device=src.device)
+        self.scores[:, 0] = 0.0
+
+    def advance(self, scores: Tensor, parents: Tensor, tokens: Tensor) -> None:
+        """Let beam n go on from parent n with token n; all (B, N)."""
+        self.state.reorder(parents)
+        index = parents[:, :, None].expand_as(self.tokens)
+        self.tokens = torch.cat([self.tokens.gather(1, index), tokens[:, :, None]], 2)
+        self.scores = scores
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all sentences but these rows."""
+        if len(rows) == len(self.sentences):
+            return
+        index = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
+        self.state.keep(index)
+        self.sentences = [self.sentences[row] for row in rows]
+        self.limits = [self.limits[row] for row in rows]
+        self.tokens, self.scores = self.tokens[index], self.scores[index]
+
+
+@torch.inference_mode()
+def search(
+    model: Seq2Seq,
+    src: Tensor,
+    src_lengths: Tensor,
+    config: SearchConfig,
+    prefix: Sequence[Sequence[int]] | None = None,
+    generator: torch.Generator | None = None,
+) -> list[list[Hypothesis]]:
+    """Translate a batch.
+
+    A hypothesis is finished when its end symbol is among the N best continuations. A sentence is
+    finished, and leaves the batch, with its N-th finished hypothesis, or at its maximum length,
+    where its open hypotheses count as they are.
+
+    Args:
+        model: in evaluation mode.
+        src: (B, S) token ids.
+        src_lengths: (B,), tokens.
+        config: beam, length normalisation, sampling.
+        prefix: for each sentence, target ids with which the translation must begin.
+        generator: source of randomness of the sampling.
+
+    Returns:
+        For each sentence its `n_best` hypotheses, best first.
+    """
+    beams = config.width
+    expand = sampled_continuations(config, generator) if config.sample else best_continuations
+    todo = _Open(model, src, src_lengths, beams, config.max_extra)
+    if config.sample:
+        todo.scores.zero_()
+    forced = _prefix_table(prefix, src)
+    finished: list[list[Hypothesis]] = [[] for _ in range(len(src))]
+    length = 0
+    while todo.sentences:
+        length += 1
+        hidden, todo.state = model.step(todo.tokens[:, :, -1], todo.state)
+        must = forced[todo.sentences, length - 1] if length <= forced.size(1) else None
+        candidates = expand(todo.scores, model.project(hidden).float(), must)
+        ends = (candidates.tokens == EOS) & (candidates.scores > NEVER)
+        _collect(todo, candidates, ends[:, :beams], length, config, finished)
+        scores, index = candidates.scores.masked_fill(ends, NEVER).topk(beams, -1)
+        todo.advance(scores, candidates.parents.gather(1, index), candidates.tokens.gather(1, index))
+        _close(todo, length, config, finished)
+    return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]
+
+
+def _collect(
+    todo: _Open,
+    candidates: Candidates,
+    ends: Tensor,
+    length: int,
+    config: SearchConfig,
+    finished: list[list[Hypothesis]],
+) -> None:
+    """Store the hypotheses that end with this step; ends: (B, N)."""
+    for row, column in ends.nonzero().tolist():
+        found = finished[todo.sentences[row]]
+        if len(found) < config.width:
+            ids = todo.tokens[row, candidates.parents[row, column], 1:].tolist()
+            log_prob = candidates.scores[row, column].item()
+            found.append(Hypothesis(ids, log_prob / length_penalty(length, config), log_prob))
+
+
+def _close(
+    todo: _Open, length: int, config: SearchConfig, finished: list[list[Hypothesis]]
+) -> None:
+    """Let sentences leave that have all their hypotheses or have reached their maximum length."""
+    rows = []
+    for row, sentence in enumerate(todo.sentences):
+        found = finished[sentence]
+        if len(found) < config.width and length >= todo.limits[row]:
+            for ids, log_prob in zip(
+                todo.tokens[row, :, 1:].tolist(), todo.scores[row].tolist(), strict=True
+            ):
+                if log_prob > NEVER and len(found) < config.width:
+                    score = log_prob / length_penalty(length, config)
+                    found.append(Hypothesis(ids, score, log_prob))
+        elif len(found) < config.width:
+            rows.append(row)
+    todo.keep(rows)
+
+
+def _prefix_table(prefix: Sequence[Sequence[int]] | None, src: Tensor) -> Tensor:
+    """The forced tokens, (B, longest prefix), -1 where a sentence is free."""
+    longest = max((len(ids) for ids in prefix or ()), default=0)
+    table = src.new_full((len(src), longest), -1)
+    for row, ids in enumerate(prefix or ()):
+        table[row, : len(ids)] = torch.tensor(ids, dtype=table.dtype)
+    return table
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor (B, longest), padded at the end, and their lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.full((len(rows), int(lengths.max())), PAD)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.tensor(row)
+    return padded.to(device), lengths.to(device)

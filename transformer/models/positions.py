@@ -1,0 +1,66 @@
+"""Positions (paper, section 3.5): what tells the model where a token stands."""
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoidal(length: int, d_model: int) -> Tensor:
+    """The paper's table of sinusoids, (length, d_model).
+
+    PE(pos, 2i) = sin(pos / 10000^(2i / d_model)); PE(pos, 2i + 1) = cos of the same angle.
+    """
+    position = torch.arange(length, dtype=torch.float64)[:, None]
+    # Computed in float64: float32 angles are off by 1e-4 after a few thousand positions.
+    frequency = 10000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    table = torch.empty(length, d_model, dtype=torch.float64)
+    table[:, 0::2] = torch.sin(position * frequency)
+    table[:, 1::2] = torch.cos(position * frequency)[:, : d_model // 2]
+    return table.float()
+
+
+class SinusoidalPositions(nn.Module):
+    """The sinusoids as a table that grows with the longest sequence seen; nothing is learned.
+
+    Args:
+        d_model: size of a position's vector.
+    """
+
+    table: Tensor
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.empty(0, d_model), persistent=False)
+
+    def forward(self, start: int, length: int) -> Tensor:
+        """Vectors (length, D) of the positions start .. start + length - 1."""
+        if start + length > len(self.table):
+            size = max(256, start + length, 2 * len(self.table))
+            self.table = sinusoidal(size, self.table.size(1)).to(self.table)
+        return self.table[start : start + length]
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector for each position (paper, Table 3, row E).
+
+    Args:
+        max_positions: number of positions, in tokens; a longer sequence is an error.
+        d_model: size of a position's vector.
+    """
+
+    def __init__(self, max_positions: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(max_positions, d_model) * d_model**-0.5)
+
+    def forward(self, start: int, length: int) -> Tensor:
+        """Vectors (length, D) of the positions start .. start + length - 1.
+
+        Raises:
+            ValueError: where they reach beyond the last learned position.
+        """
+        if start + length > len(self.table):
+            raise ValueError(
+                f"a sequence of {start + length} tokens reaches beyond the {len(self.table)} learned "
+                "positions: shorten it, or train with a larger model.network.max_positions "
+                "or with model.network.positions: sinusoidal"
+            )
+        return self.table[start : start + length]

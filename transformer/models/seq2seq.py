@@ -1,0 +1,75 @@
+"""What every sequence-to-sequence model here promises, so that one training loop, one search
+and one bundle serve them all.
+
+Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers, H heads.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Memory(NamedTuple):
+    """The encoder's answer: hidden states (B, S, D) and the source lengths (B,) in tokens."""
+
+    hidden: Tensor
+    lengths: Tensor
+
+
+class State(Protocol):
+    """Where decoding stands, for B sentences with N beams each. It is passed from step to step."""
+
+    def reorder(self, beams: Tensor) -> None:
+        """Let beam n of sentence b go on from what was beam `beams[b, n]`; beams: (B, N)."""
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drop all sentences but these; sentences: (B',), indices into the batch."""
+
+
+class Seq2Seq(nn.Module, ABC):
+    """A model from source tokens to target tokens. Padding stands at the end of a sequence."""
+
+    config: Any
+    #: Longest sequence that the model can read or write, in tokens; None for any length.
+    max_length: int | None = None
+
+    @abstractmethod
+    def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:
+        """Read the source: token ids (B, S) with lengths (B,)."""
+
+    @abstractmethod
+    def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
+        """Hidden states (B, T, D), each of which predicts the token after its own.
+
+        Args:
+            src: (B, S) token ids.
+            src_lengths: (B,), tokens.
+            tgt_in: (B, T) token ids, beginning with the start symbol.
+        """
+
+    @abstractmethod
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) over the target vocabulary for any hidden states (..., D)."""
+
+    @abstractmethod
+    def start(self, memory: Memory, beams: int = 1) -> State:
+        """The state before the first target token, with `beams` beams for each sentence."""
+
+    @abstractmethod
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read one token a beam, (B, N), and return hidden states (B, N, D) and the new state.
+
+        The state that came in is used up.
+        """
+
+    @abstractmethod
+    def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
+        """How much each target step looked at each source token: weights (B, L, H, T, S)."""
+
+    def tie(self) -> None:
+        """Make one of the matrices that the model shares, after its weights were replaced."""
+
+    def count_parameters(self) -> int:
+        """Number of learned numbers, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())

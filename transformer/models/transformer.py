@@ -1,0 +1,281 @@
+"""The Transformer (paper, section 3): layers, stacks and the model, with a cache for decoding.
+
+Shapes: B batch, S source, T target, N beams, D model, H heads, K head size, V vocabulary,
+L layers.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.models.attention import MultiHeadAttention, attention
+from transformer.models.positions import LearnedPositions, SinusoidalPositions
+from transformer.models.seq2seq import Memory, Seq2Seq
+from transformer.models.state import TransformerState
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a Transformer. The defaults are the paper's base model (Table 3).
+
+    Args:
+        d_model: size of the hidden states.
+        d_ff: inner size of the feed-forward layers.
+        num_heads: attention heads; they must divide d_model.
+        num_layers: layers of the encoder, and as many of the decoder.
+        dropout: on embeddings and on the output of every sub-layer (section 5.4).
+        d_k: size of a head's queries and keys; d_model / num_heads when left out (Table 3, row B).
+        activation: of the feed-forward layers.
+        norm: `post` normalises after each residual sum, as in the paper; `pre` before each
+            sub-layer.
+        positions: `sinusoidal` (section 3.5) or `learned` (Table 3, row E).
+        max_positions: longest sequence, in tokens, that learned positions can serve.
+        tied: `three_way`: source embedding, target embedding and output projection are one
+            matrix (section 3.4); `two_way`: the last two are; `none`.
+    """
+
+    d_model: int = 512
+    d_ff: int = 2048
+    num_heads: int = 8
+    num_layers: int = 6
+    dropout: float = 0.1
+    d_k: int | None = None
+    activation: Literal["relu", "gelu", "swish"] = "relu"
+    norm: Literal["post", "pre"] = "post"
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    max_positions: int = 1024
+    tied: Literal["three_way", "two_way", "none"] = "three_way"
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"model.network.d_model {self.d_model} is not divisible by "
+                f"model.network.num_heads {self.num_heads}: choose a multiple, such as "
+                f"{math.ceil(self.d_model / self.num_heads) * self.num_heads}"
+            )
+
+    def build(self, src_vocab_size: int, tgt_vocab_size: int) -> "Transformer":
+        """A freshly initialised model of this shape."""
+        return Transformer(self, src_vocab_size, tgt_vocab_size)
+
+
+PRESETS = {
+    # Wu et al. 2021, for corpora of the size of Multi30k
+    "tiny": TransformerConfig(d_model=128, d_ff=256, num_heads=4, num_layers=4, dropout=0.3),
+    "base": TransformerConfig(),
+    "big": TransformerConfig(d_model=1024, d_ff=4096, num_heads=16, dropout=0.3),
+}
+
+
+class Residual(nn.Module):
+    """The sum around every sub-layer: LayerNorm(x + dropout(sublayer(x))) (section 3.1)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.pre = config.norm == "pre"
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre:
+            return x + self.dropout(sublayer(self.norm(x)))
+        return self.norm(x + self.dropout(sublayer(x)))
+
+
+class FeedForward(nn.Module):
+    """max(0, x W1 + b1) W2 + b2 at every position (equation 2)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.d_model, config.d_ff)
+        self.outer = nn.Linear(config.d_ff, config.d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        for linear in (self.inner, self.outer):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.activation(self.inner(x)))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then the feed-forward layer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(config.d_model, config.num_heads, config.d_k)
+        self.feed_forward = FeedForward(config)
+        self.residuals = nn.ModuleList(Residual(config) for _ in range(2))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x: (B, S, D); lengths: (B,), tokens."""
+
+        def attend(x: Tensor) -> Tensor:
+            projected = self.attention.project_all(x)
+            return self.attention.merge(attention(*projected, lengths=lengths).values)
+
+        return self.residuals[1](self.residuals[0](x, attend), self.feed_forward)
+
+
+class DecoderLayer(nn.Module):
+    """Masked self-attention, attention to the memory, then the feed-forward layer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(config.d_model, config.num_heads, config.d_k)
+        self.cross_attention = MultiHeadAttention(config.d_model, config.num_heads, config.d_k)
+        self.feed_forward = FeedForward(config)
+        self.residuals = nn.ModuleList(Residual(config) for _ in range(3))
+
+    def forward(
+        self, x: Tensor, memory: Memory, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """All target steps at once: x (B, T, D) -> (B, T, D), cross-attention (B, H, T, S)."""
+
+        def attend(x: Tensor) -> Tensor:
+            projected = self.attention.project_all(x)
+            return self.attention.merge(attention(*projected, causal=True).values)
+
+        weights: Tensor | None = None
+
+        def look(x: Tensor) -> Tensor:
+            nonlocal weights
+            query = self.cross_attention.project_query(x)
+            key, value = self.cross_attention.project_memory(memory.hidden)
+            values, weights = attention(
+                query, key, value, lengths=memory.lengths, need_weights=need_weights
+            )
+            return self.cross_attention.merge(values)
+
+        x = self.residuals[1](self.residuals[0](x, attend), look)
+        return self.residuals[2](x, self.feed_forward), weights
+
+    def step(self, x: Tensor, state: TransformerState, layer: int) -> Tensor:
+        """One target step of N beams, which stand side by side as queries: x (B, N, D)."""
+
+        def attend(x: Tensor) -> Tensor:
+            query, key, value = self.attention.project_all(x)
+            keys, values = state.append(layer, key, value)
+            return self.attention.merge(attention(query, keys, values, mask=state.mask).values)
+
+        def look(x: Tensor) -> Tensor:
+            query = self.cross_attention.project_query(x)
+            key, value = state.memory[layer]
+            return self.cross_attention.merge(
+                attention(query, key, value, lengths=state.lengths).values
+            )
+
+        x = self.residuals[1](self.residuals[0](x, attend), look)
+        return self.residuals[2](x, self.feed_forward)
+
+
+class Embedding(nn.Module):
+    """Token embeddings times sqrt(d_model), plus positions (sections 3.4, 3.5)."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, config.d_model)
+        # After the factor sqrt(d_model) a coordinate has variance 1, as a position's is at most.
+        nn.init.normal_(self.tokens.weight, std=config.d_model**-0.5)
+        self.scale = math.sqrt(config.d_model)
+        self.positions: nn.Module = (
+            SinusoidalPositions(config.d_model)
+            if config.positions == "sinusoidal"
+            else LearnedPositions(config.max_positions, config.d_model)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) of the positions 0..T-1 -> (B, T, D)."""
+        return self.dropout(self.tokens(ids) * self.scale + self.positions(0, ids.size(1)))
+
+    def step(self, ids: Tensor, position: int) -> Tensor:
+        """Ids (B, N) that all stand at one position -> (B, N, D)."""
+        return self.dropout(self.tokens(ids) * self.scale + self.positions(position, 1))
+
+
+class Transformer(Seq2Seq):
+    """The model of the paper's Figure 1.
+
+    Args:
+        config: its shape.
+        src_vocab_size: number of source tokens.
+        tgt_vocab_size: number of target tokens; with `tied: three_way` the same vocabulary.
+
+    Raises:
+        ValueError: when three-way tying is asked of two vocabularies of different sizes.
+    """
+
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        if config.positions == "learned":
+            self.max_length = config.max_positions
+        if config.tied == "three_way" and src_vocab_size != tgt_vocab_size:
+            raise ValueError(
+                f"model.network.tied three_way needs one vocabulary, but the source has "
+                f"{src_vocab_size} tokens and the target {tgt_vocab_size}: "
+                "set data.tokenizer.shared: true, or model.network.tied: two_way"
+            )
+        self.src_embedding = Embedding(config, src_vocab_size)
+        self.tgt_embedding = Embedding(config, tgt_vocab_size)
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        # Only pre-norm leaves the last sum of a stack unnormalised.
+        pre = config.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
+        self.output = nn.Linear(config.d_model, tgt_vocab_size, bias=False)
+        nn.init.xavier_uniform_(self.output.weight)
+        self.tie()
+
+    def tie(self) -> None:
+        if self.config.tied == "three_way":
+            self.tgt_embedding.tokens.weight = self.src_embedding.tokens.weight
+        if self.config.tied != "none":
+            self.output.weight = self.tgt_embedding.tokens.weight
+
+    def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:
+        x = self.src_embedding(src)
+        for layer in self.encoder:
+            x = layer(x, src_lengths)
+        return Memory(self.encoder_norm(x), src_lengths)
+
+    def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
+        memory = self.encode(src, src_lengths)
+        x = self.tgt_embedding(tgt_in)
+        for layer in self.decoder:
+            x, _ = layer(x, memory)
+        return self.decoder_norm(x)
+
+    def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
+        memory = self.encode(src, src_lengths)
+        x = self.tgt_embedding(tgt_in)
+        layers = []
+        for layer in self.decoder:
+            x, weights = layer(x, memory, need_weights=True)
+            layers.append(weights)
+        return torch.stack(layers, 1)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)
+
+    def start(self, memory: Memory, beams: int = 1) -> TransformerState:
+        projected = [layer.cross_attention.project_memory(memory.hidden) for layer in self.decoder]
+        return TransformerState(projected, memory.lengths, beams)
+
+    def step(self, token: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        x = self.tgt_embedding.step(token, state.position)
+        state.advance()
+        for index, layer in enumerate(self.decoder):
+            x = layer.step(x, state, index)
+        return self.decoder_norm(x), state
