@@ -1,9 +1,9 @@
 """The bundle: a folder that holds a trained model and all that is needed to translate with it.
 
-    config.json          format version, architecture, its shape, languages, search settings
-    tokenizer.json       or tokenizer.src.json and tokenizer.tgt.json
-    model.safetensors    the weights
-    README.md            the model card
+- config.json: format version, architecture, its shape, languages, search settings
+- tokenizer.json, or tokenizer.src.json and tokenizer.tgt.json
+- model.safetensors: the weights
+- README.md: the model card
 """
 
 import json
@@ -135,4 +135,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{', '.join(ARCHITECTURES)}"
         )
     return config
-

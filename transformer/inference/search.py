@@ -54,8 +54,8 @@ class SearchConfig:
             )
         if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
-                f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: they must "
-                "be above 0, above 0 and at most 1, and 0 or more"
+                f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: they "
+                "must be above 0, above 0 and at most 1, and 0 or more"
             )
 
     @property
@@ -225,7 +225,9 @@ def search(
         ends = (candidates.tokens == EOS) & (candidates.scores > NEVER)
         _collect(todo, candidates, ends[:, :beams], length, config, finished)
         scores, index = candidates.scores.masked_fill(ends, NEVER).topk(beams, -1)
-        todo.advance(scores, candidates.parents.gather(1, index), candidates.tokens.gather(1, index))
+        todo.advance(
+            scores, candidates.parents.gather(1, index), candidates.tokens.gather(1, index)
+        )
         _close(todo, length, config, finished)
     return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]
 

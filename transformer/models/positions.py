@@ -59,8 +59,8 @@ class LearnedPositions(nn.Module):
         """
         if start + length > len(self.table):
             raise ValueError(
-                f"a sequence of {start + length} tokens reaches beyond the {len(self.table)} learned "
-                "positions: shorten it, or train with a larger model.network.max_positions "
+                f"a sequence of {start + length} tokens reaches beyond the {len(self.table)} "
+                "learned positions: shorten it, or train with a larger model.network.max_positions "
                 "or with model.network.positions: sinusoidal"
             )
         return self.table[start : start + length]

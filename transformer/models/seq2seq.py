@@ -1,5 +1,6 @@
-"""What every sequence-to-sequence model here promises, so that one training loop, one search
-and one bundle serve them all.
+"""What every sequence-to-sequence model here promises.
+
+One training loop, one search and one bundle serve every model that keeps the promise.
 
 Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers, H heads.
 """

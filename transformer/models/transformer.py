@@ -84,6 +84,7 @@ class Residual(nn.Module):
         self.pre = config.norm == "pre"
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """x: (..., D) -> (..., D)."""
         if self.pre:
             return x + self.dropout(sublayer(self.norm(x)))
         return self.norm(x + self.dropout(sublayer(x)))
@@ -102,6 +103,7 @@ class FeedForward(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (..., D) -> (..., D)."""
         return self.outer(self.activation(self.inner(x)))
 
 

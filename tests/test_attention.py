@@ -1,0 +1,122 @@
+"""Attention and positions against torch's own modules and calculations by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from transformer.models.attention import MultiHeadAttention, attention
+from transformer.models.positions import LearnedPositions, SinusoidalPositions
+
+
+def heads(*sizes: int) -> torch.Tensor:
+    return torch.randn(*sizes, dtype=torch.float64)
+
+
+def test_attention_by_hand() -> None:
+    query = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
+    key = torch.tensor([[[[2.0, 0, 0, 0], [0.0, 1, 0, 0]]]])
+    value = torch.tensor([[[[1.0], [5.0]]]])
+    # scores: 2 / sqrt(4) = 1 and 0; softmax: e / (e + 1) and 1 / (e + 1)
+    first = math.e / (math.e + 1)
+    result = attention(query, key, value, need_weights=True)
+    assert result.weights is not None
+    torch.testing.assert_close(result.weights.flatten(), torch.tensor([first, 1 - first]))
+    assert result.values.item() == pytest.approx(first * 1 + (1 - first) * 5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_and_weight_returning_paths_agree(causal: bool, padded: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = heads(3, 2, 6, 4), heads(3, 2, 6, 4), heads(3, 2, 6, 4)
+    lengths = torch.tensor([6, 4, 1]) if padded else None
+    mask = (torch.rand(3, 1, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool) if masked else None
+    if masked and mask is not None:
+        mask[..., 0] = True  # every query keeps a key to look at
+    options = {"lengths": lengths, "causal": causal, "mask": mask}
+    fused = attention(query, key, value, **options)  # type: ignore[arg-type]
+    written = attention(query, key, value, **options, need_weights=True)  # type: ignore[arg-type]
+    assert fused.weights is None
+    assert written.weights is not None
+    torch.testing.assert_close(fused.values, written.values)
+    torch.testing.assert_close(written.weights.sum(-1), torch.ones(3, 2, 6, dtype=torch.float64))
+    if causal:
+        assert written.weights.triu(1).abs().max() == 0
+    if padded:
+        assert written.weights[1, :, :, 4:].abs().max() == 0
+        assert written.weights[2, :, :, 1:].abs().max() == 0
+
+
+def test_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    query, key, value = heads(1, 2, 3, 4), heads(1, 2, 5, 4), heads(1, 2, 5, 4)
+    full = attention(query, key, value, lengths=torch.tensor([3])).values
+    cut = attention(query, key[:, :, :3], value[:, :, :3]).values
+    torch.testing.assert_close(full, cut)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_multi_head_attention_is_torchs(causal: bool) -> None:
+    torch.manual_seed(0)
+    ours = MultiHeadAttention(16, 4).double()
+    torch.nn.init.normal_(ours.in_proj.bias)
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.in_proj.weight,
+            "in_proj_bias": ours.in_proj.bias,
+            "out_proj.weight": ours.out_proj.weight,
+            "out_proj.bias": ours.out_proj.bias,
+        }
+    )
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    forbidden = torch.ones(5, 5, dtype=torch.bool).triu(1) if causal else None
+    expected, expected_weights = theirs(
+        x, x, x, attn_mask=forbidden, average_attn_weights=False, need_weights=True
+    )
+    result = attention(*ours.project_all(x), causal=causal, need_weights=True)
+    torch.testing.assert_close(ours.merge(result.values), expected)
+    torch.testing.assert_close(result.weights, expected_weights)
+
+
+def test_cross_attention_is_torchs() -> None:
+    torch.manual_seed(0)
+    ours = MultiHeadAttention(16, 4)
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias
+    theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+    x, memory, lengths = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.tensor([5, 2])
+    padding = torch.arange(5) >= lengths[:, None]
+    expected, _ = theirs(x, memory, memory, key_padding_mask=padding)
+    key, value = ours.project_memory(memory)
+    result = attention(ours.project_query(x), key, value, lengths=lengths)
+    torch.testing.assert_close(ours.merge(result.values), expected)
+
+
+def test_key_size_of_its_own() -> None:
+    layer = MultiHeadAttention(16, 4, d_k=2)
+    query, key, value = layer.project_all(torch.randn(1, 3, 16))
+    assert query.shape == key.shape == (1, 4, 3, 2)
+    assert value.shape == (1, 4, 3, 4)
+    expected = F.softmax(query @ key.mT / math.sqrt(2), -1) @ value
+    torch.testing.assert_close(attention(query, key, value).values, expected)
+
+
+def test_sinusoids_by_hand() -> None:
+    table = SinusoidalPositions(6)(3, 300)
+    assert table.shape == (300, 6)
+    for row, position in ((0, 3), (297, 300), (299, 302)):
+        for i in range(3):
+            angle = position / 10000 ** (2 * i / 6)
+            assert table[row, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert table[row, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_learned_positions_have_an_end() -> None:
+    positions = LearnedPositions(4, 8)
+    assert positions(1, 3).shape == (3, 8)
+    with pytest.raises(ValueError, match=r"5 tokens .* 4 learned .*max_positions"):
+        positions(4, 1)

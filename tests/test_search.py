@@ -1,0 +1,199 @@
+"""Search against brute force and against a plain search that caches nothing."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from transformer.inference.search import SearchConfig, length_penalty, pad, search
+from transformer.models import Transformer, TransformerConfig
+
+BOS, EOS = 1, 2
+VOCAB = 9
+SOURCES = [[5, 6, 2], [4, 2], [8, 7, 6, 5, 4, 2], [3, 2], [7, 7, 7, 2]]
+
+
+def build(vocab: int = VOCAB, seed: int = 0) -> Transformer:
+    torch.manual_seed(seed)
+    model = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=2).build(vocab, vocab)
+    # Sharper than a fresh model, so that hypotheses differ and some end early.
+    for parameter in model.parameters():
+        parameter.data.mul_(1.6)
+    return model.double().eval()
+
+
+def step_log_probs(model: Transformer, source: list[int], target: list[int]) -> torch.Tensor:
+    """Log-probabilities (T + 1, V) after each prefix of the target, from the whole model."""
+    src, lengths = pad([source])
+    hidden = model(src, lengths, torch.tensor([[BOS, *target]]))
+    return model.project(hidden)[0].log_softmax(-1)
+
+
+def plain_search(
+    model: Transformer, source: list[int], config: SearchConfig
+) -> list[tuple[list[int], float]]:
+    """Beam search over lists, one sentence at a time, everything computed anew."""
+    open_beams: list[tuple[list[int], float]] = [([], 0.0)]
+    finished: list[tuple[list[int], float]] = []
+    for length in range(1, len(source) + config.max_extra + 1):
+        candidates = [
+            (ids, token, total + log_prob)
+            for ids, total in open_beams
+            for token, log_prob in enumerate(step_log_probs(model, source, ids)[-1].tolist())
+        ]
+        candidates.sort(key=lambda candidate: -candidate[2])
+        for ids, token, total in candidates[: config.beam]:
+            if token == EOS and len(finished) < config.beam:
+                finished.append((ids, total / length_penalty(length, config)))
+        live = [candidate for candidate in candidates if candidate[1] != EOS]
+        open_beams = [([*ids, token], total) for ids, token, total in live[: config.beam]]
+        if len(finished) == config.beam:
+            break
+    else:
+        for ids, total in open_beams[: config.beam - len(finished)]:
+            finished.append((ids, total / length_penalty(length, config)))
+    return sorted(finished, key=lambda found: -found[1])[: config.n_best]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "config",
+    [
+        SearchConfig(beam=1, max_extra=5),
+        SearchConfig(beam=3, n_best=3, max_extra=5),
+        SearchConfig(beam=4, n_best=2, max_extra=5, length_norm="power", alpha=1.0),
+        SearchConfig(beam=5, n_best=5, max_extra=20, length_norm="none"),
+    ],
+    ids=lambda config: f"beam{config.beam}-{config.length_norm}",
+)
+@torch.no_grad()
+def test_cached_batched_search_equals_a_plain_one(config: SearchConfig, seed: int) -> None:
+    model = build(seed=seed)
+    found = search(model, *pad(SOURCES), config)
+    for source, hypotheses in zip(SOURCES, found, strict=True):
+        expected = plain_search(model, source, config)
+        assert [hypothesis.ids for hypothesis in hypotheses] == [ids for ids, _ in expected]
+        for hypothesis, (_, score) in zip(hypotheses, expected, strict=True):
+            assert hypothesis.score == pytest.approx(score, abs=1e-5)
+
+
+@torch.no_grad()
+def test_beam_one_is_greedy() -> None:
+    model = build()
+    for source in SOURCES:
+        ids: list[int] = []
+        while len(ids) < len(source) + 6:
+            token = int(step_log_probs(model, source, ids)[-1].argmax())
+            if token == EOS:
+                break
+            ids.append(token)
+        assert search(model, *pad([source]), SearchConfig(beam=1, max_extra=6))[0][0].ids == ids
+
+
+@pytest.mark.parametrize("norm", ["gnmt", "power", "none"])
+@torch.no_grad()
+def test_a_wide_beam_is_brute_force(norm: str) -> None:
+    """All sequences of a vocabulary of six within four tokens, scored one by one."""
+    model, source, limit = build(vocab=6, seed=5), [4, EOS], 4
+    config = SearchConfig(beam=700, n_best=30, length_norm=norm, alpha=0.8, max_extra=2)  # type: ignore[arg-type]
+    everything = []
+    others = [token for token in range(6) if token != EOS]
+    for length in range(1, limit + 1):
+        last = [EOS] if length < limit else [EOS, *others]
+        for body in itertools.product(others, repeat=length - 1):
+            log_probs = step_log_probs(model, source, list(body))
+            before = sum(log_probs[t, token].item() for t, token in enumerate(body))
+            for token in last:
+                ids = [*body] if token == EOS else [*body, token]
+                total = before + log_probs[length - 1, token].item()
+                everything.append((total / length_penalty(length, config), ids))
+    everything.sort(key=lambda pair: -pair[0])
+    found = search(model, *pad([source]), config)[0]
+    assert len(everything) == 781
+    assert [h.ids for h in found] == [ids for _, ids in everything[:30]]
+    for hypothesis, (score, _) in zip(found, everything, strict=False):
+        assert hypothesis.score == pytest.approx(score, abs=1e-5)
+
+
+def test_the_order_of_the_input_does_not_change_the_output() -> None:
+    model, config = build(), SearchConfig(beam=3, n_best=2, max_extra=4)
+    straight = search(model, *pad(SOURCES), config)
+    order = [3, 0, 4, 2, 1]
+    shuffled = search(model, *pad([SOURCES[index] for index in order]), config)
+    for place, index in enumerate(order):
+        assert [h.ids for h in shuffled[place]] == [h.ids for h in straight[index]]
+
+
+def test_length_penalties_by_hand() -> None:
+    gnmt = SearchConfig(length_norm="gnmt", alpha=0.6)
+    assert length_penalty(7, gnmt) == pytest.approx(2**0.6)
+    assert length_penalty(9, replace(gnmt, length_norm="power", alpha=0.5)) == pytest.approx(3)
+    assert length_penalty(9, replace(gnmt, length_norm="none")) == 1
+
+
+@torch.no_grad()
+def test_forced_prefix() -> None:
+    model, config = build(), SearchConfig(beam=3, n_best=3, max_extra=4)
+    prefixes: list[list[int]] = [[8, 3], [], [5], [4, 4, 4], []]
+    free = search(model, *pad(SOURCES), config)
+    forced = search(model, *pad(SOURCES), config, prefixes)
+    for source, prefix, without, found in zip(SOURCES, prefixes, free, forced, strict=True):
+        if not prefix:
+            assert [h.ids for h in found] == [h.ids for h in without]
+        for hypothesis in found:
+            assert hypothesis.ids[: len(prefix)] == prefix
+            log_probs = step_log_probs(model, source, hypothesis.ids)
+            ended = [*hypothesis.ids, EOS][: len(source) + config.max_extra]
+            total = sum(log_probs[t, token].item() for t, token in enumerate(ended))
+            assert hypothesis.log_prob == pytest.approx(total, abs=1e-5)
+
+
+@torch.no_grad()
+def test_samples_follow_the_models_distribution() -> None:
+    """First tokens of 4,000 samples against the probabilities, within five standard errors."""
+    model, count = build(), 4000
+    config = SearchConfig(sample=True, n_best=count, max_extra=0, temperature=1.5)
+    generator = torch.Generator().manual_seed(1)
+    found = search(model, *pad([[4, EOS]]), config, generator=generator)[0]
+    assert len(found) == count
+    logits = model.project(model(*pad([[4, EOS]]), torch.tensor([[BOS]])))[0, 0]
+    expected = (logits / 1.5).softmax(-1)
+    first = torch.tensor([(h.ids or [EOS])[0] for h in found]).bincount(minlength=VOCAB) / count
+    error = (expected * (1 - expected) / count).sqrt()
+    assert ((first - expected).abs() < 5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"top_p": 0.6}])
+@torch.no_grad()
+def test_truncated_sampling(options: dict[str, float]) -> None:
+    model = build()
+    config = SearchConfig(sample=True, n_best=500, max_extra=0, **options)  # type: ignore[arg-type]
+    found = search(model, *pad([[4, EOS]]), config)[0]
+    probabilities = model.project(model(*pad([[4, EOS]]), torch.tensor([[BOS]])))[0, 0].softmax(-1)
+    ordered, tokens = probabilities.sort(descending=True)
+    allowed = 2 if "top_k" in options else int((ordered.cumsum(0) < 0.6).sum()) + 1
+    assert {(h.ids or [EOS])[0] for h in found} == set(tokens[:allowed].tolist())
+
+
+def test_learned_positions_bound_the_output() -> None:
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        d_model=16, d_ff=16, num_heads=2, num_layers=1, positions="learned", max_positions=8
+    )
+    model = config.build(VOCAB, VOCAB).eval()
+    found = search(model, *pad([[5, 4, 2]]), SearchConfig(beam=2, max_extra=50))
+    assert len(found[0][0].ids) <= 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam": 0}, "beam is 0"),
+        ({"beam": 2, "n_best": 3}, "n_best is 3 with beam 2"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**options)  # type: ignore[arg-type]
