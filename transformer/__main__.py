@@ -1,0 +1,97 @@
+"""The command table: imports only the command asked for, and reports errors in one line."""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from transformer import __version__
+
+COMMANDS = {
+    "fit": "train a model from a recipe, test it, and leave a bundle",
+    "test": "score a bundle on a test set: loss, perplexity, BLEU, chrF",
+    "score": "log-probability of given translations, one for each line",
+    "translate": "translate text, files or standard input with a bundle",
+    "average": "average checkpoints, or take a single one, and make a bundle of it",
+}
+
+USAGE = "usage: transformer <command> [options]"
+HELP = f"""{USAGE}
+
+Trains the Transformer of "Attention Is All You Need" from recipes, and translates with it.
+
+commands:
+{chr(10).join(f"  {name:<11}{line}" for name, line in COMMANDS.items())}
+
+options:
+  --help     this text; `transformer <command> --help` for the options of a command
+  --version  the version
+
+With TRANSFORMER_DEBUG=1 in the environment an error shows where it was raised."""
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+PIPE_CLOSED = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments after the program's name; those of the process if None.
+
+    Returns:
+        The exit code: 0, or 2 when the arguments or the input are at fault.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"transformer {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        return fail(unknown_command(args[0]))
+    return run(args[0], args[1:])
+
+
+def run(command: str, args: list[str]) -> int:
+    """Runs a command of the table; an error of its user is one line, any other a traceback."""
+    try:
+        code = import_module(f"transformer.commands.{command}").main(args) or 0
+        sys.stdout.flush()
+        return int(code)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has had enough; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except (ValueError, OSError) as error:
+        if os.environ.get("TRANSFORMER_DEBUG", "0") not in ("", "0"):
+            raise
+        return fail(message(error))
+
+
+def message(error: ValueError | OSError) -> str:
+    """Puts what an error says on one line; for a file that is its name and the reason."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def unknown_command(name: str) -> str:
+    """Says that there is no such command, and which one is nearest."""
+    near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(COMMANDS)}"
+    return f"no command {name!r}, {hint}"
+
+
+def fail(text: str) -> int:
+    """Prints an error and returns the exit code for it."""
+    print(f"transformer: error: {text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

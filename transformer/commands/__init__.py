@@ -1,0 +1,1 @@
+"""One thin file for each command; nothing else in the project imports them."""

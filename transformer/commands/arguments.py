@@ -1,0 +1,199 @@
+"""Arguments of the commands: parsers whose errors are one line and name the nearest valid key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+if TYPE_CHECKING:
+    Base = ArgumentParser
+else:  # no base, so that the mixin can stand before Lightning's parser, too
+    Base = object
+
+UNKNOWN_KEY = re.compile(r"(?:option|Option) '([^']+)'")
+KNOWN_KEY = re.compile(r'Parser key "([^"]+)":?')
+GIVEN_VALUE = re.compile(r"(?:Got value|Given value): (.*)")
+NESTED_PROBLEM = re.compile(
+    r"key '[^']+' does not exist.*|(?<=Problem with given class_path )'.*\n.*"
+)
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+class OneLineErrors(Base):
+    """Mixin for any jsonargparse parser: an error is one line that names the nearest valid key.
+
+    Stands before the parser class, as in `class Parser(OneLineErrors, ArgumentParser)`;
+    LightningCLI takes such a class as its `parser_class`. Subcommands and the parsers of nested
+    classes inherit it, because jsonargparse makes them of the same class. `--config` also finds
+    the recipes that came in the wheel.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviations would let `--trainer.max_epoch` pass, which in a recipe is an error.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self.files: list[str] = []
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str], *rest: Any, **kwargs: Any
+    ) -> Any:
+        """Parses the arguments; looks for the files of `--config` among the recipes, too."""
+        return super().parse_args(with_recipes_found(args or []), *rest, **kwargs)
+
+    def parse_path(self, cfg_path: Any, *rest: Any, **kwargs: Any) -> Any:
+        """Remembers which files were read, so that an error can name the file and the line."""
+        self.files.append(str(cfg_path))
+        return super().parse_path(cfg_path, *rest, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Adds the nearest valid key to the error about a key that does not exist."""
+        try:
+            super().validate(*args, **kwargs)
+        except KeyError as error:
+            parser = getattr(error, "subcommand_parser", self)
+            key = UNKNOWN_KEY.search(str(error))
+            if key is None:
+                raise
+            # The group that the message names is the first part of the key.
+            group = re.match(r"Group '([^']+)'", str(error))
+            name = f"{group[1]}.{key[1]}" if group else key[1]
+            where = place(name, parser.files)
+            raise type(error)(where + unknown(name, valid_keys(parser))) from error
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints one line and exits with code 2, in place of jsonargparse's usage and long text."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(2, f"transformer: error: {self.explain(message)}\n")
+
+    def explain(self, message: str) -> str:
+        """Turns jsonargparse's message into one line: file and line, key, what is valid, value."""
+        if message.startswith("unrecognized arguments: "):
+            return unknown_argument(message.split()[2], self)
+        key = KNOWN_KEY.search(message)
+        if key is None:
+            # A file that is not YAML: its name was lost on the way.
+            file = self.files[-1] if self.files else "the configuration"
+            return " ".join(message.replace('"<unicode string>"', file).split())
+        value = GIVEN_VALUE.search(message)
+        where = place(key[1], self.files, value and value[1])
+        return where + f"{key[1]}: " + one_line(KNOWN_KEY.sub("", message))
+
+
+class Parser(OneLineErrors, ArgumentParser):
+    """The parser of every command but `fit`, which adds the same mixin to Lightning's."""
+
+
+def valid_keys(parser: Any) -> list[str]:
+    """Lists the dotted keys that a parser knows, without its groups and its own options."""
+    keys = [
+        action.dest for action in parser._actions if action.dest not in ("help", "print_config")
+    ]
+    groups = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key not in groups]
+
+
+def unknown(key: str, keys: Iterable[str]) -> str:
+    """Says that a key does not exist, and which one is nearest."""
+    near = nearest(key, keys)
+    return f"key {key!r} does not exist" + (f", the nearest is {near!r}" if near else "")
+
+
+def unknown_argument(argument: str, parser: Any) -> str:
+    """Says that an argument of the command line does not exist, and which option is nearest."""
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}"
+    option = argument.split("=")[0]
+    near = nearest(option.lstrip("-"), valid_keys(parser))
+    return f"option {option!r} does not exist" + (f", the nearest is '--{near}'" if near else "")
+
+
+def nearest(key: str, keys: Iterable[str]) -> str | None:
+    """Finds the key most like `key`; the last part counts twice, as groups are long and common."""
+
+    def likeness(other: str) -> float:
+        leaf = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return leaf + SequenceMatcher(None, key, other).ratio()
+
+    best = max(keys, key=likeness, default=None)
+    return best if best is not None and likeness(best) > 1.0 else None
+
+
+def place(key: str, files: Iterable[str], value: str | None = None) -> str:
+    """Returns `file:line: ` for the last file that sets `key` (to `value` if given), or nothing."""
+    import yaml
+
+    for file in reversed(list(files)):
+        node = yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        line = None
+        for part in key.split("."):
+            entries = node.value if isinstance(node, yaml.MappingNode) else []
+            line, node = next(
+                ((k.start_mark.line + 1, v) for k, v in entries if k.value == part), (None, None)
+            )
+        # A value that is not the file's came from the command line.
+        if line and (value is None or not isinstance(node.value, str) or node.value == value):
+            return f"{file}:{line}: "
+    return ""
+
+
+def one_line(message: str) -> str:
+    """Shortens a message of jsonargparse about a value; any other is only put on one line."""
+    problem = NESTED_PROBLEM.search(message)
+    if problem:
+        return " ".join(problem[0].split())
+    expected = re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message)
+    value = GIVEN_VALUE.search(message)
+    if not expected or value is None:
+        return " ".join(message.split())
+    kinds = [re.sub(r"<class '(\w+)'>|typing\.", r"\1", kind) for kind in expected]
+    kinds = [re.sub(r"^Literal\[(.*)\]$", r"one of \1", kind) for kind in kinds]
+    return f"expected {' or '.join(kinds).replace('NoneType', 'null')}, got {value[1]!r}"
+
+
+def with_recipes_found(args: Sequence[str]) -> list[str]:
+    """Replaces each `--config` file that is not there by the recipe of that name in the wheel."""
+    found = list(args)
+    for i, arg in enumerate(found):
+        option, equals, value = arg.partition("=")
+        if option in CONFIG_OPTIONS and equals:
+            found[i] = f"{option}={find_recipe(value)}"
+        elif option in CONFIG_OPTIONS and i + 1 < len(found):
+            found[i + 1] = find_recipe(found[i + 1])
+    return found
+
+
+def find_recipe(path: str) -> str:
+    """Finds a recipe: the file itself or, outside a checkout, the one of that name in the wheel.
+
+    Args:
+        path: A file, or a recipe's path such as `recipes/multi30k/tiny_en_de.yaml`.
+
+    Returns:
+        The path of a file that exists.
+
+    Raises:
+        FileNotFoundError: If there is neither; it names the nearest recipe.
+    """
+    if Path(path).is_file():
+        return path
+    folder = recipes_folder()
+    name = path.removeprefix("recipes/")
+    if (folder / name).is_file():
+        return str(folder / name)
+    known = [f"recipes/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.yaml")]
+    near = get_close_matches(path, known, n=1)
+    raise FileNotFoundError(
+        f"no such file or recipe: {path!r}" + (f", the nearest is {near[0]!r}" if near else "")
+    )
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
