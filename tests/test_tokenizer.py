@@ -1,0 +1,164 @@
+"""The tokenizer: lossless where it says so, and text stays text."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, Tokenizer, TokenizerConfig
+
+SRC = ["나는 사과를 먹는다 .", "그는 학교에 간다 .", "고양이가 책을 읽는다 ."] * 20
+TGT = ["I eat an apple .", "He goes to the school .", "The cat reads a book ."] * 20
+
+
+def train(kind: str = "bpe", **options: object) -> Tokenizer:
+    config = TokenizerConfig(**{"kind": kind, "vocab_size": 350, **options})  # type: ignore[arg-type]
+    return Tokenizer.train(config, lambda: iter(SRC), lambda: iter(TGT))
+
+
+TRAINED = {
+    (kind, shared): train(kind, shared=shared)
+    for kind in ("bpe", "unigram", "word")
+    for shared in (True, False)
+}
+BYTES = [tokenizer for (kind, _), tokenizer in TRAINED.items() if kind != "word"]
+SPELLED = st.sampled_from([*SPECIALS, "</s", "s>", "<", " ", "a", "가", "\u2028", "\x00", "é"])
+
+
+@pytest.mark.parametrize("tokenizer", BYTES)
+@settings(max_examples=200, deadline=None)
+@given(text=st.text() | st.lists(SPELLED).map("".join))
+def test_byte_level_round_trip_is_lossless(tokenizer: Tokenizer, text: str) -> None:
+    [ids] = tokenizer.encode_tgt([text])
+    assert ids[-1] == EOS
+    assert not set(ids[:-1]) & {PAD, BOS, EOS, UNK}
+    assert tokenizer.decode([ids]) == [unicodedata.normalize("NFC", text)]
+
+
+@pytest.mark.parametrize("tokenizer", TRAINED.values())
+@settings(max_examples=50, deadline=None)
+@given(words=st.lists(st.sampled_from([*SPECIALS, "I", "apple"]), min_size=1))
+def test_text_that_spells_special_tokens_is_not_special(
+    tokenizer: Tokenizer, words: list[str]
+) -> None:
+    for encode in (tokenizer.encode_src, tokenizer.encode_tgt):
+        [ids] = encode([" ".join(words)])
+        assert ids[-1] == EOS
+        assert not set(ids[:-1]) & {PAD, BOS, EOS}
+
+
+@pytest.mark.parametrize("key", TRAINED)
+@pytest.mark.parametrize("way", ["text", "folder", "pickle"])
+def test_every_copy_encodes_alike(tmp_path: Path, key: tuple[str, bool], way: str) -> None:
+    tokenizer = TRAINED[key]
+    if way == "text":
+        copy = Tokenizer.from_text(json.loads(json.dumps(tokenizer.to_text())))
+    elif way == "folder":
+        tokenizer.save(tmp_path)
+        copy = Tokenizer.load(tmp_path)
+    else:
+        copy = pickle.loads(pickle.dumps(tokenizer))
+    lines = ["</s> I eat <pad>", "", *SRC[:3], *TGT[:3]]
+    assert copy.encode_src(lines) == tokenizer.encode_src(lines)
+    assert copy.encode_tgt(lines) == tokenizer.encode_tgt(lines)
+    assert copy.shared == key[1]
+    assert copy.to_text() == tokenizer.to_text()
+
+
+def test_special_ids_are_the_same_in_every_vocabulary() -> None:
+    for tokenizer in TRAINED.values():
+        assert tokenizer.src_pieces([PAD, BOS, EOS, UNK]) == list(SPECIALS)
+        assert tokenizer.encode_src([""]) == [[EOS]]
+
+
+def test_shared_vocabulary_sees_both_sides_and_separate_ones_only_their_own() -> None:
+    shared, separate = TRAINED["word", True], TRAINED["word", False]
+    assert UNK not in shared.encode_src(["apple 학교에"])[0]
+    assert separate.encode_src(["apple 학교에"])[0][0] == UNK
+    assert separate.encode_tgt(["apple 학교에"])[0][1] == UNK
+    assert separate.src_vocab_size == len({w for line in SRC for w in line.split()}) + 4
+    assert separate.tgt_vocab_size == len({w for line in TGT for w in line.split()}) + 4
+    assert shared.src_vocab_size == shared.tgt_vocab_size
+
+
+def test_words_join_with_spaces_and_rare_ones_are_unknown() -> None:
+    tokenizer = TRAINED["word", False]
+    assert tokenizer.decode(tokenizer.encode_tgt(["The  cat eats a book ."])) == [
+        "The cat a book ."
+    ]
+
+
+def test_decode_stops_at_eos_and_drops_specials() -> None:
+    tokenizer = TRAINED["bpe", True]
+    [ids] = tokenizer.encode_tgt(["I eat"])
+    assert tokenizer.decode([[BOS, *ids, *ids, PAD]]) == ["I eat"]
+
+
+def test_pieces_label_each_id_with_its_text() -> None:
+    tokenizer = TRAINED["bpe", True]
+    [ids] = tokenizer.encode_src(["I eat 사과"])
+    pieces = tokenizer.src_pieces(ids)
+    assert len(pieces) == len(ids)
+    assert (pieces[0], pieces[-1]) == ("I", "</s>")
+    assert " eat" in pieces or " e" in pieces
+
+
+def test_lowercase_and_nfc() -> None:
+    tokenizer = train(lowercase=True)
+    [ids] = tokenizer.encode_tgt(["ÀB Cafe\u0301 İ"])
+    assert tokenizer.decode([ids]) == [unicodedata.normalize("NFC", "àb café i̇")]
+
+
+def test_bpe_training_is_deterministic_across_processes() -> None:
+    code = (
+        "import hashlib, tests.test_tokenizer as t;"
+        "print(hashlib.sha256(str(t.train().to_text()).encode()).hexdigest())"
+    )
+    runs = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}
+    assert len(runs) == 1
+
+
+def test_importing_the_tokenizer_is_light() -> None:
+    code = (
+        "import sys, transformer.data.tokenizer;"
+        "heavy = ('torch', 'datasets', 'pyarrow', 'lightning', 'numpy');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_small_text_gives_a_small_vocabulary(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert train("word", vocab_size=1000).src_vocab_size < 1000
+    assert "fewer than data.tokenizer.vocab_size = 1000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 100}, "vocab_size: 100 is too small; bpe needs at least 260"),
+        ({"kind": "char"}, "data.tokenizer.kind: 'char' is unknown"),
+    ],
+)
+def test_impossible_configurations(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(**options)  # type: ignore[arg-type]
+
+
+def test_files_that_hold_no_tokenizer_of_this_project(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer.src.json is missing"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be read"):
+        Tokenizer.load(tmp_path)
+    foreign = TRAINED["bpe", True].to_text()["tokenizer.json"].replace("<pad>", "[PAD]")
+    with pytest.raises(ValueError, match=r"<pad> has id None in tokenizer.json, must be 0"):
+        Tokenizer.from_text({"tokenizer.json": foreign})

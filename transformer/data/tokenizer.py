@@ -1,0 +1,266 @@
+"""Text to ids and back: byte-level BPE, byte-level unigram or words (section 5.1 of the paper).
+
+Every vocabulary begins with the same four special ids. Text that happens to spell a special token
+is text: it never becomes a special id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
+SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 256, "word": 5}
+SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
+
+Lines = Callable[[], Iterable[str]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How the vocabulary is learned from the training text.
+
+    Args:
+        kind: ``bpe`` (byte-level byte-pair encoding), ``unigram`` (byte-level) or ``word``
+            (split at white space, for text that is tokenised already).
+        vocab_size: Entries of each vocabulary, the 4 special ids and, in the byte-level kinds, the
+            256 bytes included. Little text may give fewer.
+        shared: One vocabulary for both languages; else one for each.
+        min_frequency: Occurrences that a pair needs to be merged (``bpe``) or a word needs to be
+            kept (``word``).
+        lowercase: Lowercase the text first.
+    """
+
+    kind: Literal["bpe", "unigram", "word"] = "bpe"
+    vocab_size: int = 10_000
+    shared: bool = True
+    min_frequency: int = 2
+    lowercase: bool = False
+
+    def check(self) -> None:
+        """Raises a ValueError for values that no vocabulary can be trained with."""
+        smallest = SMALLEST_VOCABULARY.get(self.kind)
+        if smallest is None:
+            raise ValueError(
+                f"data.tokenizer.kind: {self.kind!r} is unknown; use bpe, unigram or word"
+            )
+        if self.vocab_size < smallest:
+            raise ValueError(
+                f"data.tokenizer.vocab_size: {self.vocab_size} is too small; "
+                f"{self.kind} needs at least {smallest}"
+            )
+
+
+class Tokenizer:
+    """Source and target vocabularies. They are one object when the vocabulary is shared.
+
+    Args:
+        files: File name -> JSON text, as `to_text` gives them. The text is kept as it is: parsing
+            and writing it again would change the last digits of unigram scores.
+
+    Raises:
+        ValueError: A file is missing or is not a tokenizer of this project.
+    """
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.shared = SHARED_FILE in files
+        names = [SHARED_FILE] if self.shared else [SRC_FILE, TGT_FILE]
+        for name in names:
+            if name not in files:
+                raise ValueError(
+                    f"tokenizer: {name} is missing; there must be {SHARED_FILE}, "
+                    f"or {SRC_FILE} and {TGT_FILE}"
+                )
+        self._files = {name: files[name] for name in names}
+        sides = [_parse(name, text) for name, text in self._files.items()]
+        self._src, self._tgt = sides[0], sides[-1]
+
+    @classmethod
+    def train(cls, config: TokenizerConfig, src_lines: Lines, tgt_lines: Lines) -> Tokenizer:
+        """Learns the vocabulary or vocabularies.
+
+        BPE and words give the same vocabulary every time. Unigram training in the library is not
+        deterministic: the order and the scores of its pieces vary a little from run to run.
+
+        Args:
+            config: What to train.
+            src_lines: Gives a fresh iterator over the source lines each time it is called.
+            tgt_lines: The same for the target lines.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: The configuration cannot be trained.
+        """
+        config.check()
+        if config.shared:
+            both = _train(config, lambda: chain(src_lines(), tgt_lines()), "shared")
+            return cls({SHARED_FILE: both})
+        src, tgt = _train(config, src_lines, "source"), _train(config, tgt_lines, "target")
+        return cls({SRC_FILE: src, TGT_FILE: tgt})
+
+    @property
+    def src_vocab_size(self) -> int:
+        """Source ids, the special ones included."""
+        return int(self._src.get_vocab_size())
+
+    @property
+    def tgt_vocab_size(self) -> int:
+        """Target ids, the special ones included."""
+        return int(self._tgt.get_vocab_size())
+
+    def encode_src(self, lines: list[str]) -> list[list[int]]:
+        """The ids of each source line, EOS last."""
+        return _encode(self._src, lines)
+
+    def encode_tgt(self, lines: list[str]) -> list[list[int]]:
+        """The ids of each target line, EOS last and no BOS."""
+        return _encode(self._tgt, lines)
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """The text of target ids: each list ends at its first EOS, other special ids are dropped.
+
+        Args:
+            ids: One list of target ids for each sentence.
+
+        Returns:
+            One line of text for each list.
+        """
+        texts: list[str] = self._tgt.decode_batch([_until_eos(line) for line in ids])
+        return texts
+
+    def src_pieces(self, ids: list[int]) -> list[str]:
+        """A readable label for each source id: its text, special ids as they are written."""
+        return _pieces(self._src, ids)
+
+    def tgt_pieces(self, ids: list[int]) -> list[str]:
+        """A readable label for each target id."""
+        return _pieces(self._tgt, ids)
+
+    def to_text(self) -> dict[str, str]:
+        """File name -> JSON text: one file, or one for each side."""
+        return dict(self._files)
+
+    @classmethod
+    def from_text(cls, files: dict[str, str]) -> Tokenizer:
+        """The inverse of `to_text`.
+
+        Raises:
+            ValueError: A file is missing or is not a tokenizer of this project.
+        """
+        return cls(files)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json, or tokenizer.src.json and tokenizer.tgt.json."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, text in self._files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: The folder holds no tokenizer of this project.
+        """
+        paths = [Path(folder) / name for name in (SHARED_FILE, SRC_FILE, TGT_FILE)]
+        texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
+        try:
+            return cls.from_text(texts)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own pickling forgets encode_special_tokens.
+        return Tokenizer, (self._files,)
+
+
+def _parse(name: str, text: str) -> hf.Tokenizer:
+    try:
+        side = hf.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"tokenizer: {name} cannot be read ({error})") from None
+    for expected, special in enumerate(SPECIALS):
+        if side.token_to_id(special) != expected:
+            raise ValueError(
+                f"tokenizer: {special} has id {side.token_to_id(special)} in {name}, must be "
+                f"{expected}; it was not made by this project"
+            )
+    side.encode_special_tokens = True  # is not stored in tokenizer.json
+    return side
+
+
+def _train(config: TokenizerConfig, lines: Lines, side: str) -> str:
+    tokenizer, trainer = _untrained(config)
+    steps: list[Any] = [normalizers.NFC()]
+    if config.lowercase:
+        # Lowercasing can leave decomposed characters behind.
+        steps += [normalizers.Lowercase(), normalizers.NFC()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.encode_special_tokens = True
+    tokenizer.train_from_iterator(_lists(lines()), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
+    )
+    if tokenizer.get_vocab_size() < config.vocab_size:
+        log.info(
+            "The %s vocabulary has %d entries, fewer than data.tokenizer.vocab_size = %d: "
+            "the text has no more.", side, tokenizer.get_vocab_size(), config.vocab_size,
+        )  # fmt: skip
+    return str(tokenizer.to_str(pretty=True))
+
+
+def _untrained(config: TokenizerConfig) -> tuple[hf.Tokenizer, Any]:
+    common: dict[str, Any] = {
+        "vocab_size": config.vocab_size, "special_tokens": list(SPECIALS), "show_progress": False
+    }  # fmt: skip
+    if config.kind == "word":
+        tokenizer = hf.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNK]))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer, trainers.WordLevelTrainer(min_frequency=config.min_frequency, **common)
+    common["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if config.kind == "bpe":
+        tokenizer = hf.Tokenizer(models.BPE())
+        trainer: Any = trainers.BpeTrainer(min_frequency=config.min_frequency, **common)
+    else:
+        tokenizer = hf.Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(unk_token=SPECIALS[UNK], **common)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, trainer
+
+
+def _lists(lines: Iterable[str]) -> Iterator[list[str]]:
+    # A list of lines crosses into the library faster than the same lines one by one.
+    iterator = iter(lines)
+    while some := list(islice(iterator, 1000)):
+        yield some
+
+
+def _encode(side: hf.Tokenizer, lines: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = [encoding.ids for encoding in side.encode_batch_fast(lines)]
+    if isinstance(side.model, models.WordLevel):
+        # The special tokens are words of this vocabulary: as text they are unknown words.
+        return [[*(UNK if i < UNK else i for i in line[:-1]), EOS] for line in ids]
+    return ids
+
+
+def _until_eos(ids: list[int]) -> list[int]:
+    return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
+    return [
+        SPECIALS[i] if i < len(SPECIALS) else side.decode([i], skip_special_tokens=False)
+        for i in ids
+    ]
