@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from transformer.data.tokenizer import Tokenizer
@@ -101,9 +102,8 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     with torch.device("meta"):  # no time is lost on weights that are replaced at once
         model = shape.build(config["src_vocab_size"], config["tgt_vocab_size"])
     path = folder / "model.safetensors"
-    unexpected = model.load_state_dict(
-        load_file(str(path), device=str(device)), strict=False, assign=True
-    ).unexpected_keys
+    weights = _read_weights(path, device)
+    unexpected = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     model.tie()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing or unexpected:
@@ -112,6 +112,16 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
             f"{unexpected}: take both files from one bundle"
         )
     return Bundle(model.to(device).eval(), tokenizer, config)
+
+
+def _read_weights(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(str(path), device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): weights must be a safetensors file; "
+            "make the bundle again, or copy it again from where it came"
+        ) from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.register_buffer("table", torch.empty(0, d_model), persistent=False)
+        # Filled when first used: a model built on the meta device has real sinusoids, too.
+        self.register_buffer("table", torch.empty(0, d_model, device="cpu"), persistent=False)
 
     def forward(self, start: int, length: int) -> Tensor:
         """Vectors (length, D) of the positions start .. start + length - 1."""

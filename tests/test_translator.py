@@ -1,0 +1,195 @@
+"""Bundle and translator: what is saved comes back, and every line in is a line out."""
+
+import json
+import pickle
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from transformer.bundle import load_bundle, save_bundle
+from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
+from transformer.inference.search import SearchConfig, pad
+from transformer.inference.translator import Translator
+from transformer.models import Transformer, TransformerConfig
+
+LINES = ["the cat sees a dog .", "a dog sleeps .", "the old man reads the long book in a garden ."]
+ANSWERS = [line.upper() for line in LINES]
+SHAPE = TransformerConfig(d_model=32, d_ff=64, num_heads=2, num_layers=2, dropout=0.0)
+SEARCH = SearchConfig(beam=3)
+
+
+@cache
+def parts(shared: bool = True) -> tuple[Transformer, Tokenizer]:
+    """A model that has learned three sentences by heart."""
+    config = TokenizerConfig(vocab_size=300, shared=shared)
+    tokenizer = Tokenizer.train(config, lambda: LINES, lambda: ANSWERS)
+    torch.manual_seed(0)
+    shape = SHAPE if shared else replace(SHAPE, tied="two_way")
+    model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    src, lengths = pad(tokenizer.encode_src(LINES))
+    targets = tokenizer.encode_tgt(ANSWERS)
+    tgt_in, (tgt_out, _) = pad([[BOS, *row[:-1]] for row in targets])[0], pad(targets)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        logits = model.project(model(src, lengths, tgt_in))
+        F.cross_entropy(logits.flatten(0, 1), tgt_out.flatten(), ignore_index=0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), tokenizer
+
+
+def translator(**options: int) -> Translator:
+    return Translator(*parts(), SEARCH, **options)
+
+
+def save(folder: Path, shared: bool = True) -> tuple[Transformer, Tokenizer]:
+    model, tokenizer = parts(shared)
+    card = "# Card\n"
+    save_bundle(folder, model, tokenizer, src="en", tgt="xx", search=asdict(SEARCH), card=card)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_bundle_comes_back_whole(tmp_path: Path, shared: bool) -> None:
+    model, tokenizer = save(tmp_path / "bundle", shared)
+    loaded, its_tokenizer, config = load_bundle(tmp_path / "bundle")
+    assert isinstance(loaded, Transformer)
+    assert loaded.config == model.config
+    for (name, before), (_, after) in zip(
+        model.named_parameters(), loaded.named_parameters(), strict=True
+    ):
+        assert torch.equal(before, after), name
+    assert loaded.count_parameters() == model.count_parameters()
+    assert loaded.output.weight is loaded.tgt_embedding.tokens.weight
+    assert its_tokenizer.to_text() == tokenizer.to_text()
+    assert (config["src"], config["tgt"], config["format_version"]) == ("en", "xx", 1)
+    ours, theirs = Translator(model, tokenizer, SEARCH), Translator.load(tmp_path / "bundle")
+    assert theirs.config == SEARCH
+    assert theirs.translate(LINES) == ours.translate(LINES)
+
+
+def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
+    save(tmp_path / "bundle")
+    with pytest.raises(ValueError, match=r"bundle exists already: choose another folder"):
+        save(tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere is not a bundle \(no such folder\)"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"it has no config.json"):
+        load_bundle(tmp_path)
+    save(tmp_path / "bundle")
+    path = tmp_path / "bundle" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"format_version": 99}))
+    with pytest.raises(ValueError, match=r"config.json: format_version is 99"):
+        load_bundle(tmp_path / "bundle")
+    path.write_text(json.dumps(config | {"architecture": "mamba"}))
+    with pytest.raises(ValueError, match=r"architecture is 'mamba', known are transformer"):
+        load_bundle(tmp_path / "bundle")
+    path.write_text(json.dumps(config | {"network": config["network"] | {"num_layers": 3}}))
+    with pytest.raises(ValueError, match=r"safetensors does not fit .*encoder.2"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    """Weights that are a pickle in disguise must fail to load and never run."""
+
+    class Trap:
+        def __reduce__(self) -> tuple[type, tuple[str]]:
+            return (Path, (str(tmp_path / "sprung"),))
+
+    save(tmp_path / "bundle")
+    (tmp_path / "bundle" / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_one_line_out_for_each_line_in() -> None:
+    lines = ["", LINES[0], "   ", LINES[2], "", LINES[1]]
+    found = translator().translate(lines)
+    assert len(found) == len(lines)
+    assert [found[index] for index in (0, 2, 4)] == ["", "", ""]
+    assert found == ["", ANSWERS[0], "", ANSWERS[2], "", ANSWERS[1]]
+    assert translator().translate([]) == []
+
+
+def test_small_batches_give_the_same_translations() -> None:
+    lines = LINES * 4
+    assert translator(max_tokens=40).translate(lines) == translator().translate(lines)
+
+
+def test_n_best_and_alignments() -> None:
+    found = translator().n_best(LINES[:1], n_best=3, alignments=True)[0]
+    assert len(found) == 3
+    assert sorted((t.score for t in found), reverse=True) == [t.score for t in found]
+    for translation in found:
+        assert translation.alignment is not None
+        assert [t for _, t in translation.alignment] == list(range(len(translation.pieces)))
+        assert "".join(translation.pieces) == translation.text
+    assert translator().n_best([""], alignments=True) == [[("", 0.0, 0.0, [], [])]]
+
+
+def test_alignment_is_the_most_attended_source_piece() -> None:
+    ours = translator()
+    found = ours.n_best(LINES[:1], alignments=True)[0][0]
+    weights, src_pieces, tgt_pieces = ours.attention(LINES[0], found.text)
+    assert weights.shape == (2, 2, len(tgt_pieces), len(src_pieces))
+    assert tgt_pieces[:-1] == found.pieces
+    assert src_pieces[-1] == tgt_pieces[-1] == "</s>"
+    best = weights.mean((0, 1)).argmax(-1).tolist()[:-1]
+    assert found.alignment == [(s, t) for t, s in enumerate(best)]
+
+
+def test_prefix() -> None:
+    for found in translator().n_best(LINES, prefix="THE OLD MAN"):
+        assert found[0].text.startswith("THE OLD MAN")
+
+
+def test_forced_decoding_agrees_with_the_search() -> None:
+    """The search's own log-probability of a finished hypothesis is that of forced decoding."""
+    ours = translator()
+    found = [best[0] for best in ours.n_best(LINES)]
+    for scored, best in zip(ours.score(LINES, [t.text for t in found]), found, strict=True):
+        assert scored.tokens == len(best.pieces) + 1
+        assert scored.log_prob == pytest.approx(best.log_prob, abs=1e-3)
+    with pytest.raises(ValueError, match="3 source lines and 1 target lines"):
+        ours.score(LINES, ["x"])
+
+
+def test_a_line_that_is_too_long() -> None:
+    ours = translator(max_length=30)
+    long = "The cat sleeps. " * 3 + "x" * 60
+    with pytest.raises(ValueError, match=r"line 2 has \d+ tokens, the limit is 30"):
+        ours.translate([LINES[1], long])
+    found = ours.translate([LINES[1], long], too_long="split")
+    assert len(found) == 2
+    assert found[0] == ours.translate(LINES[1:2])[0]
+    pieces = ours._split(long)
+    assert "".join(pieces).replace(" ", "") == long.replace(" ", "")
+    assert all(len(ours.tokenizer.encode_src([piece])[0]) <= 30 for piece in pieces)
+    assert pieces[0].endswith(".")
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_precision(tmp_path: Path, precision: str) -> None:
+    save(tmp_path / "bundle")
+    loaded = Translator.load(tmp_path / "bundle", "cpu", precision)  # type: ignore[arg-type]
+    expected = torch.float32 if precision == "auto" else torch.bfloat16
+    assert next(loaded.model.parameters()).dtype == expected
+    assert len(loaded.translate(LINES)) == 3
+
+
+def test_samples_repeat_by_seed() -> None:
+    ours = translator()
+    options = {"sample": True, "n_best": 4}
+    first, second = (
+        ours.n_best(LINES, generator=torch.Generator().manual_seed(7), **options) for _ in range(2)
+    )
+    assert first == second
