@@ -1,0 +1,1 @@
+"""How good a translation is, and pictures of how it came about."""

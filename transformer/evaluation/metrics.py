@@ -1,0 +1,98 @@
+"""BLEU and chrF as sacreBLEU computes them, over batches and processes."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from sacrebleu.metrics import BLEU, CHRF
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TranslationScore(Metric):
+    """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015) of detokenised text.
+
+    The states are the sums of sacreBLEU's own statistics, whole numbers that batches and processes
+    add up to: the scores are those of `sacrebleu.corpus_bleu` and `corpus_chrf` on the whole text.
+
+    Args:
+        tokenize: sacreBLEU's tokenizer for BLEU: `13a` (European languages), `zh`, `ja-mecab`,
+            `ko-mecab`, `char`, `intl`, `none`, …
+        lowercase: Whether case does not count, in either score.
+
+    Raises:
+        ValueError: If sacreBLEU has no such tokenizer, or it needs a package that is not installed.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    bleu_statistics: Tensor
+    chrf_statistics: Tensor
+
+    def __init__(self, tokenize: str = "13a", lowercase: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._bleu = _bleu(tokenize, lowercase)
+        self._chrf = CHRF(lowercase=lowercase)
+        # Both lengths, and matches and totals for each order; three counts for each chrF order.
+        sizes = {"bleu": 2 + 2 * self._bleu.max_ngram_order, "chrf": 3 * self._chrf.order}
+        for name, size in sizes.items():
+            zeros = torch.zeros(size, dtype=torch.long)
+            self.add_state(f"{name}_statistics", zeros, dist_reduce_fx="sum")
+
+    def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
+        """Adds translations.
+
+        Args:
+            hypotheses: Detokenised translations, one for each sentence; may be empty strings.
+            references: The reference for each of them.
+
+        Raises:
+            ValueError: If there are not as many references as hypotheses.
+        """
+        if len(hypotheses) != len(references):
+            raise ValueError(f"{len(hypotheses)} hypotheses, but {len(references)} references")
+        if hypotheses:
+            self.bleu_statistics += self._sum(self._bleu, hypotheses, references)
+            self.chrf_statistics += self._sum(self._chrf, hypotheses, references)
+
+    def compute(self) -> dict[str, float]:
+        """Returns `bleu` and `chrf`, each from 0 to 100."""
+        return {
+            "bleu": self._bleu._compute_score_from_stats(self.bleu_statistics.tolist()).score,
+            "chrf": self._chrf._compute_score_from_stats(self.chrf_statistics.tolist()).score,
+        }
+
+    @property
+    def signature(self) -> str:
+        """sacreBLEU's signature of the BLEU score, to be reported beside it."""
+        return _signature(self._bleu)
+
+    @property
+    def chrf_signature(self) -> str:
+        """sacreBLEU's signature of the chrF score."""
+        return _signature(self._chrf)
+
+    def _sum(self, metric: BLEU | CHRF, hypotheses: Sequence[str], refs: Sequence[str]) -> Tensor:
+        statistics = metric._extract_corpus_statistics(hypotheses, [refs])
+        return torch.tensor(statistics, dtype=torch.long).sum(0).to(self.device)
+
+
+def _bleu(tokenize: str, lowercase: bool) -> BLEU:
+    if tokenize not in BLEU.TOKENIZERS:
+        near = get_close_matches(tokenize, BLEU.TOKENIZERS, n=1, cutoff=0.0)
+        raise ValueError(f"sacreBLEU has no tokenizer {tokenize!r}, the nearest is {near[0]!r}")
+    try:
+        # `force` only silences a warning, once for each batch, about lines that end in " .".
+        return BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
+    except (ImportError, RuntimeError) as error:
+        # sacreBLEU says, on several lines, which of its extras brings the package.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"sacreBLEU's tokenizer {tokenize!r}: {reason}") from error
+
+
+def _signature(metric: BLEU | CHRF) -> str:
+    metric.num_refs = 1  # sacreBLEU learns it from the first text only
+    return metric.get_signature().format()
