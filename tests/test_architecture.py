@@ -1,0 +1,111 @@
+"""Each room imports only what the house allows it, so that a learner can stop after any of them."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "transformer"
+TENSORS = {"torch", "numpy"}
+
+# room -> what it may import from inside the house, and from outside beyond the standard library
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "models": (set(), {"torch"}),
+    "data": (set(), TENSORS | {"tokenizers", "datasets", "pyarrow"}),
+    "evaluation": (set(), TENSORS | {"torchmetrics", "sacrebleu", "matplotlib"}),
+    "bundle": ({"models", "data.tokenizer"}, {"torch", "safetensors"}),
+    "inference": ({"models", "data.tokenizer", "bundle"}, {"torch"}),
+    "training": (
+        {"models", "data", "evaluation", "bundle", "inference"},
+        TENSORS | {"lightning", "wandb"},
+    ),
+    "commands": (
+        {"models", "data", "evaluation", "bundle", "inference", "training"},
+        TENSORS | {"lightning", "jsonargparse", "yaml"},
+    ),
+    # The lazy public names; the command table reaches the commands by name only.
+    "__init__": ({"models", "data.tokenizer", "bundle", "inference"}, set()),
+    "__main__": (set(), set()),
+}
+EXCEPTIONS = {"data/datamodule.py": {"lightning"}}
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """Yields the full dotted name of everything that is imported, inside functions, too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(
+                (parents if node.level else []) + ([node.module] if node.module else [])
+            )
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def forbidden(file: str, source: str) -> list[str]:
+    """Lists the imports of a file that its room may not have."""
+    room = Path(file).parts[0].removesuffix(".py")
+    inside, outside = ROOMS[room]
+    outside = outside | EXCEPTIONS.get(file, set()) | set(sys.stdlib_module_names)
+    package = ".".join(["transformer", *Path(file).parent.parts])
+    return [
+        name for name in imports(source, package) if not allowed(name, inside | {room}, outside)
+    ]
+
+
+def allowed(name: str, inside: set[str], outside: set[str]) -> bool:
+    if name.split(".")[0] != "transformer":
+        return name.split(".")[0] in outside
+    below = name.removeprefix("transformer.")
+    return below == "__version__" or any(f"{below}.".startswith(f"{room}.") for room in inside)
+
+
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_room_imports_only_what_it_may(file: str) -> None:
+    wrong = forbidden(file, (PACKAGE / file).read_text(encoding="utf-8"))
+    assert not wrong, f"transformer/{file} must not import {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("models/attention.py", "from transformer.data.tokenizer import PAD"),
+        ("models/attention.py", "from ..data import tokenizer"),
+        ("models/attention.py", "import numpy"),
+        ("data/batching.py", "import lightning.pytorch as pl"),
+        ("inference/search.py", "from transformer.data.corpus import open_corpus"),
+        ("inference/search.py", "def f():\n    from lightning.pytorch import Trainer"),
+        ("bundle.py", "from transformer.inference import search"),
+        ("training/module.py", "from transformer.commands import fit"),
+        ("training/module.py", "from transformer import Translator"),
+        ("evaluation/plots.py", "import matplotlib.pyplot, wandb"),
+        ("__main__.py", "from transformer.commands import fit"),
+    ],
+)
+def test_a_forbidden_import_is_found(file: str, source: str) -> None:
+    assert len(forbidden(file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("models/attention.py", "from .positions import sinusoids"),
+        ("data/datamodule.py", "from lightning.pytorch import LightningDataModule"),
+        ("bundle.py", "from transformer.data.tokenizer import Tokenizer"),
+        ("training/module.py", "from transformer.data.batching import Batch"),
+        ("__main__.py", "from transformer import __version__"),
+    ],
+)
+def test_an_allowed_import_passes(file: str, source: str) -> None:
+    assert not forbidden(file, source)
+
+
+def test_pyplot_is_nowhere() -> None:
+    for file in FILES:
+        assert "pyplot" not in (PACKAGE / file).read_text(encoding="utf-8").replace("pyplot's", "")

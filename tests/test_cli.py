@@ -1,0 +1,280 @@
+"""The command table, its speed, and errors that are one line and name the nearest valid key."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import pytest
+from jsonargparse import ActionConfigFile
+
+import transformer
+from transformer.__main__ import COMMANDS, main
+from transformer.commands.arguments import Parser, find_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def transformer_command(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "transformer", *args],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_lists_the_commands_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = transformer_command("--help")
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    for name, line in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(line)}$", done.stdout, re.MULTILINE)
+    assert min(seconds) < 0.3
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    code = (
+        "import sys, transformer; from transformer.__main__ import main; main(['--help']);"
+        "print({'torch', 'lightning', 'jsonargparse', 'numpy', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_table_is_there(command: str) -> None:
+    assert callable(import_module(f"transformer.commands.{command}").main)
+
+
+@pytest.mark.parametrize("name", transformer.__all__)
+def test_public_names_are_there(name: str) -> None:
+    assert getattr(transformer, name) is not None
+    assert name in dir(transformer)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Translater'"):
+        transformer.Translater  # noqa: B018
+
+
+def test_version_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    version = capsys.readouterr().out.split()[1]
+    assert version == transformer.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tranlsate", "x"]) == 2
+    expected = "transformer: error: no command 'tranlsate', the nearest is 'translate'\n"
+    assert capsys.readouterr().err == expected
+    assert main(["zzz"]) == 2
+    assert "there are fit, test" in capsys.readouterr().err
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Puts a command `score` in place that raises what it is told to."""
+
+    def install(error: BaseException) -> None:
+        def fails(args: list[str]) -> None:
+            raise error
+
+        module = ModuleType("transformer.commands.score")
+        module.main = fails  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "transformer.commands.score", module)
+
+    monkeypatch.delenv("TRANSFORMER_DEBUG", raising=False)
+    return install
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("d_model 100 is\nnot divisible by 3 heads"), "d_model 100 is not divisible by"),
+        (FileNotFoundError(2, "No such file or directory", "x.en"), "x.en: No such file or dir"),
+        (FileNotFoundError("no such recipe"), "no such recipe"),
+        (PermissionError(13, "Permission denied", "runs"), "runs: Permission denied"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(
+    command: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    line: str,
+) -> None:
+    command(error)
+    assert main(["score"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"transformer: error: {line}")
+    assert printed.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_was_raised(
+    command: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(ValueError("x"))
+    monkeypatch.setenv("TRANSFORMER_DEBUG", "1")
+    with pytest.raises(ValueError, match="x"):
+        main(["score"])
+
+
+def test_an_error_of_the_program_is_not_hidden(command: Callable[[BaseException], None]) -> None:
+    command(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        main(["score"])
+
+
+def test_interrupt_has_its_exit_code(command: Callable[[BaseException], None]) -> None:
+    command(KeyboardInterrupt())
+    assert main(["score"]) == 130
+
+
+def test_closed_pipe_is_quiet() -> None:
+    code = (
+        "import sys, types; from transformer.__main__ import main\n"
+        "module = types.ModuleType('x'); module.main = lambda args: print('line\\n' * 100_000)\n"
+        "sys.modules['transformer.commands.score'] = module; sys.exit(main(['score']))"
+    )
+    command = f'"{sys.executable}" -c "$CODE" | head -n 1'
+    environment = {**os.environ, "CODE": code}
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("line\n", "")
+
+
+@dataclass(frozen=True)
+class Network:
+    d_model: int = 512
+    norm: Literal["post", "pre"] = "post"
+
+
+class Model:
+    def __init__(self, network: Network | None = None, dropout: float = 0.1) -> None: ...
+
+
+class Tiny(Model):
+    def __init__(self, learning_rate: float = 0.1) -> None: ...
+
+
+def parse(*args: str) -> None:
+    parser = Parser()
+    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("--seed", type=int | None, default=1)
+    parser.add_class_arguments(Network, "network")
+    parser.add_subclass_arguments(Model, "model", required=False)
+    parser.parse_args(list(args))
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse(*args)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("transformer: error: ")
+    assert printed.count("\n") == 1
+    return printed.removeprefix("transformer: error: ").strip()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--network.d_modl=3"],
+            "option '--network.d_modl' does not exist, the nearest is '--network.d_model'",
+        ),
+        (
+            ["--d_model", "3"],
+            "option '--d_model' does not exist, the nearest is '--network.d_model'",
+        ),
+        (["--see", "3"], "option '--see' does not exist, the nearest is '--seed'"),
+        (["--xyz", "3"], "option '--xyz' does not exist"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--network.norm=pree"], "network.norm: expected one of 'post', 'pre', got 'pree'"),
+        (["--seed=often"], "seed: expected int or null, got 'often'"),
+    ],
+)
+def test_errors_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert error_of(capsys, *args) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "seed: 1\nnetwork:\n  d_modl: 3\n",
+            "recipe.yaml:3: key 'network.d_modl' does not exist, the nearest is 'network.d_model'",
+        ),
+        ("netwrk: {norm: pre}", "recipe.yaml:1: key 'netwrk.norm' does not exist, the nearest is "),
+        ("\nseed: many", "recipe.yaml:2: seed: expected int or null, got 'many'"),
+        (
+            "model:\n  class_path: test_cli.Tiny\n  init_args: {learning_rat: 1}",
+            "recipe.yaml:1: model: 'test_cli.Tiny': key 'learning_rat' does not exist, "
+            "the nearest is 'learning_rate'",
+        ),
+        ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
+        ("seed: [", "recipe.yaml, line 2"),
+    ],
+)
+def test_errors_in_a_recipe_name_file_and_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    assert message in error_of(capsys, "--config", str(recipe))
+
+
+def test_value_of_the_command_line_is_not_blamed_on_the_recipe(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("network: {norm: pre}")
+    message = error_of(capsys, "--config", str(recipe), "--network.norm=poost")
+    assert message == "network.norm: expected one of 'post', 'pre', got 'poost'"
+
+
+def test_recipes_of_the_package_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformer.commands.arguments.recipes_folder", lambda: tmp_path / "wheel")
+    recipe = tmp_path / "wheel" / "pair" / "tiny.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("seed: 3")
+    assert find_recipe("recipes/pair/tiny.yaml") == str(recipe)
+    assert find_recipe("pair/tiny.yaml") == str(recipe)
+    for args in (["--config=recipes/pair/tiny.yaml"], ["-c", "pair/tiny.yaml"]):
+        parse(*args)
+    with pytest.raises(
+        FileNotFoundError, match="'recipes/pair/tini.yaml', the nearest is 'recipes/p"
+    ):
+        parse("--config", "recipes/pair/tini.yaml")
+
+
+def test_a_file_of_the_user_comes_before_a_recipe_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 3")
+    assert find_recipe("mine.yaml") == "mine.yaml"
