@@ -1,0 +1,284 @@
+"""Batches: what they hold, that nothing is lost or repeated, and that a position is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer.data import loaders
+from transformer.data.batching import Batch, Plan, collate, cut, evenly
+from transformer.data.cache import LengthRule, write_table
+from transformer.data.corpus import Corpus, Pair, open_corpus
+from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
+from transformer.data.table import Counts, TokenTable, flat, open_table, table_of
+from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
+
+BUDGET = 60
+
+
+def make_table(lengths: Iterable[tuple[int, int]]) -> TokenTable:
+    """Pair i has the ids 10 + i, so that a mix-up shows."""
+    pairs = list(lengths)
+    src = [[10 + i] * (s - 1) + [EOS] for i, (s, _) in enumerate(pairs)]
+    tgt = [[10 + i] * (t - 1) + [EOS] for i, (_, t) in enumerate(pairs)]
+    counts = Counts(pairs=len(pairs))
+    return table_of(list(range(len(pairs))), flat(src, np.uint16), flat(tgt, np.uint16), counts)
+
+
+def random_table(pairs: int = 500, seed: int = 0) -> TokenTable:
+    rng = np.random.default_rng(seed)
+    return make_table(rng.integers(1, 30, (pairs, 2)).tolist())
+
+
+def ids(batches: Iterable[Batch]) -> list[list[int]]:
+    return [batch.ids.tolist() for batch in batches]
+
+
+@pytest.fixture
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "POOL", 120)
+    monkeypatch.setattr(loaders, "STREAM_POOL", 120)
+
+
+@pytest.fixture(scope="module")
+def stream_source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Tokenizer]:
+    folder = tmp_path_factory.mktemp("stream")
+    rng = np.random.default_rng(0)
+    for side in ("en", "de"):
+        lines = (" ".join(["w"] * n + [str(i)]) for i, n in enumerate(rng.integers(1, 20, 500)))
+        (folder / f"train.{side}").write_text("\n".join(lines) + "\n")
+    corpus = open_corpus(str(folder / "train"), "en", "de")
+    config = TokenizerConfig(kind="word", vocab_size=600, min_frequency=1)
+    lines_of = lambda: (pair.src for pair in corpus.pairs())  # noqa: E731
+    return corpus, Tokenizer.train(config, lines_of, lines_of)
+
+
+@pytest.fixture(params=["cached", "stream"])
+def make_loader(
+    request: pytest.FixtureRequest, small_pools: None, stream_source: tuple[Corpus, Tokenizer]
+) -> Any:
+    table = random_table()
+
+    def make(rank: int = 0, plan: Plan = Plan(BUDGET), workers: int = 0) -> TrainLoader:  # noqa: B008
+        if request.param == "cached":
+            return CachedLoader(table, plan, rank, workers)
+        return StreamLoader(*stream_source, LengthRule(50), plan, rank=rank, num_workers=workers)
+
+    return make
+
+
+def test_collate_pads_shifts_and_counts() -> None:
+    table = make_table([(3, 2), (1, 4)])
+    batch = collate(table, np.array([1, 0]))
+    assert batch.ids.tolist() == [1, 0]
+    assert batch.src.tolist() == [[EOS, 0, 0], [10, 10, EOS]]
+    assert batch.src_lengths.tolist() == [1, 3]
+    assert batch.tgt_in.tolist() == [[BOS, 11, 11, 11], [BOS, 10, 0, 0]]
+    assert batch.tgt_out.tolist() == [[11, 11, 11, EOS], [10, EOS, 0, 0]]
+    assert batch.tgt_lengths.tolist() == [4, 2]
+    assert all(tensor.dtype == torch.long for tensor in batch)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=80).map(sorted), st.integers(1, 100))
+def test_cut_is_greedy_and_within_the_budget(lengths: list[int], budget: int) -> None:
+    start = 0
+    for end in cut(np.array(lengths, np.uint16), budget):
+        rows = lengths[start:end]
+        assert rows
+        assert len(rows) == 1 or len(rows) * max(rows) <= budget
+        if end < len(lengths):  # brute force: not one more fits
+            assert (len(rows) + 1) * lengths[end] > budget
+        start = end
+    assert start == len(lengths)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8))
+def test_evenly_gives_each_process_equally_many(sizes: list[int], world: int) -> None:
+    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    batches = evenly(list(rows), world)
+    assert len(batches) % world == 0
+    if sum(sizes) >= world:
+        assert np.concatenate(batches).tolist() == list(range(sum(sizes)))
+
+
+def test_an_epoch_holds_every_pair_once_within_the_budget(make_loader: Any) -> None:
+    loader = make_loader()
+    for _ in range(2):
+        batches = list(loader)
+        assert sorted(i for batch in ids(batches) for i in batch) == list(range(500))
+        for batch in batches:
+            longest = max(batch.src.shape[1], batch.tgt_out.shape[1])
+            assert len(batch.ids) * longest <= BUDGET
+            assert longest == max(*batch.src_lengths.tolist(), *batch.tgt_lengths.tolist())
+
+
+def test_epochs_differ_and_depend_on_the_seed_alone(make_loader: Any) -> None:
+    loader, again = make_loader(), make_loader()
+    first, second = ids(loader), ids(loader)
+    assert first != second
+    assert {frozenset(b) for b in first} != {frozenset(b) for b in second}, "ties are not mixed"
+    torch.manual_seed(7)
+    np.random.seed(7)
+    assert [ids(again), ids(again)] == [first, second]
+    assert ids(make_loader(plan=Plan(BUDGET, seed=2))) != first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_generators_of_the_process_are_left_alone(make_loader: Any, workers: int) -> None:
+    before, numpy_before = torch.get_rng_state(), repr(np.random.get_state())
+    list(make_loader(workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert repr(np.random.get_state()) == numpy_before
+
+
+@pytest.mark.parametrize(
+    ("epochs", "taken", "workers"),
+    [*((epochs, taken, 0) for epochs in (0, 2) for taken in (0, 1, 30, 61)), (1, 30, 2)],
+)
+def test_a_saved_position_gives_precisely_the_rest(
+    make_loader: Any, epochs: int, taken: int, workers: int
+) -> None:
+    loader = make_loader(workers=workers)
+    for _ in range(epochs):
+        list(loader)
+    head = ids(islice(iter(loader), taken))
+    state = loader.state_dict()
+    rest = [ids(loader), ids(loader)]  # iter() goes on
+    resumed = make_loader(workers=workers)
+    resumed.load_state_dict(state)
+    assert [ids(resumed), ids(resumed)] == rest
+    assert sorted(i for batch in head + rest[0] for i in batch) == list(range(500))
+
+
+def test_the_end_of_an_epoch_is_the_start_of_the_next(make_loader: Any) -> None:
+    loader, resumed = make_loader(), make_loader()
+    batches = len(list(loader))
+    resumed.load_state_dict(loader.state_dict())
+    second = ids(loader)
+    assert ids(resumed) == second
+    # A trainer that knows the length does not ask for the batch after the last one.
+    if isinstance(loader, CachedLoader):
+        knowing = make_loader()
+        assert len(ids(islice(iter(knowing), batches))) == len(knowing) == batches
+        assert ids(knowing) == second
+
+
+def test_processes_share_an_epoch_equally(make_loader: Any) -> None:
+    plan = Plan(BUDGET, world=3)
+    shares = [ids(make_loader(rank, plan)) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(i for share in shares for b in share for i in b) == list(range(500))
+    half = make_loader(1, plan)
+    list(islice(iter(half), 5))
+    resumed = make_loader(1, plan)
+    resumed.load_state_dict(half.state_dict())
+    assert ids(resumed) == shares[1][5:]
+
+
+def test_every_epoch_has_the_same_number_of_batches(small_pools: None) -> None:
+    loader = CachedLoader(random_table(1000, seed=3), Plan(BUDGET, world=4), rank=2)
+    assert {len(list(loader)) for _ in range(5)} == {len(loader)}
+
+
+def test_an_epoch_may_end_early(small_pools: None) -> None:
+    table = random_table()
+    whole = ids(CachedLoader(table, Plan(BUDGET)))
+    by_count = CachedLoader(table, Plan(BUDGET), limit=10)
+    assert ids(by_count) == whole[:10]
+    assert ids(by_count) != whole[10:20], "the next epoch has its own order"
+    assert ids(CachedLoader(table, Plan(BUDGET), limit=0.5)) == whole[: len(whole) // 2]
+
+
+def test_batches_set_aside_do_not_count(
+    small_pools: None, stream_source: tuple[Corpus, Tokenizer]
+) -> None:
+    aside: list[Batch] = []
+    make = lambda: StreamLoader(  # noqa: E731
+        *stream_source, LengthRule(50), Plan(BUDGET), ahead=lambda: len(aside)
+    )
+    whole, loader = ids(make()), make()
+    batches = iter(loader)
+    aside += list(islice(batches, 4))[2:]
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    assert ids(resumed) == whole[2:]
+    assert ids(loader) == whole[2:]
+
+
+def test_a_position_is_refused_where_it_means_nothing() -> None:
+    table = random_table()
+    loader = CachedLoader(table, Plan(BUDGET))
+    next(iter(loader))
+    for other in (CachedLoader(table, Plan(BUDGET, world=2)), CachedLoader(table, Plan(99))):
+        with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
+            other.load_state_dict(loader.state_dict())
+    list(loader)
+    other.load_state_dict(loader.state_dict())  # between epochs it does not matter
+    assert other.state_dict()["epoch"] == 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_evaluation_batches_do_not_depend_on_the_processes(world: int) -> None:
+    table = make_table([(3, 2), (100, 4), *[(5, 6)] * 40, (1, 1)])
+    whole = ids(EvalLoader(table, BUDGET))
+    shares = [ids(EvalLoader(table, BUDGET, rank, world)) for rank in range(world)]
+    assert [shares[i % world][i // world] for i in range(len(whole))] == whole
+    assert whole[0] == [1], "a line beyond the budget is a batch of its own, never dropped"
+    assert sorted(i for batch in whole for i in batch) == list(range(43))
+
+
+def test_a_table_reads_the_same_from_memory_and_from_its_file(
+    tmp_path: Path, stream_source: tuple[Corpus, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, tokenizer = stream_source
+    monkeypatch.setattr("transformer.data.cache.CHUNK_ROWS", 64)
+    monkeypatch.setattr("transformer.data.table.CHUNK_ROWS", 64)
+    write_table(tmp_path / "x.arrow", corpus, tokenizer, LengthRule(15), None)
+    table, pairs = open_table(tmp_path / "x.arrow"), list(corpus.pairs())
+    rows = np.random.default_rng(0).permutation(len(table))
+    batch = collate(table, rows)
+    for row, number in enumerate(batch.ids.tolist()):
+        [src], [tgt] = (f([side]) for f, side in zip(
+            (tokenizer.encode_src, tokenizer.encode_tgt), pairs[number], strict=True
+        ))  # fmt: skip
+        assert batch.src[row, : batch.src_lengths[row]].tolist() == src
+        assert batch.tgt_out[row, : batch.tgt_lengths[row]].tolist() == tgt
+    short = [i for i, pair in enumerate(pairs) if max(len(s.split()) for s in pair) + 1 <= 15]
+    assert sorted(batch.ids.tolist()) == short
+    assert table.counts == Counts(len(short), too_long=500 - len(short))
+
+
+class Lines(Corpus):
+    """A corpus that counts how often it is read from which line on."""
+
+    starts: ClassVar[list[int]] = []
+
+    def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
+        self.starts.append(start)
+        return iter([Pair("w 1", "w 2")] * (300 - start))
+
+
+def test_a_stream_is_resumed_at_its_pool(
+    small_pools: None, stream_source: tuple[Corpus, Tokenizer]
+) -> None:
+    make = lambda: StreamLoader(  # noqa: E731
+        Lines("lines", "a", "b", "k"), stream_source[1], LengthRule(50), Plan(BUDGET)
+    )
+    loader = make()
+    whole = ids(loader)
+    half = make()
+    head = ids(islice(iter(half), 8))
+    resumed = make()
+    resumed.load_state_dict(half.state_dict())
+    assert head + ids(resumed) == whole
+    assert Lines.starts == [0, 0, 120]

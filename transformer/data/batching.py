@@ -1,0 +1,133 @@
+"""Batches of pairs of about equal length within a token budget, in an order that can be resumed.
+
+The paper batches "sentence pairs by approximate sequence length" with about 25,000 source and
+25,000 target tokens (section 5.1). Here an epoch is a sequence of pools. The pairs of a pool are
+sorted by length with ties in random order and cut into batches within the budget; the batches are
+shuffled. All randomness is keyed by (seed, epoch, pool), so that a position in the middle of an
+epoch is three small numbers, and no generator of the process is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transformer.data.table import Ints, Ragged, TokenTable
+from transformer.data.tokenizer import BOS
+
+
+class Batch(NamedTuple):
+    """Padded pairs; padding is 0.
+
+    Args:
+        ids: (B,) number of each pair in its corpus, from 0.
+        src: (B, S) source ids, EOS last.
+        src_lengths: (B,) source tokens, EOS included.
+        tgt_in: (B, T) BOS and the target ids.
+        tgt_out: (B, T) the target ids and EOS.
+        tgt_lengths: (B,) target tokens, BOS or EOS included.
+    """
+
+    ids: Tensor
+    src: Tensor
+    src_lengths: Tensor
+    tgt_in: Tensor
+    tgt_out: Tensor
+    tgt_lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How batches are cut and shared out; a position means nothing under another plan.
+
+    Args:
+        max_tokens: Budget for rows times the longest side of a batch, in tokens, padding included.
+        seed: Key of the order.
+        world: Number of processes.
+    """
+
+    max_tokens: int
+    seed: int = 1
+    world: int = 1
+
+    def order(self, epoch: int, pools: int) -> Ints:
+        """The order of the pools in an epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(pools)
+
+    def batches(self, table: TokenTable, rows: Ints, key: tuple[int, int] | None) -> list[Ints]:
+        """Cuts a pool into batches.
+
+        Args:
+            table: Where the lengths are.
+            rows: (N,) the rows of the pool.
+            key: Epoch and pool, for the order of ties and of the batches; None leaves both alone.
+
+        Returns:
+            The rows of each batch. Their number is a multiple of the number of processes and does
+            not depend on the key.
+        """
+        rng = key and np.random.default_rng([self.seed, *key])
+        longest = np.maximum(table.src.spans(rows)[1], table.tgt.spans(rows)[1])
+        order = rng.permutation(len(rows)) if rng else np.arange(len(rows))
+        order = order[np.argsort(longest[order], kind="stable")]
+        ends = cut(longest[order], self.max_tokens)
+        batches = evenly(np.split(rows[order], ends[:-1]), self.world)
+        return [batches[i] for i in rng.permutation(len(batches))] if rng else batches
+
+
+def cut(lengths: Ints, max_tokens: int) -> list[int]:
+    """Cuts sorted pairs into the fewest batches within the budget, shortest first.
+
+    Args:
+        lengths: (N,) the longer side of each pair in tokens, ascending.
+        max_tokens: Budget for rows times longest; a pair beyond it is a batch of its own.
+
+    Returns:
+        Where each batch ends.
+    """
+    lengths = lengths.astype(np.int64)
+    ends, start = [], 0
+    while start < len(lengths):
+        window = lengths[start : start + max(1, max_tokens // lengths[start])]
+        padded = window * np.arange(1, len(window) + 1)
+        start += max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        ends.append(start)
+    return ends
+
+
+def evenly(batches: list[Ints], world: int) -> list[Ints]:
+    """Halves the batches of most rows until each of the processes has equally many.
+
+    Nothing is left out, unless there are fewer rows than processes.
+    """
+    while remainder := len(batches) % world:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        if len(batches[largest]) == 1:
+            return batches[:-remainder]
+        batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+    return batches
+
+
+def collate(table: TokenTable, rows: Ints) -> Batch:
+    """Looks up rows of a table and pads them."""
+    src, src_lengths = _padded(table.src, rows)
+    tgt_out, tgt_lengths = _padded(table.tgt, rows)
+    tgt_in = np.zeros_like(tgt_out)
+    # What stands before the last token of a row, shifted by one: EOS is not fed to the decoder.
+    tgt_in[:, 1:] = tgt_out[:, :-1] * (np.arange(1, tgt_out.shape[1]) < tgt_lengths[:, None])
+    tgt_in[:, 0] = BOS
+    arrays = (table.ids(rows), src, src_lengths, tgt_in, tgt_out, tgt_lengths)
+    return Batch(*(torch.from_numpy(array) for array in arrays))
+
+
+def _padded(side: Ragged, rows: Ints) -> tuple[Ints, Ints]:
+    starts, lengths = side.spans(rows)
+    steps = np.arange(lengths.max())
+    real = steps < lengths[:, None]
+    padded = np.zeros(real.shape, np.int64)
+    padded[real] = side.values[(starts[:, None] + steps)[real]]
+    return padded, lengths.astype(np.int64)

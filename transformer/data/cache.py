@@ -1,0 +1,205 @@
+"""Corpus and tokenizer -> ids in an Arrow file, written once and memory-mapped ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from transformer.data.corpus import Corpus, Pair
+from transformer.data.table import CHUNK_ROWS, Counts, TokenTable, flat, table_of
+from transformer.data.tokenizer import Tokenizer
+
+FORMAT = 1
+LINES = 2048  # pairs that are tokenised at a time, on all threads of the library
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """What becomes of training pairs that a model should not see.
+
+    Args:
+        max_length: Longest side in tokens, EOS included.
+        too_long: Leave longer pairs out and count them, or stop with an error.
+    """
+
+    max_length: int
+    too_long: Literal["skip", "refuse"] = "skip"
+
+
+@dataclass
+class Encoded:
+    """Tokenised pairs that were kept, as the tokenizer gives them."""
+
+    numbers: list[int] = field(default_factory=list)
+    src: list[list[int]] = field(default_factory=list)
+    tgt: list[list[int]] = field(default_factory=list)
+    texts: list[Pair] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+
+    def add(self, other: Encoded) -> None:
+        """Appends the pairs of the next part of the same corpus."""
+        self.numbers += other.numbers
+        self.src += other.src
+        self.tgt += other.tgt
+        self.texts += other.texts
+
+    def take(self, rows: int) -> Encoded:
+        """Removes the first rows and returns them."""
+        taken = Encoded(self.numbers[:rows], self.src[:rows], self.tgt[:rows], self.texts[:rows])
+        del self.numbers[:rows], self.src[:rows], self.tgt[:rows], self.texts[:rows]
+        return taken
+
+    def table(self, dtype: type) -> TokenTable:
+        """The same as a table in memory."""
+        return table_of(self.numbers, flat(self.src, dtype), flat(self.tgt, dtype), self.counts)
+
+
+def encode(
+    pairs: Iterable[Pair], first: int, corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule | None
+) -> Encoded:
+    """Tokenises pairs and applies the length rule.
+
+    Args:
+        pairs: The pairs.
+        first: The number of the first of them in the corpus, for messages.
+        corpus: Where they come from, for messages.
+        tokenizer: The tokenizer.
+        rule: None keeps every pair, the empty ones too (validation and test).
+
+    Returns:
+        What was kept.
+
+    Raises:
+        ValueError: A pair is too long and the rule says to refuse it.
+    """
+    encoded = Encoded()
+    iterator = iter(pairs)
+    while some := list(islice(iterator, LINES)):
+        src = tokenizer.encode_src([pair.src for pair in some])
+        tgt = tokenizer.encode_tgt([pair.tgt for pair in some])
+        for number, pair in enumerate(some, first):
+            s, t = src[number - first], tgt[number - first]
+            if rule is None or _keeps(rule, pair, s, t, encoded.counts, corpus, number):
+                encoded.numbers.append(number)
+                encoded.src.append(s)
+                encoded.tgt.append(t)
+                encoded.texts.append(pair)
+        first += len(some)
+    encoded.counts.pairs = len(encoded.numbers)
+    return encoded
+
+
+def _keeps(
+    rule: LengthRule, pair: Pair, src: list[int], tgt: list[int], counts: Counts,
+    corpus: Corpus, number: int,
+) -> bool:  # fmt: skip
+    length = max(len(src), len(tgt))
+    if length > rule.max_length and rule.too_long == "refuse":
+        raise ValueError(
+            f"{corpus.key}: {corpus.where(number)}: {length} tokens, more than "
+            f"data.max_length = {rule.max_length}; shorten the pair, raise data.max_length, "
+            "or set data.too_long to skip"
+        )
+    if not pair.src.strip() or not pair.tgt.strip():
+        counts.empty += 1
+    elif length > rule.max_length:
+        counts.too_long += 1
+    else:
+        return True
+    return False
+
+
+def id_type(tokenizer: Tokenizer) -> type:
+    """The smallest type that holds every id."""
+    largest = max(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    return np.uint16 if largest <= 1 << 16 else np.int32
+
+
+def table_path(
+    folder: Path, corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule | None, limit: int | None
+) -> Path:
+    """Where the table of this corpus is kept: the name changes with all that its content does."""
+    about = [
+        FORMAT, type(corpus).__name__, corpus.src, corpus.tgt, corpus.identity(),
+        tokenizer.to_text(), rule and [rule.max_length, rule.too_long], limit,
+    ]  # fmt: skip
+    return folder / f"tokens-{digest(about)}.arrow"
+
+
+def digest(about: Any) -> str:
+    """A short name for JSON content."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def write_table(
+    path: Path, corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule | None, limit: int | None
+) -> None:
+    """Tokenises a corpus into an Arrow file; the file appears under its name when it is whole.
+
+    Args:
+        path: The file.
+        corpus: The text.
+        tokenizer: The tokenizer.
+        rule: None keeps every pair and the text beside the ids (validation and test).
+        limit: Pairs of the corpus to read, None for all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    os.close(handle)
+    try:
+        ids = pa.list_(pa.from_numpy_dtype(id_type(tokenizer)))
+        columns = {"number": pa.int64(), "src": ids, "tgt": ids}
+        if rule is None:
+            columns |= {"src_text": pa.string(), "tgt_text": pa.string()}
+        schema = pa.schema(columns)
+        with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            counts = Counts()
+            for chunk in _chunks(corpus, tokenizer, rule, limit, counts):
+                writer.write_batch(_record_batch(chunk, schema))
+            if not counts.pairs:
+                raise ValueError(
+                    f"{corpus.key}: no pair of {corpus.spec} is left: {counts.too_long} are longer "
+                    f"than data.max_length, {counts.empty} have an empty side"
+                )
+            # The counts are known now; an empty batch carries them.
+            metadata = {name: str(value) for name, value in vars(counts).items()}
+            writer.write_batch(_record_batch(Encoded(), schema), custom_metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _chunks(
+    corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule | None, limit: int | None, counts: Counts
+) -> Iterator[Encoded]:
+    pairs, first, waiting = corpus.pairs(limit=limit), 0, Encoded()
+    while some := list(islice(pairs, LINES)):
+        new = encode(some, first, corpus, tokenizer, rule)
+        counts.add(new.counts)
+        first += len(some)
+        waiting.add(new)
+        while len(waiting.numbers) >= CHUNK_ROWS:
+            yield waiting.take(CHUNK_ROWS)
+    if waiting.numbers:
+        yield waiting
+
+
+def _record_batch(chunk: Encoded, schema: pa.Schema) -> pa.RecordBatch:
+    dtype = schema.field("src").type.value_type.to_pandas_dtype()
+    arrays = [pa.array(chunk.numbers, pa.int64())]
+    for ids in (chunk.src, chunk.tgt):
+        values, offsets = flat(ids, dtype)
+        arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)))
+    if "src_text" in schema.names:
+        arrays += [pa.array([pair[side] for pair in chunk.texts], pa.string()) for side in (0, 1)]
+    return pa.record_batch(arrays, schema=schema)

@@ -1,0 +1,61 @@
+"""Reading files whole and exactly: UTF-8 lines, gzip, and what to say when one is not there."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def near(path: Path) -> str:
+    """What a user may have meant: the nearest names in the folder, or that there is no folder."""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent}"
+    names = sorted(file.name for file in path.parent.iterdir() if file.is_file())
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3)
+    return f"; near it: {', '.join(close)}" if close else f"; {path.parent} has nothing like it"
+
+
+def stat(path: Path) -> list[str | int]:
+    """What changes when a file changes: its path, its size in bytes and its time."""
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def seekable(path: Path) -> IO[bytes]:
+    """Parquet is read from its end, which a gzipped file can only do in a temporary copy."""
+    if not path.name.endswith(".gz"):
+        return path.open("rb")
+    copy = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
+    with _open(path) as stream:
+        shutil.copyfileobj(stream, copy)
+    copy.seek(0)
+    return copy
+
+
+def lines(path: Path, key: str) -> Iterator[str]:
+    """The lines of a UTF-8 file. A line ends at a newline only, not at U+2028 and its like."""
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield text.removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{key}: {path}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1} "
+            "of the line); convert the file to UTF-8"
+        ) from None
+    except UNZIP_ERRORS as error:
+        raise ValueError(f"{key}: {path} is not a whole gzip file ({error})") from None

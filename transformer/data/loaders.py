@@ -1,0 +1,262 @@
+"""Loaders: training batches that can be resumed in the middle of an epoch, and whole sets."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from transformer.data.batching import Batch, Plan, collate
+from transformer.data.cache import LengthRule, encode, id_type
+from transformer.data.corpus import Corpus
+from transformer.data.table import Counts, Ints, TokenTable
+from transformer.data.tokenizer import Tokenizer
+
+POOL = 131_072  # pairs of a cached corpus that are sorted together
+STREAM_POOL = 32_768  # lines of a stream that are tokenised and sorted together
+
+
+class Position(NamedTuple):
+    """Where training goes on: the epoch, the pool in it, and the batches taken from that pool."""
+
+    epoch: int = 0
+    pool: int = 0
+    batch: int = 0
+
+
+class TrainLoader:
+    """Training batches of one process, resumable in the middle of an epoch.
+
+    Each call of `iter` goes on where the last one stopped, with the next epoch after the end of
+    one. The position counts batches delivered; what workers have prepared beyond it is made again.
+
+    Args:
+        plan: How batches are cut.
+        size: What tells this corpus from another, for the check on resuming.
+        rank: Number of this process; it takes batches rank, rank + world, ...
+        num_workers: Worker processes that work ahead.
+        ahead: Tells how many delivered batches the caller has set aside and not used yet.
+    """
+
+    def __init__(
+        self, plan: Plan, size: str, rank: int, num_workers: int, ahead: Callable[[], int]
+    ) -> None:
+        self.plan, self.rank, self.num_workers = plan, rank, num_workers
+        self._about = {**vars(plan), "corpus": size}
+        self._ahead = ahead
+        self._given = deque([Position()], maxlen=8)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Read now, not at the first batch: what was set aside is about to be thrown away.
+        self._given = deque([self._used()], maxlen=8)
+        return self._deliver()
+
+    def _used(self) -> Position:
+        return self._given[max(-len(self._given), -1 - self._ahead())]
+
+    def _deliver(self) -> Iterator[Batch]:
+        start = self._given[-1]
+        for position, batch in self._batches(start):
+            self._given.append(position)
+            yield batch
+        self._given.append(Position(start.epoch + 1))
+
+    def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        """The rest of an epoch; with each batch the position after it."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batches that were used, and the plan that it belongs to."""
+        return {**self._used()._asdict(), **self._about}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position.
+
+        Raises:
+            ValueError: It is in the middle of an epoch whose batches were cut in another way.
+        """
+        position = Position(*(state[name] for name in Position._fields))
+        changed = [name for name, value in self._about.items() if state[name] != value]
+        if changed and position != Position(position.epoch):
+            before, now = (
+                ", ".join(f"{name} {values[name]}" for name in changed)
+                for values in (state, self._about)
+            )
+            raise ValueError(
+                f"data: cannot resume in the middle of an epoch: its batches were cut with "
+                f"{before}, now there is {now}; resume with the same settings, or begin a new run "
+                "from these weights (init_from)"
+            )
+        self._given = deque([position], maxlen=8)
+
+    def _loader(self, dataset: Dataset[Any], sampler: Any = None) -> DataLoader[Any]:
+        # Without a generator of its own a loader draws from that of the process.
+        return DataLoader(
+            dataset, sampler=sampler, batch_size=None, collate_fn=_same,
+            num_workers=self.num_workers, generator=torch.Generator(),
+        )  # fmt: skip
+
+
+class CachedLoader(TrainLoader):
+    """Batches of a token table.
+
+    Pool p of K holds the rows p, p + K, p + 2K, ...: a sample of the whole corpus that needs no
+    index in memory. The sizes of the batches of a pool follow from its lengths alone, so that
+    every epoch has the same number of them.
+
+    Args:
+        table: The tokenised corpus.
+        plan: How batches are cut.
+        rank: Number of this process.
+        num_workers: Worker processes that look up and pad.
+        limit: Where an epoch ends: after this many batches, or this share of them
+            (`limit_train_batches`).
+    """
+
+    def __init__(
+        self,
+        table: TokenTable,
+        plan: Plan,
+        rank: int = 0,
+        num_workers: int = 0,
+        limit: int | float = 1.0,
+    ) -> None:
+        super().__init__(plan, f"of {len(table)} pairs", rank, num_workers, ahead=lambda: 0)
+        self.table = table
+        self.pools = -(-len(table) // POOL)
+        self._counts = [
+            len(plan.batches(table, self._rows(pool), None)) // plan.world
+            for pool in range(self.pools)
+        ]
+        self._last = int(limit * len(self)) if isinstance(limit, float) else min(limit, len(self))
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def _rows(self, pool: int) -> Ints:
+        return np.arange(pool, len(self.table), self.pools)
+
+    def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        marks: deque[Position] = deque()
+        loader = self._loader(_Lookup(self.table), self._sampler(start, marks))
+        for batch in loader:
+            yield marks.popleft(), batch
+
+    def _sampler(self, start: Position, marks: deque[Position]) -> Iterator[Ints]:
+        """The rows of each batch; leaves the position after it in `marks`."""
+        order = self.plan.order(start.epoch, self.pools)
+        done = sum(self._counts[pool] for pool in order[: start.pool]) + start.batch
+        for place in range(start.pool, self.pools):
+            pool = int(order[place])
+            batches = self.plan.batches(self.table, self._rows(pool), (start.epoch, pool))
+            mine = batches[self.rank :: self.plan.world]
+            for number in range(start.batch if place == start.pool else 0, len(mine)):
+                done += 1
+                after = Position(start.epoch, place, number + 1)
+                marks.append(after if done < self._last else Position(start.epoch + 1))
+                yield mine[number]
+                if done == self._last:
+                    return
+
+
+class StreamLoader(TrainLoader):
+    """Batches of a corpus that is read and tokenised on the fly, in its own order, pool by pool.
+
+    Every process reads and tokenises the whole stream and takes its share of the batches. Worker w
+    of n prepares the pools w, w + n, ...; with none, training waits for each pool.
+
+    Args:
+        corpus: The text.
+        tokenizer: The tokenizer.
+        rule: Which pairs are left out.
+        plan: How batches are cut.
+        limit: Pairs of the corpus to read, None for all.
+        rank: Number of this process.
+        num_workers: Worker processes that read and tokenise.
+        ahead: Tells how many delivered batches the caller has set aside and not used yet.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        rule: LengthRule,
+        plan: Plan,
+        limit: int | None = None,
+        rank: int = 0,
+        num_workers: int = 0,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        super().__init__(plan, f"{corpus.spec} limit {limit}", rank, num_workers, ahead)
+        self._source = (corpus, tokenizer, rule, limit)
+        self.counts = Counts()
+
+    def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        loader = self._loader(_Pools(*self._source, start.pool))
+        for pool, table in enumerate(loader, start.pool):
+            self.counts.add(table.counts)
+            batches = self.plan.batches(table, np.arange(len(table)), (start.epoch, pool))
+            mine = batches[self.rank :: self.plan.world]
+            for number in range(start.batch if pool == start.pool else 0, len(mine)):
+                yield Position(start.epoch, pool, number + 1), collate(table, mine[number])
+
+
+class EvalLoader:
+    """The batches of a whole validation or test set, longest first.
+
+    They are composed alike for any number of processes; process r takes r, r + world, ...
+
+    Args:
+        table: The tokenised set.
+        max_tokens: Budget of a batch; a longer pair is a batch of its own.
+        rank: Number of this process.
+        world: Number of processes.
+    """
+
+    def __init__(self, table: TokenTable, max_tokens: int, rank: int = 0, world: int = 1) -> None:
+        self.table = table
+        batches = Plan(max_tokens).batches(table, np.arange(len(table)), None)
+        self._batches = batches[::-1][rank::world]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (collate(self.table, rows) for rows in self._batches)
+
+
+class _Lookup(Dataset[Batch]):
+    def __init__(self, table: TokenTable) -> None:
+        self.table = table
+
+    def __getitem__(self, rows: Any) -> Batch:
+        return collate(self.table, rows)
+
+
+class _Pools(IterableDataset[TokenTable]):
+    def __init__(
+        self, corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule, limit: int | None, start: int
+    ) -> None:
+        self.corpus, self.tokenizer, self.rule = corpus, tokenizer, rule
+        self.limit, self.start = limit, start
+
+    def __iter__(self) -> Iterator[TokenTable]:
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        pairs = self.corpus.pairs(self.start * STREAM_POOL, self.limit)
+        for pool in count(self.start):
+            if not (some := list(islice(pairs, STREAM_POOL))):
+                return
+            if (pool - self.start) % workers == mine:
+                first = pool * STREAM_POOL
+                encoded = encode(some, first, self.corpus, self.tokenizer, self.rule)
+                yield encoded.table(id_type(self.tokenizer))
+
+
+def _same(item: Any) -> Any:
+    return item
