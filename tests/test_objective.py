@@ -1,0 +1,100 @@
+"""The loss against torch's own cross-entropy; the schedules against sums done by hand."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from transformer.training import objective
+from transformer.training.objective import label_smoothed_loss, learning_rate, target_rows
+
+
+def batch(dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 5, 8, generator=generator, dtype=dtype)
+    weight = torch.randn(17, 8, generator=generator, dtype=dtype)
+    targets = torch.randint(0, 17, (3, 5), generator=generator)
+    lengths = torch.tensor([5, 1, 3])
+    return hidden.requires_grad_(), weight.requires_grad_(), targets, lengths
+
+
+def reference(hidden, weight, targets, lengths, smoothing):
+    """All positions projected, padding ignored by torch."""
+    masked = targets.clone()
+    masked[torch.arange(5) >= lengths[:, None]] = -100
+    logits = (hidden @ weight.T).flatten(0, 1)
+    smooth = F.cross_entropy(logits, masked.flatten(), label_smoothing=smoothing, reduction="sum")
+    return smooth, F.cross_entropy(logits, masked.flatten(), reduction="sum")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("chunk", [17, 40, 2**19])
+def test_loss_and_gradients_equal_torch(monkeypatch, smoothing, chunk):
+    monkeypatch.setattr(objective, "_CPU_CHUNK", chunk)  # 1 row, 2 rows, everything at once
+    hidden, weight, targets, lengths = batch()
+    expected, expected_nll = reference(hidden, weight, targets, lengths, smoothing)
+    expected_gradients = torch.autograd.grad(expected / 4, (hidden, weight))
+
+    rows = target_rows(lengths, 5)
+    loss, nll = label_smoothed_loss(lambda h: h @ weight.T, hidden, targets, rows, smoothing)
+    gradients = torch.autograd.grad(loss / 4, (hidden, weight))
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(nll, expected_nll)
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+def test_nll_has_no_gradient_and_none_is_made_without_need():
+    hidden, weight, targets, lengths = batch()
+    rows = target_rows(lengths, 5)
+    _, nll = label_smoothed_loss(lambda h: h @ weight.T, hidden, targets, rows, 0.1)
+    assert not nll.requires_grad
+    with torch.no_grad():
+        loss, _ = label_smoothed_loss(lambda h: h @ weight.T, hidden, targets, rows, 0.1)
+    expected, _ = reference(hidden, weight, targets, lengths, 0.1)
+    torch.testing.assert_close(loss, expected.detach())
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    hidden, weight, targets, lengths = batch(torch.bfloat16)
+    rows = target_rows(lengths, 5)
+    loss, nll = label_smoothed_loss(lambda h: h @ weight.T, hidden, targets, rows, 0.1)
+    assert loss.dtype == nll.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert gradient.dtype == torch.bfloat16 and gradient.isfinite().all()
+
+
+def test_padding_is_never_projected():
+    hidden, weight, targets, lengths = batch()
+    seen = []
+
+    def project(rows):
+        seen.append(tuple(rows.shape))
+        return rows @ weight.T
+
+    label_smoothed_loss(project, hidden, targets, target_rows(lengths, 5), 0.1)
+    assert seen == [(9, 8)]
+    assert target_rows(lengths, 5).tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12]
+
+
+def test_noam_is_equation_3():
+    def lr(step, peak=1.0):
+        return learning_rate("noam", step, peak=peak, warmup_steps=4000, d_model=512)
+
+    assert lr(1) == pytest.approx(512**-0.5 * 1 * 4000**-1.5)
+    assert lr(4000) == pytest.approx(512**-0.5 * 4000**-0.5) == pytest.approx(6.98771e-4)
+    assert lr(100_000) == pytest.approx(512**-0.5 * 100_000**-0.5)
+    assert lr(4000, peak=2.0) == pytest.approx(2 * lr(4000))
+
+
+def test_inverse_sqrt_and_constant():
+    def lr(schedule, step, warmup=2000):
+        return learning_rate(schedule, step, peak=0.005, warmup_steps=warmup, d_model=128)
+
+    assert lr("inverse_sqrt", 1) == pytest.approx(0.0000025)
+    assert lr("inverse_sqrt", 1000) == pytest.approx(0.0025)
+    assert lr("inverse_sqrt", 2000) == pytest.approx(0.005)
+    assert lr("inverse_sqrt", 8000) == pytest.approx(0.0025)
+    assert lr("constant", 500) == pytest.approx(0.00125)
+    assert lr("constant", 9000) == pytest.approx(0.005)
+    assert lr("constant", 1, warmup=0) == pytest.approx(0.005)
+    assert lr("inverse_sqrt", 4, warmup=0) == pytest.approx(0.0025)

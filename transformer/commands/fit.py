@@ -1,0 +1,347 @@
+"""`transformer fit`: train a model from a recipe, test it, and leave a bundle."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from transformer.commands.arguments import OneLineErrors
+from transformer.data.datamodule import DataModule
+from transformer.data.tokenizer import Tokenizer
+from transformer.training.averaging import read_checkpoint
+from transformer.training.callbacks import (
+    Interrupted,
+    TrainingLog,
+    checkpoints,
+    diverged,
+    early_stopping,
+)
+from transformer.training.meter import NotFinite
+from transformer.training.module import Seq2SeqModule
+from transformer.training.progress import progress
+from transformer.training.report import (
+    Split,
+    evaluate,
+    load_final_weights,
+    results,
+    save_final,
+    summary,
+)
+from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
+
+DEFAULTS = {
+    "enable_model_summary": False,  # one line of ours instead
+    "num_sanity_val_steps": 0,  # the data is checked before
+    "use_distributed_sampler": False,  # our batches know their process
+    "log_every_n_steps": 50,
+}
+RUN_DIR = (
+    "TRANSFORMER_RUN_DIR"  # tells the processes that Lightning starts where the first one writes
+)
+
+
+def main(args: Sequence[str]) -> int:
+    """Train a model.
+
+    Args:
+        args: the arguments after `fit`.
+
+    Returns:
+        The exit code: 0; 130 after Ctrl-C and 143 after SIGTERM, with everything saved.
+
+    Raises:
+        ValueError: for what the user can mend.
+    """
+    be_quiet()
+    cli = FitCLI(args)
+    try:
+        cli.trainer.fit(
+            cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True
+        )
+        finish(cli)
+    except NotFinite as error:
+        raise diverged(error, cli.folder / "checkpoints", cli.model.peak) from error
+    except Interrupted as stop:
+        return cli.say_goodbye(stop)
+    except SystemExit:  # Lightning's answer to KeyboardInterrupt
+        print(f"\nStopped at once; what was saved before is in {cli.folder / 'checkpoints'}.")
+        return 130
+    finally:
+        cli.tidy()
+    return 0
+
+
+def finish(cli: FitCLI) -> None:
+    """Score the final model and write everything down."""
+    trainer, module = cli.trainer, cli.model
+    weights = load_final_weights(trainer, module)
+    split: Split | None = "test" if cli.config.data.test else "val" if cli.config.data.val else None
+    scores = evaluate(trainer, module, split) if split else {}
+    if not trainer.is_global_zero:
+        return
+    numbers = results(trainer, module, cli.log, scores, split)
+    picture = save_final(cli.folder, module, numbers, weights)
+    log_bundle(trainer, cli.folder / "bundle", cli.name, numbers)
+    print(summary(cli.folder, module, numbers, weights, picture), flush=True)
+
+
+class FitParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser, with errors in one line."""
+
+
+class FitCLI(LightningCLI):
+    """LightningCLI with a run folder, our callbacks and our defaults.
+
+    Args:
+        args: the command line.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.log = TrainingLog()
+        super().__init__(
+            Seq2SeqModule,
+            DataModule,
+            save_config_callback=None,
+            trainer_defaults=DEFAULTS,
+            seed_everything_default=1,
+            parser_class=FitParser,
+            parser_kwargs={"prog": "transformer fit", "description": __doc__},
+            args=list(args),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a run needs beyond model, data and trainer."""
+        add = parser.add_argument
+        add("--run_dir", type=str | None, help="Run folder; runs/<recipe's path> when left out.")
+        add(
+            "--existing",
+            type=Literal["refuse", "number"],
+            default="refuse",
+            help="When the run folder exists: refuse, or take the next free <folder>-2, -3, ...",
+        )
+        add("--logger", type=LoggerName, default="wandb", help="Where the curves go.")
+        add("--ckpt_path", type=str | None, help="Checkpoint to resume, in its own run folder.")
+        add("--average", type=int, default=0, help="Final model = mean of the last N checkpoints.")
+        add(
+            "--save_every",
+            type=int | None,
+            help="Optimizer steps between checkpoints; once an epoch when left out.",
+        )
+        add("--keep_best", type=int, default=1, help="Checkpoints to keep by validation BLEU.")
+        add(
+            "--patience",
+            type=int | None,
+            help="Stop after this many validations without a higher BLEU; never when left out.",
+        )
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's own warns whenever arguments are passed in."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run folder and the checkpoint before anything is built."""
+        config = self.config
+        self.ckpt_path: str | None = config.ckpt_path
+        self.checkpoint = resumable(config) if config.ckpt_path else None
+        self.name = recipe_name(config, self.checkpoint)
+        self.temporary = bool(config.trainer.fast_dev_run) and not config.run_dir
+        self.folder = Path(tempfile.mkdtemp()) if self.temporary else claim(config, self.name)
+        self.is_new = not self.folder.exists()
+        config.run_dir = str(self.folder)
+        os.environ[RUN_DIR] = config.run_dir
+        if config.trainer.precision is None:
+            config.trainer.precision = best_precision(config.trainer.accelerator)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer with our logger, checkpoints and display."""
+        config = self.config
+        text = self.parser.dump(config, skip_none=False)
+        self.model.recipe = {"name": self.name, "config": yaml.safe_load(text)}
+        if self.checkpoint:
+            self.datamodule.tokenizer = Tokenizer.from_text(self.checkpoint["bundle"]["tokenizer"])
+        run_id = (self.checkpoint or {}).get("wandb_id")
+        kind: LoggerName = "none" if config.trainer.fast_dev_run else config.logger
+        callbacks = [self.log, WandbTracker(), SaveConfig(self.folder, text), Banner(self)]
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(progress(self.log))
+        if config.patience is not None:
+            callbacks.append(early_stopping(config.patience))
+        callbacks += checkpoints(
+            self.folder / "checkpoints",
+            validates=bool(config.data.val),
+            keep_best=config.keep_best,
+            average=config.average,
+            save_every=config.save_every,
+        )
+        given = self.config_init.trainer
+        return super().instantiate_trainer(
+            logger=given.logger or make_logger(kind, self.folder, self.name, run_id) or False,
+            callbacks=[*(given.callbacks or []), *callbacks],
+            default_root_dir=str(self.folder),
+            enable_progress_bar=any(c.__class__.__name__ == "LiveProgress" for c in callbacks),
+        )
+
+    def say_goodbye(self, stop: Interrupted) -> int:
+        """Say how to go on after an interruption; returns the exit code."""
+        if not self.trainer.is_global_zero:
+            return 0  # else Lightning kills the first process, which may still be printing
+        print(
+            f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
+            f"{stop.checkpoint}\n"
+            f"  to resume:         transformer fit --config {self.folder / 'config.yaml'} "
+            f"--ckpt_path {stop.checkpoint}\n"
+            f"  to make a bundle:  transformer average {stop.checkpoint} {self.folder / 'bundle'}",
+            flush=True,
+        )
+        return 128 + stop.signum
+
+    def tidy(self) -> None:
+        """Leave no folder behind in which nothing was trained: it would be in the way."""
+        untrained = self.is_new and self.trainer.global_step == 0
+        if (untrained or self.temporary) and self.trainer.is_global_zero:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SaveConfig(Callback):
+    """Writes config.yaml, as soon as training begins.
+
+    Args:
+        folder: the run folder.
+        text: all settings of the run.
+    """
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.path, self.text = folder / "config.yaml", text
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(self.text, encoding="utf-8")
+
+
+class Banner(Callback):
+    """Says in three lines what is about to be trained.
+
+    Args:
+        cli: the command.
+    """
+
+    def __init__(self, cli: FitCLI) -> None:
+        self.cli = cli
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print them."""
+        if not trainer.is_global_zero:
+            return
+        cli = self.cli
+        module, data = cli.model, cli.datamodule
+        vocabularies = {module.tokenizer.src_vocab_size, module.tokenizer.tgt_vocab_size}
+        skipped = f" ({data.skipped:,} too long and skipped)" if data.skipped else ""
+        print(
+            f"{cli.name}: {data.src} -> {data.tgt}, {data.pairs:,} pairs{skipped}, vocabulary of "
+            f"{' and '.join(f'{size:,}' for size in sorted(vocabularies))}\n"
+            f"{module.model.count_parameters():,} parameters on {trainer.world_size} x "
+            f"{module.device.type}, precision {trainer.precision}\n"
+            f"{'resuming in' if cli.ckpt_path else 'writing to'} {cli.folder}",
+            flush=True,
+        )
+
+
+def claim(config: Any, name: str) -> Path:
+    """The folder of the run; that of its checkpoint when it is resumed.
+
+    Raises:
+        ValueError: when it is taken.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_DIR in os.environ:
+        return Path(os.environ[RUN_DIR])
+    if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
+        return Path(config.ckpt_path).parent.parent
+    folder = Path(config.run_dir or Path("runs", name))
+    if _is_free(folder):
+        return folder
+    if config.existing == "number":
+        return next(f for n in range(2, sys.maxsize) if _is_free(f := Path(f"{folder}-{n}")))
+    raise ValueError(
+        f"{folder} exists already: choose another --run_dir, resume it with "
+        f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'}, or take the next free number with "
+        "--existing number"
+    )
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def resumable(config: Any) -> dict[str, Any]:
+    """The checkpoint to resume.
+
+    Raises:
+        ValueError: when it cannot be, or was trained with another vocabulary.
+    """
+    checkpoint = read_checkpoint(config.ckpt_path)
+    if "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged: resume from "
+            "last.ckpt, interrupted.ckpt or best-*.ckpt"
+        )
+    trained = checkpoint["recipe"]["config"]["data"]["tokenizer"]
+    for key, value in vars(config.data.tokenizer).items():
+        if trained.get(key) != value:
+            raise ValueError(
+                f"data.tokenizer.{key} is {value!r}, which does not fit the checkpoint "
+                f"{config.ckpt_path} with the vocabulary of {trained.get(key)!r}: resume with the "
+                "checkpoint's value, or begin a new run"
+            )
+    return checkpoint
+
+
+def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
+    """The recipe's path below recipes/, without .yaml; its stem where there is no such folder."""
+    if checkpoint:
+        return str(checkpoint["recipe"]["name"])
+    if not config.config:
+        return "run"
+    path = Path(str(config.config[-1]))
+    parts = path.with_suffix("").parts
+    if "recipes" in parts[:-1]:
+        return "/".join(parts[len(parts) - parts[::-1].index("recipes") :])
+    return path.parent.name if path.stem == "config" else path.stem
+
+
+def best_precision(accelerator: Any) -> str:
+    """bfloat16 where CUDA computes in it, else float32."""
+    wanted = accelerator in ("auto", "gpu", "cuda")
+    can = wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if can else "32-true"
+
+
+def be_quiet() -> None:
+    """Keep what Lightning says to developers out of the user's sight."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # our own messages, such as what takes long
+        ours = logging.getLogger("transformer")
+        ours.setLevel(logging.INFO)
+        ours.handlers = [logging.StreamHandler(sys.stdout)]
+    warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    torch.set_float32_matmul_precision("high")

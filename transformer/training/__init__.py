@@ -1,0 +1,1 @@
+"""Training: the objective, the LightningModule, its callbacks, and checkpoint averaging."""

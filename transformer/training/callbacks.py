@@ -1,0 +1,313 @@
+"""What happens around the steps: numbers for the loggers, and stopping without losing anything."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+
+from transformer.training.meter import NotFinite, Reading
+from transformer.training.module import Seq2SeqModule
+
+INTERRUPTED = "interrupted.ckpt"
+
+
+class TrainingLog(Callback):
+    """Reads the module's meter every `log_every_n_steps` and tells every logger.
+
+    Losses are per target token, in nats; throughput counts real tokens over training time,
+    without validation. The totals survive an interruption.
+    """
+
+    def __init__(self) -> None:
+        self.totals = {"seconds": 0.0, "training_seconds": 0.0, "src_tokens": 0, "tgt_tokens": 0}
+        #: The newest numbers, by the names that the loggers get.
+        self.latest: dict[str, float] = {}
+        #: When this process began to train, and after which optimizer step.
+        self.started, self.first_step = time.monotonic(), 0
+        self._mark = self.started
+        self._window = 0.0
+        self._last_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started = self._mark = time.monotonic()
+        self.first_step = self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log when enough optimizer steps have been taken."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        # The very first step, too: it shows at once whether the run is alive.
+        if (
+            trainer.global_step % cast(Any, trainer).log_every_n_steps == 0
+            or trainer.global_step == 1
+        ):
+            self._read(trainer, cast(Seq2SeqModule, pl_module))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of training; nothing that is NaN is decoded."""
+        if trainer.state.fn == "fit":
+            self._read(trainer, cast(Seq2SeqModule, pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores, and start the clock of training again."""
+        if trainer.state.fn == "fit":
+            self._tick(training=False)
+            scores = cast(Seq2SeqModule, pl_module).scores
+            self._log(trainer, {f"val/{key}": value for key, value in scores.items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what came after the last reading."""
+        self._read(trainer, cast(Seq2SeqModule, pl_module))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the totals into the checkpoint, with the steps that were not logged yet."""
+        reading = cast(Seq2SeqModule, pl_module).meter.read(trainer)
+        self._tick(training=bool(trainer.training))
+        checkpoint["totals"] = _added(self.totals, reading)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on counting."""
+        self.totals = dict(checkpoint["totals"])
+
+    def _tick(self, training: bool) -> None:
+        now = time.monotonic()
+        elapsed, self._mark = now - self._mark, now
+        self.totals["seconds"] += elapsed
+        if training:
+            self.totals["training_seconds"] += elapsed
+            self._window += elapsed
+
+    def _read(self, trainer: Trainer, module: Seq2SeqModule) -> None:
+        reading = module.meter.read(trainer)  # waits for the device, so the clock comes after it
+        self._tick(training=True)
+        if reading is None:
+            return
+        self.totals = _added(self.totals, reading)
+        metrics = {
+            **_per_token(reading, self._window),
+            "train/learning_rate": _last_learning_rate(trainer),
+            "train/epoch": float(trainer.current_epoch),
+            "train/memory_gib": _peak_memory_gib(module.device),
+        }
+        if module.meter.norms:
+            metrics["train/gradient_norm"] = module.meter.norms[-1].item()
+        self._window = 0.0
+        module.meter.clear()
+        self._log(trainer, metrics)
+
+    def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.latest.update(metrics)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _added(totals: dict[str, Any], reading: Reading | None) -> dict[str, Any]:
+    if reading is None:
+        return dict(totals)
+    return {
+        **totals,
+        "src_tokens": totals["src_tokens"] + reading.src_tokens,
+        "tgt_tokens": totals["tgt_tokens"] + reading.tgt_tokens,
+    }
+
+
+def _per_token(reading: Reading, seconds: float) -> dict[str, float]:
+    nll = reading.nll / max(reading.tgt_tokens, 1)
+    real = reading.src_tokens + reading.tgt_tokens
+    return {
+        "train/loss": reading.loss / max(reading.tgt_tokens, 1),
+        "train/nll": nll,
+        "train/perplexity": torch.tensor(nll).double().exp().item(),
+        "train/src_tokens_per_second": reading.src_tokens / max(seconds, 1e-9),
+        "train/tgt_tokens_per_second": reading.tgt_tokens / max(seconds, 1e-9),
+        "train/padding_share": 1 - real / max(reading.cells, 1),
+    }
+
+
+def _last_learning_rate(trainer: Trainer) -> float:
+    """That of the step just taken: the schedule has moved on already."""
+    scheduler = cast(torch.optim.lr_scheduler.LambdaLR, trainer.lr_scheduler_configs[0].scheduler)
+    return float(scheduler.lr_lambdas[0](trainer.global_step - 1))
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """On CUDA the most that tensors took; else the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after its checkpoint was written.
+
+    Args:
+        signum: the signal.
+        checkpoint: from which training can be resumed.
+        step: optimizer steps taken.
+        epoch: epochs begun.
+    """
+
+    def __init__(self, signum: int, checkpoint: Path, step: int, epoch: int) -> None:
+        super().__init__(f"stopped by signal {signum} at step {step}")
+        self.signum, self.checkpoint, self.step, self.epoch = signum, checkpoint, step, epoch
+
+
+class StopSafely(Checkpoint):
+    """On Ctrl-C or SIGTERM: finish the optimizer step, save everything, stop. A second one kills.
+
+    All processes stop at the same step, the one before which any of them got the signal. Where a
+    validation follows the step it is finished first, so that a resumed run repeats and skips
+    nothing. As a `Checkpoint` it runs after the checkpoints of the same step.
+
+    Args:
+        folder: where `interrupted.ckpt` goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.signum = 0
+        self._handlers: dict[int, Any] = {}
+        self._last_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch for Ctrl-C before there are data workers, which inherit the handler."""
+        self._watch(signal.SIGINT)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch for SIGTERM instead of Lightning, which may act in the middle of a step."""
+        self._watch(signal.SIGTERM)
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if asked to, at a boundary of optimizer steps that no validation follows."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        ends = trainer.is_last_batch or _validates_after(trainer, batch_idx)
+        if not ends and _any_process(trainer, bool(self.signum)):
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A signal during the last validation: training is over, the final model is not made."""
+        if _any_process(trainer, bool(self.signum)):
+            self._stop(trainer)
+        self._restore()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _stop(self, trainer: Trainer) -> None:
+        path = self.folder / INTERRUPTED
+        trainer.save_checkpoint(path)
+        raise Interrupted(self.signum, path, trainer.global_step, trainer.current_epoch + 1)
+
+    def _watch(self, signum: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers[signum] = signal.signal(signum, self._note)
+
+    def _restore(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            self._restore()
+            signal.signal(signum, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        self.signum = signum
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            # Not print(): the handler may have interrupted one.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
+
+
+def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or not isinstance(every, int):
+        return False
+    if trainer.check_val_every_n_epoch is None:
+        batch_idx = trainer.fit_loop.total_batch_idx
+    return (batch_idx + 1) % every == 0
+
+
+def _any_process(trainer: Trainer, flag: bool) -> bool:
+    return trainer.strategy.reduce_boolean_decision(flag, all=False)
+
+
+def checkpoints(
+    folder: Path, *, validates: bool, keep_best: int, average: int, save_every: int | None
+) -> list[Callback]:
+    """The callbacks that write into a run's checkpoint folder, in the order they must run.
+
+    Args:
+        folder: the folder.
+        validates: whether the run has a validation set, without which nothing is "best".
+        keep_best: how many of the checkpoints with the highest BLEU to keep.
+        average: how many checkpoints the final model is the mean of; below 2 for none.
+        save_every: optimizer steps between checkpoints; None for once an epoch.
+
+    Returns:
+        Callbacks for `weights-*` (to be averaged), `best-*`, `last` and `interrupted`.
+    """
+    when: dict[str, Any] = {"every_n_train_steps": save_every}
+    if save_every is None:
+        when = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False}
+    common["enable_version_counter"] = False
+    found: list[Callback] = []
+    if average > 1:
+        rolling: dict[str, Any] = {"monitor": "step", "mode": "max", "save_top_k": average}
+        name = "weights-step{step}"
+        found.append(
+            ModelCheckpoint(filename=name, save_weights_only=True, **rolling, **when, **common)
+        )
+    if validates:
+        best: dict[str, Any] = {"monitor": "val/bleu", "mode": "max", "save_top_k": keep_best}
+        name = "best-step{step}-bleu{val/bleu:.2f}"
+        found.append(ModelCheckpoint(filename=name, **best, **common))
+    return [*found, ModelCheckpoint(filename="last", **when, **common), StopSafely(folder)]
+
+
+def early_stopping(patience: int) -> EarlyStopping:
+    """Stop when BLEU has not risen for `patience` validations."""
+    return EarlyStopping(
+        "val/bleu", mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
+    )
+
+
+def diverged(error: NotFinite, folder: Path, learning_rate: float) -> ValueError:
+    """What to tell the user about a loss that became NaN."""
+    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumable = [path for path in saved if not path.name.startswith("weights-")]
+    good = f"the last good checkpoint is {resumable[-1]}" if resumable else "none was saved before"
+    return ValueError(
+        f"{error}: training stopped, nothing was overwritten, {good}; try a lower "
+        f"model.learning_rate (now {learning_rate:g}), more model.warmup_steps, or "
+        "trainer.gradient_clip_val: 1.0"
+    )

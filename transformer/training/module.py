@@ -1,0 +1,292 @@
+"""The LightningModule: one training step, one validation, and what a checkpoint carries."""
+
+import hashlib
+import math
+from dataclasses import asdict
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from transformer.data.batching import Batch
+from transformer.data.datamodule import DataModule
+from transformer.data.tokenizer import Tokenizer
+from transformer.evaluation.metrics import TranslationScore
+from transformer.inference.search import SearchConfig, search
+from transformer.models import ARCHITECTURES, Seq2Seq, TransformerConfig
+from transformer.training.meter import Meter, Prepared, prepare, sum_over_processes
+from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
+
+
+class Seq2SeqModule(LightningModule):
+    """Trains and evaluates a sequence-to-sequence model.
+
+    The loss of an optimizer step is a sum over target tokens divided by the number of target
+    tokens in the whole step, over all micro-batches and all processes (paper, section 5).
+
+    Args:
+        network: the shape of the model.
+        label_smoothing: mass spread over the vocabulary in the target distribution (section 5.4).
+        schedule: `noam` is equation 3 of the paper; `inverse_sqrt` has the same form with its peak
+            given; `constant`.
+        learning_rate: with `noam` a factor, 1 in the paper; else the highest learning rate.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        betas: Adam's decay rates of the two moments (section 5.3).
+        eps: Adam's constant for stability.
+        weight_decay: decoupled weight decay (AdamW); 0 is the paper's Adam.
+        search: how validation, test and the bundle look for translations.
+        score_tokenize: sacreBLEU's tokenizer for the target language: `13a` for most, `zh`,
+            `ja-mecab`, `ko-mecab`, `char` or `flores200`.
+        score_lowercase: ignore case in BLEU.
+        seed: of the initial weights and of dropout.
+    """
+
+    def __init__(
+        self,
+        network: TransformerConfig = TransformerConfig(),  # noqa: B008 - frozen
+        label_smoothing: float = 0.1,
+        schedule: Schedule = "noam",
+        learning_rate: float = 1.0,
+        warmup_steps: int = 4000,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-9,
+        weight_decay: float = 0.0,
+        search: SearchConfig = SearchConfig(),  # noqa: B008 - frozen
+        score_tokenize: str = "13a",
+        score_lowercase: bool = False,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config = network
+        self.label_smoothing = label_smoothing
+        self.schedule = schedule
+        self.peak = learning_rate
+        self.warmup_steps = warmup_steps
+        self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.search_config = search
+        self.seed = seed
+        self.score = TranslationScore(tokenize=score_tokenize, lowercase=score_lowercase)
+        #: Name and settings of the run, plain values; every checkpoint carries them.
+        self.recipe: dict[str, Any] = {}
+        self.network: Seq2Seq | None = None
+        #: Scores of the last validation or test, in full precision.
+        self.scores: dict[str, float] = {}
+        #: Its translations, by their index in the corpus.
+        self.translations: dict[int, str] = {}
+        self.meter = Meter()
+        self.micro_batches = 0
+        self._step_tokens = 0
+        self._sums = [0.0, 0.0, 0.0]
+        self._references: list[str] = []
+
+    # Building
+
+    @property
+    def data(self) -> DataModule:
+        """The data module of the trainer that this module is attached to."""
+        return cast(DataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the run."""
+        return self.data.tokenizer
+
+    @property
+    def model(self) -> Seq2Seq:
+        """The network, once there is a tokenizer to give it its size."""
+        assert self.network is not None, "configure_model() has not run"
+        return self.network
+
+    def configure_model(self) -> None:
+        """Build the network: its size is known as soon as there is a tokenizer."""
+        if self.network is not None:
+            return
+        torch.manual_seed(self.seed)
+        sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
+        self.network = self.config.build(*sizes)
+        # Buffers are constants here. Left to DDP, their broadcast would wait for processes that
+        # have no validation batch left.
+        buffers = [name for name, _ in self.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = buffers
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam with the recipe's schedule, which moves once for each optimizer step."""
+        # A gradient scaler (16-mixed) unscales inside of a fused step: too late for the norm.
+        fused = self.device.type in ("cpu", "cuda", "mps") and self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1.0, fused=fused, **self.adam)
+
+        def rate(done: int) -> float:
+            return learning_rate(
+                self.schedule,
+                done + 1,
+                peak=self.peak,
+                warmup_steps=self.warmup_steps,
+                d_model=self.config.d_model,
+            )
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # Training
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
+        """Count tokens on the host, where it costs the device nothing."""
+        return prepare(batch)
+
+    def loss(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Label-smoothed loss and negative log-likelihood, in nats, summed over target tokens."""
+        batch = prepared.batch
+        hidden = self.model(batch.src, batch.src_lengths, batch.tgt_in)
+        return label_smoothed_loss(
+            self.model.project, hidden, batch.tgt_out, prepared.rows, self.label_smoothing
+        )
+
+    def training_step(self, prepared: Prepared, batch_idx: int) -> Tensor:
+        """The loss summed over tokens; `configure_gradient_clipping` divides it."""
+        torch.manual_seed(_key(self.seed, self.micro_batches, self.global_rank))
+        loss, nll = self.loss(prepared)
+        self.meter.add(loss, nll, prepared, self.trainer.global_step + 1)
+        self.micro_batches += 1
+        self._step_tokens += prepared.tgt_tokens
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Divide the gradients by the target tokens of the optimizer step; clip; note the norm.
+
+        Lightning divides each micro-batch's loss by `accumulate_grad_batches` and DDP averages
+        over processes; both are undone here, which is right for a short last window, too.
+        """
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            raise ValueError(
+                "trainer.gradient_clip_algorithm is 'value', only 'norm' is known: leave it out"
+            )
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        exact = torch.promote_types(gradients[0].dtype, torch.float32)
+        # Filled on the device: a copy from the host would wait for it.
+        tokens = torch.full((), self._step_tokens, dtype=exact, device=self.device)
+        self._step_tokens = 0
+        if self.trainer.world_size > 1:
+            tokens = cast(Tensor, self.trainer.strategy.reduce(tokens, reduce_op="sum"))
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
+        norm = get_total_norm(gradients) * scale
+        self.meter.norms.append(norm)
+        if gradient_clip_val:
+            scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last evaluation."""
+        self._begin_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last evaluation."""
+        self._begin_evaluation("test")
+
+    def validation_step(self, prepared: Prepared, batch_idx: int) -> None:
+        """Loss and translations of one batch of the validation set."""
+        self._evaluate(prepared)
+
+    def test_step(self, prepared: Prepared, batch_idx: int) -> None:
+        """Loss and translations of one batch of the test set."""
+        self._evaluate(prepared)
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores of the whole validation set."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Scores of the whole test set."""
+        self._log_scores("test")
+
+    def _begin_evaluation(self, split: Literal["val", "test"]) -> None:
+        self._sums = [0.0, 0.0, 0.0]
+        self._references = self.data.texts(split)[1]
+        self.translations = {}
+
+    def _evaluate(self, prepared: Prepared) -> None:
+        batch = prepared.batch
+        loss, nll = self.loss(prepared)
+        for i, value in enumerate((loss.item(), nll.item(), prepared.tgt_tokens)):
+            self._sums[i] += value
+        found = search(self.model, batch.src, batch.src_lengths, self.search_config)
+        hypotheses = self.tokenizer.decode([best[0].ids for best in found])
+        ids = batch.ids.tolist()
+        self.score.update(hypotheses, [self._references[i] for i in ids])
+        self.translations.update(zip(ids, hypotheses, strict=True))
+
+    def _log_scores(self, split: Literal["val", "test"]) -> None:
+        loss, nll, tokens = sum_over_processes(self.trainer, self._sums)
+        tokens = max(tokens, 1.0)
+        scores = self.score.compute()
+        self.score.reset()
+        self.scores = {
+            "loss": loss / tokens,
+            "nll": nll / tokens,
+            "perplexity": math.exp(min(nll / tokens, 700.0)),
+            **scores,
+        }
+        # Loggers get these from a callback, with the step of everything else.
+        self.log_dict({f"{split}/{key}": value for key, value in self.scores.items()}, logger=False)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that is needed to go on, or to make a bundle, without the recipe's files."""
+        self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
+        names = {type_: name for name, type_ in ARCHITECTURES.items()}
+        checkpoint["bundle"] = {
+            "architecture": names[type(self.config)],
+            "network": asdict(self.config),
+            "search": asdict(self.search_config),
+            "src": self.data.src,
+            "tgt": self.data.tgt,
+            "tokenizer": self.tokenizer.to_text(),
+        }
+        checkpoint["recipe"] = self.recipe
+        checkpoint["micro_batches"] = self.micro_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the weights were trained with this vocabulary.
+
+        Raises:
+            ValueError: when they were not.
+        """
+        self.micro_batches = checkpoint["micro_batches"]
+        self._check_shape(checkpoint["bundle"]["network"])
+        trained = Tokenizer.from_text(checkpoint["bundle"]["tokenizer"])
+        if trained.to_text() == self.tokenizer.to_text():
+            return
+        ours = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
+        raise ValueError(
+            f"the vocabulary does not fit the checkpoint: this run has {ours[0]:,} source and "
+            f"{ours[1]:,} target entries, the checkpoint {trained.src_vocab_size:,} and "
+            f"{trained.tgt_vocab_size:,} of its own: resume with the checkpoint's tokenizer, or "
+            "begin a new run"
+        )
+
+    def _check_shape(self, trained: dict[str, Any]) -> None:
+        for key, value in asdict(self.config).items():
+            if key != "dropout" and trained.get(key) != value:
+                raise ValueError(
+                    f"model.network.{key} is {value!r}, but the checkpoint was trained with "
+                    f"{trained.get(key)!r}: resume with its value, or begin a new run"
+                )
+
+
+def _key(*numbers: int) -> int:
+    """A seed that depends on all the numbers and on nothing else."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

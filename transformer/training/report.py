@@ -1,0 +1,188 @@
+"""The end of a run: its final weights, their scores, results.json, the model card, the summary."""
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from transformer import __version__
+from transformer.bundle import save_bundle
+from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
+from transformer.training.callbacks import TrainingLog
+from transformer.training.module import Seq2SeqModule
+from transformer.training.tracking import attention_figure, samples
+
+Split = Literal["test", "val"]
+
+
+def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
+    """Give the module the weights that the run ends with.
+
+    Returns:
+        What they are: the mean of checkpoints where the recipe asks for it, else the checkpoint
+        with the highest BLEU, else the last weights.
+    """
+    saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    rolling = [path for c in saved if c.monitor == "step" for path in c.best_k_models]
+    if rolling:
+        rolling.sort(key=lambda path: int(Path(path).stem.partition("-step")[2]))
+        load_network(module.model, average_checkpoints(rolling))
+        return f"mean of the last {len(rolling)} checkpoints"
+    best = [c.best_model_path for c in saved if c.monitor == "val/bleu" and c.best_model_path]
+    if best:
+        load_network(module.model, read_checkpoint(best[0]))
+        return "checkpoint with the highest validation BLEU"
+    return "last weights"
+
+
+def evaluate(trainer: Trainer, module: Seq2SeqModule, split: Split) -> dict[str, float]:
+    """Loss, perplexity, BLEU and chrF of the module on one split."""
+    run = trainer.test if split == "test" else trainer.validate
+    run(module, datamodule=module.data, verbose=False)
+    return module.scores
+
+
+def results(
+    trainer: Trainer,
+    module: Seq2SeqModule,
+    log: TrainingLog,
+    scores: dict[str, float],
+    split: Split | None,
+) -> dict[str, Any]:
+    """What `results.json` holds; scores are null where there was nothing to test on."""
+    totals = log.totals
+    seconds = max(totals["training_seconds"], 1e-9)
+    return {
+        "bleu": scores.get("bleu"),
+        "chrf": scores.get("chrf"),
+        "signature": module.score.signature,
+        "loss": scores.get("loss"),
+        "perplexity": scores.get("perplexity"),
+        "split": split,
+        "parameters": module.model.count_parameters(),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(totals["seconds"], 3),
+        "src_tokens_per_second": round(totals["src_tokens"] / seconds, 1),
+        "tgt_tokens_per_second": round(totals["tgt_tokens"] / seconds, 1),
+        "recipe": module.recipe.get("name"),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about numbers."""
+    own = {"python": platform.python_version(), "transformer": __version__}
+    return own | {name: version(name) for name in ("torch", "lightning", "tokenizers", "sacrebleu")}
+
+
+def save_final(
+    folder: Path, module: Seq2SeqModule, numbers: dict[str, Any], weights: str
+) -> Path | None:
+    """Write `bundle/`, `results.json` and `attention.png` into the run folder.
+
+    Returns:
+        The path of the picture, if there was a sentence to draw.
+    """
+    about: dict[str, Any] = {}
+    module.on_save_checkpoint(about)
+    details = about["bundle"]
+    bundle = folder / "bundle"
+    if bundle.exists():  # this run ended here before, and was resumed
+        shutil.rmtree(bundle)
+    save_bundle(
+        bundle,
+        module.model,
+        module.tokenizer,
+        src=details["src"],
+        tgt=details["tgt"],
+        search=details["search"],
+        card=model_card(module, numbers, weights),
+    )
+    text = json.dumps(numbers, indent=2, ensure_ascii=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    shown = samples(module, numbers["split"], 1) if numbers["split"] else []
+    if not shown:
+        return None
+    picture = folder / "attention.png"
+    attention_figure(module, shown[0][0], shown[0][2]).savefig(picture, dpi=150)
+    return picture
+
+
+def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> str:
+    """The bundle's README.md."""
+    data = module.data
+    shape = module.config
+    lines = [
+        f"# {data.src} → {data.tgt}",
+        "",
+        f"A Transformer (Vaswani et al. 2017) that translates {data.src} into {data.tgt}, trained "
+        f"with the recipe `{numbers['recipe']}`.",
+        "",
+        *(_score_lines(numbers) if numbers["split"] else ["It was not tested.", ""]),
+        f"- weights: {weights}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
+        f"{numbers['seconds']:,.0f} seconds",
+        f"- shape: {numbers['parameters']:,} parameters; {shape}",
+        "",
+        "```python",
+        "from transformer import Translator",
+        "",
+        'Translator.load("bundle").translate(["..."])',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _score_lines(numbers: dict[str, Any]) -> list[str]:
+    return [
+        f"| {numbers['split']} | |",
+        "|---|---|",
+        f"| BLEU | {numbers['bleu']:.2f} |",
+        f"| chrF | {numbers['chrf']:.2f} |",
+        f"| perplexity | {numbers['perplexity']:.3f} |",
+        "",
+        f"sacreBLEU signature: `{numbers['signature']}`",
+        "",
+    ]
+
+
+def summary(
+    folder: Path, module: Seq2SeqModule, numbers: dict[str, Any], weights: str, picture: Path | None
+) -> str:
+    """What `fit` prints at its end."""
+    lines = [
+        "",
+        f"Trained for {numbers['steps']:,} steps in {numbers['seconds']:,.0f} s ({weights}).",
+    ]
+    split = numbers["split"]
+    if split:
+        lines += [
+            f"{split} BLEU {numbers['bleu']:.2f}   {numbers['signature']}",
+            f"{split} chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
+            "",
+        ]
+        for source, reference, translation in samples(module, split, 5):
+            lines += [
+                f"  {source}",
+                f"    reference   {reference}",
+                f"    translation {translation}",
+            ]
+    if picture:
+        lines += ["", f"Where the model looked: {picture}"]
+    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module, split)])
+
+
+def next_commands(folder: Path, module: Seq2SeqModule, split: Split | None) -> list[str]:
+    """Commands that go on from here."""
+    shown = samples(module, split, 1) if split else []
+    sentence = shown[0][0].replace('"', '\\"') if shown else "..."
+    lines = [f'  transformer translate {folder / "bundle"} "{sentence}"']
+    lines += [f"  transformer test {folder / 'bundle'} --data.test <corpus>"]
+    offline = sorted(folder.glob("wandb/offline-run-*"))
+    return lines + [f"  wandb sync {path}" for path in offline]
