@@ -44,23 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 when the arguments or the input are at fault.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0 if args else 2
-    if args[0] == "--version":
-        print(f"transformer {__version__}")
-        return 0
-    if args[0] not in COMMANDS:
-        return fail(unknown_command(args[0]))
-    return run(args[0], args[1:])
-
-
-def run(command: str, args: list[str]) -> int:
-    """Runs a command of the table; an error of its user is one line, any other a traceback."""
     try:
-        code = import_module(f"transformer.commands.{command}").main(args) or 0
+        code = run(args)
         sys.stdout.flush()
-        return int(code)
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -71,6 +58,19 @@ def run(command: str, args: list[str]) -> int:
         if os.environ.get("TRANSFORMER_DEBUG", "0") not in ("", "0"):
             raise
         return fail(message(error))
+
+
+def run(args: list[str]) -> int:
+    """Runs the command that the first argument names, and returns its exit code."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"transformer {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        return fail(unknown_command(args[0]))
+    return int(import_module(f"transformer.commands.{args[0]}").main(args[1:]) or 0)
 
 
 def message(error: ValueError | OSError) -> str:
