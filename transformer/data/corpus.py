@@ -217,7 +217,7 @@ class Hub(Corpus):
 class Grammar(Corpus):
     """The generated Korean–English corpus of `grammar.py`."""
 
-    split: str
+    split: Any  # train, val or test
 
     def identity(self) -> list[Any]:
         from transformer.data import grammar

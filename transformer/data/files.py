@@ -19,7 +19,7 @@ def near(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent}"
     names = sorted(file.name for file in path.parent.iterdir() if file.is_file())
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.3)
+    close = difflib.get_close_matches(path.name, names)
     return f"; near it: {', '.join(close)}" if close else f"; {path.parent} has nothing like it"
 
 
