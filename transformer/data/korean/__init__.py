@@ -1,0 +1,1 @@
+"""What the embedded Korean-English grammar is made of: words, phrases, clauses."""
