@@ -251,8 +251,12 @@ def _encode(side: hf.Tokenizer, lines: list[str]) -> list[list[int]]:
     ids: list[list[int]] = [encoding.ids for encoding in side.encode_batch_fast(lines)]
     if isinstance(side.model, models.WordLevel):
         # The special tokens are words of this vocabulary: as text they are unknown words.
-        return [[*(UNK if i < UNK else i for i in line[:-1]), EOS] for line in ids]
+        return [_no_specials(line) if min(line[:-1], default=UNK) < UNK else line for line in ids]
     return ids
+
+
+def _no_specials(ids: list[int]) -> list[int]:
+    return [*(max(i, UNK) for i in ids[:-1]), EOS]
 
 
 def _until_eos(ids: list[int]) -> list[int]:

@@ -1,0 +1,341 @@
+"""The data module: caches, messages, and resuming under a real Trainer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from transformer.data import datamodule as module_under_test
+from transformer.data import loaders
+from transformer.data.batching import Batch
+from transformer.data.datamodule import DataModule
+from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, lines in (("train", 400), ("val", 30), ("test", 20)):
+        lengths = rng.integers(1, 15, lines)
+        for side in ("en", "de"):
+            text = "".join(f"{name} {side} " + "w " * n + f"{i}\n" for i, n in enumerate(lengths))
+            (tmp_path / f"{name}.{side}").write_text(text)
+    return tmp_path
+
+
+def make(corpus: Path, **options: Any) -> DataModule:
+    values: dict[str, Any] = {
+        "train": f"{corpus}/train", "val": f"{corpus}/val", "test": f"{corpus}/test",
+        "src": "en", "tgt": "de", "cache": f"{corpus}/cache", "max_tokens": 200, "max_length": 50,
+        "tokenizer": TokenizerConfig(kind="word", vocab_size=1000, min_frequency=1),
+    }  # fmt: skip
+    return DataModule(**values | options)
+
+
+def ready(corpus: Path, **options: Any) -> DataModule:
+    data = make(corpus, **options)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_validation_ids_count_into_the_texts(corpus: Path) -> None:
+    lines = (corpus / "val.en").read_text().splitlines()
+    (corpus / "val.en").write_text("\n".join(["", "w " * 300, *lines[2:]]) + "\n")
+    data = ready(corpus, tokenizer=TokenizerConfig(vocab_size=270))
+    src, tgt = data.texts("val")
+    assert src == (corpus / "val.en").read_text().split("\n")[:-1]
+    assert tgt == (corpus / "val.de").read_text().splitlines()
+    seen = []
+    for batch in data.val_dataloader():
+        for row, number in enumerate(batch.ids.tolist()):
+            [ids] = data.tokenizer.encode_src([src[number]])
+            assert batch.src[row, : batch.src_lengths[row]].tolist() == ids
+            assert data.tokenizer.decode([batch.tgt_out[row].tolist()]) == [tgt[number]]
+            seen.append(number)
+    assert sorted(seen) == list(range(30)), "nothing is dropped, neither empty nor long"
+
+
+def test_long_and_empty_training_pairs_are_left_out_and_counted(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    lines = (corpus / "train.de").read_text().splitlines()
+    (corpus / "train.de").write_text("\n".join(["w " * 50, "  ", "", *lines[3:]]) + "\n")
+    data = ready(corpus)
+    assert (data.pairs, data.skipped, data.empty) == (397, 1, 2)
+    assert "left out 1 pairs longer than data.max_length = 50 tokens and 2 with" in caplog.text
+    numbers = sorted(i for batch in data.train_dataloader() for i in batch.ids.tolist())
+    assert numbers == list(range(3, 400))
+    refusing = make(corpus, too_long="refuse")
+    with pytest.raises(
+        ValueError, match=r"data.train: .*/train, line 1: 51 tokens, more than data"
+    ):
+        refusing.prepare_data()
+    (corpus / "train.de").write_text("\n" * 400)
+    with pytest.raises(ValueError, match="data.train: no pair of .* is left: 0 are .* 400 have"):
+        make(corpus).prepare_data()
+
+
+def test_limit_takes_the_first_training_pairs(corpus: Path) -> None:
+    data = ready(corpus, limit=7)
+    assert data.pairs == 7
+    assert data.tokenizer.encode_src(["399"]) == data.tokenizer.encode_src(["unseen"])
+    assert len(data.texts("val")[0]) == 30
+
+
+def test_a_second_run_reads_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ready(corpus)
+    monkeypatch.setattr(module_under_test, "write_table", None)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    start = time.perf_counter()
+    second = ready(corpus)
+    assert time.perf_counter() - start < 0.5
+    assert second.tokenizer.to_text() == first.tokenizer.to_text()
+    files = sorted(path.name.split("-")[0] for path in (corpus / "cache").iterdir())
+    assert files == ["tokenizer", "tokens", "tokens", "tokens"], "no temporary file is left"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_length": 12},
+        {"limit": 9},
+        {"tokenizer": TokenizerConfig(kind="bpe", vocab_size=300)},
+        {"src": "de", "tgt": "en"},
+        {"touch": True},
+    ],
+)
+def test_the_cache_is_not_used_for_other_content(corpus: Path, options: dict[str, Any]) -> None:
+    before = ready(corpus)
+    if options.pop("touch", False):
+        (corpus / "train.en").write_text("new\n" * 400)
+    after = ready(corpus, **options)
+    assert after._paths["train"] != before._paths["train"]
+
+
+def test_an_interrupted_write_leaves_no_cache(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make(corpus)
+    (corpus / "val.en").write_bytes(b"\xff\n" * 30)
+    with pytest.raises(ValueError, match=r"data.val: .*val.en, line 1: not UTF-8"):
+        data.prepare_data()
+    names = [path.name.split("-")[0] for path in (corpus / "cache").iterdir()]
+    assert sorted(names) == ["tokenizer", "tokens"], "the whole one of train stays, no part of val"
+
+
+def test_an_assigned_tokenizer_is_used_and_none_is_trained(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), lambda: ["ab"], lambda: ["cd"])
+    monkeypatch.setattr(Tokenizer, "train", None)
+    data = make(corpus, train=None)
+    data.tokenizer = tokenizer
+    data.prepare_data()
+    data.setup("test")
+    assert data.tokenizer is tokenizer
+    assert len(data.test_dataloader()) > 0
+    with pytest.raises(ValueError, match="data.train is missing"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"src": ""}, "data.src is missing"),
+        ({"tgt": ""}, "data.tgt is missing"),
+        ({"tgt": "en"}, "data.tgt: 'en' is data.src too"),
+        ({"train": None, "val": None, "test": None}, "data.train, data.val and data.test are all"),
+        ({"train": None}, "data.train is missing"),
+        ({"test": "nowhere/x"}, "data.test: neither nowhere/x.en nor x.en.gz exists"),
+        ({"max_length": 201}, "data.max_tokens: 200 is less than data.max_length = 201"),
+        ({"limit": 0}, "data.limit: 0 must be 1 or more"),
+        ({"seed": -1}, "data.seed: -1 must be 0 or more"),
+        ({"tokenizer": TokenizerConfig(vocab_size=9)}, "data.tokenizer.vocab_size: 9 is too small"),
+    ],
+)
+def test_errors_name_the_recipe_key(corpus: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(corpus, **options).prepare_data()
+
+
+def test_rank_and_world_come_from_the_trainer(corpus: Path) -> None:
+    whole, seen = [], []
+    for rank in range(2):
+        data = ready(corpus)
+        trainer = SimpleNamespace(global_rank=rank, world_size=2, limit_train_batches=1.0)
+        data.trainer = trainer  # type: ignore[assignment]
+        seen += [i for batch in data.train_dataloader() for i in batch.ids.tolist()]
+        whole += [i for batch in data.val_dataloader() for i in batch.ids.tolist()]
+    assert sorted(seen) == list(range(400))
+    assert sorted(whole) == list(range(30))
+
+
+class Watch(LightningModule):
+    """Writes down the ids of what it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, list[int]]] = []
+        self.validations: list[int] = []
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        assert isinstance(batch, Batch)
+        self.seen.append((self.current_epoch, batch.ids.tolist()))
+        return self.weight * 1.0
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        self.validations.append(self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class StopAt(Callback):
+    """Ends a run after a number of steps with a checkpoint, as an interrupted one does."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def run(data: DataModule, folder: Path, resume: Path | None = None, **options: Any) -> Watch:
+    watch = Watch()
+    values: dict[str, Any] = {
+        "max_epochs": 3, "logger": False, "enable_progress_bar": False, "accelerator": "cpu",
+        "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 1,
+        "default_root_dir": folder, "use_distributed_sampler": False,
+    }  # fmt: skip
+    Trainer(**values | options).fit(watch, data, ckpt_path=resume)
+    return watch
+
+
+@pytest.fixture
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "POOL", 150)
+    monkeypatch.setattr(loaders, "STREAM_POOL", 150)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("epochs", "more"), [(0, 1), (1, -1), (1, 0), (1, 12), (2, 0)])
+def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(
+    corpus: Path, small_pools: None, streaming: bool, epochs: int, more: int
+) -> None:
+    options = {"streaming": streaming, "limit": 390}
+    whole = run(make(corpus, **options), corpus)
+    size = len(whole.seen) // 3
+    step = epochs * size + more
+    for epoch in range(3):
+        ids = sorted(i for e, batch in whole.seen if e == epoch for i in batch)
+        assert ids == list(range(390))
+    assert sorted({*whole.validations}) == [0, size, 2 * size, 3 * size]
+
+    checkpoint = corpus / "stopped.ckpt"
+    head = run(make(corpus, **options), corpus, callbacks=[StopAt(step, checkpoint)])
+    assert head.seen == whole.seen[:step]
+    rest = run(make(corpus, **options), corpus, resume=checkpoint)
+    assert head.seen + rest.seen == whole.seen
+    torch.load(checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_checkpoint_of_the_end_of_an_epoch_resumes_with_the_next(
+    corpus: Path, small_pools: None, streaming: bool
+) -> None:
+    options = {"streaming": streaming, "limit": 390}
+    saver = ModelCheckpoint(corpus / "saved", filename="{epoch}", save_top_k=-1)
+    whole = run(make(corpus, **options), corpus, callbacks=[saver], enable_checkpointing=True)
+    for epoch in (0, 1):
+        rest = run(make(corpus, **options), corpus, corpus / f"saved/epoch={epoch}.ckpt")
+        assert rest.seen == [(e, ids) for e, ids in whole.seen if e > epoch]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_epochs_cut_short_and_training_by_steps(
+    corpus: Path, small_pools: None, streaming: bool
+) -> None:
+    data = make(corpus, streaming=streaming, num_workers=1 if streaming else 0)
+    watch = run(data, corpus, limit_train_batches=5, max_epochs=-1, max_steps=12)
+    assert [epoch for epoch, _ in watch.seen] == [0] * 5 + [1] * 5 + [2] * 2
+    assert len({i for _, batch in watch.seen for i in batch}) > 100
+    if streaming:  # goes on in the stream, loses nothing
+        fresh = iter(ready(corpus, streaming=True).train_dataloader())
+        assert [batch for _, batch in watch.seen] == [next(fresh).ids.tolist() for _ in range(12)]
+
+
+def test_no_validation_set_is_no_validation(corpus: Path) -> None:
+    watch = run(make(corpus, val=None), corpus, max_epochs=1)
+    assert watch.seen
+    assert not watch.validations
+
+
+def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:
+    data = ready(corpus, streaming=True, max_length=12)
+    assert sum(1 for _ in (corpus / "cache").glob("tokens-*")) == 2, "val and test only"
+    numbers = [i for batch in data.train_dataloader() for i in batch.ids.tolist()]
+    cached = ready(corpus, max_length=12)
+    assert (
+        (data.pairs, data.skipped)
+        == (cached.pairs, cached.skipped)
+        == (len(numbers), 400 - len(numbers))
+    )
+    assert sorted(numbers) == sorted(
+        i for batch in cached.train_dataloader() for i in batch.ids.tolist()
+    )
+
+
+MEMORY = """
+import json, sys
+from transformer.data.datamodule import DataModule
+from transformer.data.tokenizer import TokenizerConfig
+
+def anonymous():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    return int(line.split()[1])
+
+folder = sys.argv[1]
+data = DataModule(train=folder + "/big", src="en", tgt="de", cache=folder,
+                  tokenizer=TokenizerConfig(kind="word", vocab_size=1000))
+data.prepare_data()
+data.setup()
+before, most = anonymous(), 0
+for number, batch in enumerate(data.train_dataloader()):
+    if number % 100 == 0:
+        most = max(most, anonymous())
+print(json.dumps([before, most, data.pairs]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    peaks = []
+    for pairs in (100_000, 800_000):
+        folder = tmp_path / str(pairs)
+        folder.mkdir()
+        for side in ("en", "de"):
+            text = "".join(f"{side} " + "w " * (i % 23) + "x\n" for i in range(pairs))
+            (folder / f"big.{side}").write_text(text)
+        command = [sys.executable, "-c", MEMORY, str(folder)]
+        *_, last = subprocess.check_output(command, text=True).splitlines()
+        _, most, found = json.loads(last)
+        assert found == pairs
+        peaks.append(most)
+    assert peaks[1] - peaks[0] < 15_000, f"KiB: {peaks}"  # the file grows by some 50 MB
