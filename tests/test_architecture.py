@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "commands": (
         {"models", "data", "evaluation", "bundle", "inference", "training"},
-        TENSORS | {"lightning", "jsonargparse", "yaml"},
+        TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),
     # The lazy public names; the command table reaches the commands by name only.
     "__init__": ({"models", "data.tokenizer", "bundle", "inference"}, set()),

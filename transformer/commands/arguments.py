@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
+from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from docstring_parser import parse as docstring
 from jsonargparse import ArgumentParser
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 else:  # no base, so that the mixin can stand before Lightning's parser, too
     Base = object
 
+UNRECOGNIZED = "unrecognized arguments: "
 UNKNOWN_KEY = re.compile(r"(?:option|Option) '([^']+)'")
 KNOWN_KEY = re.compile(r'Parser key "([^"]+)":?')
 GIVEN_VALUE = re.compile(r"(?:Got value|Given value): (.*)")
@@ -72,8 +75,8 @@ class OneLineErrors(Base):
 
     def explain(self, message: str) -> str:
         """Turns jsonargparse's message into one line: file and line, key, what is valid, value."""
-        if message.startswith("unrecognized arguments: "):
-            return unknown_argument(message.split()[2], self)
+        if message.startswith(UNRECOGNIZED):
+            return unknown_argument(message.removeprefix(UNRECOGNIZED).removeprefix("-- "), self)
         key = KNOWN_KEY.search(message)
         if key is None:
             # A file that is not YAML: its name was lost on the way.
@@ -86,6 +89,63 @@ class OneLineErrors(Base):
 
 class Parser(OneLineErrors, ArgumentParser):
     """The parser of every command but `fit`, which adds the same mixin to Lightning's."""
+
+    def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Parses the arguments; texts and files may stand between and after options."""
+        return super().parse_args(self.options_first(args), *rest, **kwargs)
+
+    def options_first(self, args: Sequence[str]) -> list[str]:
+        """Sorts arguments: argparse takes a list of texts only where they stand together."""
+        actions = {option: a for a in self._actions for option in a.option_strings}
+        options: list[str] = []
+        others: list[str] = []
+        left = list(args)
+        while left:
+            arg = left.pop(0)
+            if arg == "--":
+                others += left
+                break
+            if not arg.startswith("-") or arg == "-":
+                others.append(arg)
+                continue
+            options.append(arg)
+            nargs = getattr(actions.get(arg), "nargs", 0)
+            while left and nargs != 0 and not left[0].startswith("--"):
+                options.append(left.pop(0))
+                nargs = nargs if nargs == "+" else 0
+        return [*options, "--", *others] if others else options
+
+    def add(
+        self,
+        function: Callable[..., Any],
+        arguments: Mapping[str, str | None],
+        skip: Iterable[str] = (),
+    ) -> None:
+        """Adds an option for each parameter of a function or a class, described by its docstring.
+
+        Args:
+            function: Its type hints say what is valid, its docstring what it is for.
+            arguments: Those that take several values, with argparse's `nargs`, or that are
+                positional (no dashes in front). Switches are known by their type, bool.
+            skip: Parameters that get no option.
+        """
+        documented = {p.arg_name: p.description for p in docstring(function.__doc__ or "").params}
+        switches = [p.name for p in signature(function).parameters.values() if is_switch(p)]
+        names = [name.lstrip("-") for name in arguments]
+        add = self.add_class_arguments if isclass(function) else self.add_function_arguments
+        for name, nargs in arguments.items():
+            about = documented[name.lstrip("-")]
+            action = self.add_argument(name, nargs=nargs, type=str, help=about)
+            if nargs == "*":  # none is enough, which jsonargparse overlooks
+                action.required = False
+        add(function, skip={*names, *switches, *skip})
+        for name in switches:
+            self.add_argument(f"--{name}", action="store_true", help=documented[name])
+
+
+def is_switch(parameter: Parameter) -> bool:
+    """Says whether a parameter is a switch: its option takes no value."""
+    return parameter.annotation in (bool, "bool")
 
 
 def valid_keys(parser: Any) -> list[str]:
@@ -103,8 +163,9 @@ def unknown(key: str, keys: Iterable[str]) -> str:
     return f"key {key!r} does not exist" + (f", the nearest is {near!r}" if near else "")
 
 
-def unknown_argument(argument: str, parser: Any) -> str:
-    """Says that an argument of the command line does not exist, and which option is nearest."""
+def unknown_argument(arguments: str, parser: Any) -> str:
+    """Says that the first of some arguments does not exist, and which option is nearest."""
+    argument = arguments.split()[0]
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
     option = argument.split("=")[0]

@@ -1,0 +1,55 @@
+"""`transformer average`: checkpoints in, a bundle out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer.commands.arguments import Parser
+from transformer.training.averaging import average_checkpoints, checkpoint_to_bundle
+
+DESCRIPTION = """Average the weights of checkpoints of one run (paper, section 6.1) and make a
+bundle of them. A single checkpoint, such as that of an interrupted run, becomes a bundle as it
+is."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command."""
+    parser = Parser(prog="transformer average", description=DESCRIPTION)
+    parser.add(average, {"checkpoints": "+", "bundle": None})
+    average(**vars(parser.parse_args(args)))
+    return 0
+
+
+def average(checkpoints: Sequence[str], bundle: str) -> None:
+    """Makes a bundle of checkpoints.
+
+    Args:
+        checkpoints: Files that `transformer fit` wrote into checkpoints/.
+        bundle: Folder to write, which must not exist.
+
+    Raises:
+        ValueError: If the checkpoints do not belong together, or the folder exists.
+    """
+    if Path(bundle).exists():  # before the work, which may be long
+        raise ValueError(f"{bundle} exists already: choose another folder, or move it away")
+    checkpoint = average_checkpoints(checkpoints)
+    checkpoint_to_bundle(checkpoint, bundle, card(checkpoint, checkpoints))
+    print(f"{described(checkpoints)} -> {bundle}\nTry: transformer translate {bundle} <text>")
+
+
+def card(checkpoint: dict[str, Any], checkpoints: Sequence[str]) -> str:
+    """Writes the model card."""
+    about, steps = checkpoint["bundle"], checkpoint.get("global_step")
+    recipe = checkpoint.get("recipe", {}).get("name")
+    return (
+        f"# {about['src']} → {about['tgt']}\n\n"
+        f"A {about['architecture']} (Vaswani et al. 2017) trained with the recipe `{recipe}`: "
+        f"{described(checkpoints)}, the last of them at step {steps}. It was not tested; "
+        "`transformer test` does that.\n"
+    )
+
+
+def described(checkpoints: Sequence[str]) -> str:
+    """Says what the weights are."""
+    names = ", ".join(Path(path).name for path in checkpoints)
+    return f"mean of {len(checkpoints)} checkpoints ({names})" if len(checkpoints) > 1 else names

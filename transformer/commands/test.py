@@ -1,0 +1,152 @@
+"""`transformer test`: loss, perplexity, BLEU and chrF of a bundle."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from transformer.bundle import load_bundle
+from transformer.commands.arguments import Parser
+from transformer.commands.fit import be_quiet, best_precision
+from transformer.data.datamodule import DataModule
+from transformer.inference.search import SearchConfig
+from transformer.inference.translator import Precision
+from transformer.training.module import Seq2SeqModule
+from transformer.training.report import versions
+
+DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
+of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. Search
+options that are not given are the bundle's, and so are the languages."""
+# What only training asks for.
+TRAINING = {"train", "val", "tokenizer", "max_length", "too_long", "limit", "streaming"}
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command."""
+    parser = Parser(prog="transformer test", description=DESCRIPTION)
+    parser.add(score_bundle, {"bundle": None}, skip={"data"})
+    parser.add_class_arguments(DataModule, "data", skip={*TRAINING, "num_workers", "seed"})
+    parser.add(SearchConfig, {})
+    # Without defaults, so that those of the bundle apply.
+    score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})
+    return 0
+
+
+def score_bundle(
+    bundle: str,
+    data: dict[str, Any],
+    run_dir: str | None = None,
+    label_smoothing: float = 0.1,
+    score_tokenize: str = "13a",
+    score_lowercase: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    **search: Any,
+) -> dict[str, Any]:
+    """Scores a bundle.
+
+    Args:
+        bundle: Folder that `transformer fit` or `transformer average` wrote.
+        data: Arguments of DataModule.
+        run_dir: Folder to write, which must not exist; `test-<corpus>` beside the bundle if left
+            out.
+        label_smoothing: Of the loss, as in training; perplexity knows none.
+        score_tokenize: sacreBLEU's tokenizer: 13a for most languages, zh, ja-mecab, ko-mecab, char.
+        score_lowercase: Ignore case in BLEU and chrF.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: auto is bfloat16 on CUDA, float32 elsewhere.
+        search: Fields of SearchConfig.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: If the test set or the bundle is at fault, or the run folder exists.
+    """
+    be_quiet()
+    if not data.get("test"):
+        raise ValueError("data.test is missing: name a corpus, such as --data.test corpus/test")
+    folder = Path(run_dir) if run_dir else beside(bundle, data["test"])
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: choose another --run_dir, or move it away")
+    model, tokenizer, config = load_bundle(bundle)
+    datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
+    datamodule.tokenizer = tokenizer
+    module = Seq2SeqModule(
+        model.config,
+        label_smoothing,
+        search=replace(SearchConfig(**config["search"]), **search),
+        score_tokenize=score_tokenize,
+        score_lowercase=score_lowercase,
+    )
+    module.network = model
+    scores, seconds = run(module, datamodule, device, precision)
+    numbers = {
+        "bleu": scores["test/bleu"],
+        "chrf": scores["test/chrf"],
+        "signature": module.score.signature,
+        "loss": scores["test/loss"],
+        "perplexity": scores["test/perplexity"],
+        "test": data["test"],
+        "bundle": str(bundle),
+        "parameters": model.count_parameters(),
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+    }
+    write(folder, numbers, module)
+    print(summary(folder, numbers))
+    return numbers
+
+
+def beside(bundle: str, corpus: str) -> Path:
+    """Names the run folder after the corpus: `grammar:test` becomes `test-grammar-test`."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus).strip("-.")
+    return Path(bundle).parent / f"test-{name}"
+
+
+def run(
+    module: Seq2SeqModule, data: DataModule, device: str, precision: Precision
+) -> tuple[dict[str, float], float]:
+    """Runs the test as `fit` does at its end; returns the scores and the seconds."""
+    accelerator, _, number = device.partition(":")
+    lightning_precision: Any = PRECISIONS.get(precision) or best_precision(accelerator)
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=[int(number)] if number else 1,
+        precision=lightning_precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        use_distributed_sampler=False,
+    )
+    start = time.monotonic()
+    trainer.test(module, datamodule=data, verbose=False)
+    seconds = time.monotonic() - start
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}, seconds
+
+
+def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
+    """Writes results.json, and the translations in the order of the corpus."""
+    folder.mkdir(parents=True)
+    lines = [" ".join(module.translations[i].splitlines()) for i in sorted(module.translations)]
+    text = "".join(f"{line}\n" for line in lines)
+    (folder / "hypotheses.txt").write_text(text, encoding="utf-8")
+    text = json.dumps(numbers, indent=2, ensure_ascii=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+
+
+def summary(folder: Path, numbers: dict[str, Any]) -> str:
+    """Says what came out."""
+    return (
+        f"BLEU {numbers['bleu']:.2f}   {numbers['signature']}\n"
+        f"chrF {numbers['chrf']:.2f}   loss {numbers['loss']:.4f}   "
+        f"perplexity {numbers['perplexity']:.3f}\n"
+        f"Translations and scores: {folder}"
+    )

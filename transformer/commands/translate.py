@@ -1,0 +1,123 @@
+"""`transformer translate`: text in, translations out."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+
+from transformer.commands.arguments import Parser
+from transformer.commands.text import BREAKS, Line, chunks, read, writing
+from transformer.inference.search import SearchConfig
+from transformer.inference.translator import Precision, Translation, Translator
+
+DESCRIPTION = """Translate texts, files or standard input. One line comes out for each line that
+goes in; an empty one stays empty. With --n_best above 1, --scores or --alignments the output is
+columns, separated by tabs: with --n_best the number of the input line; with --scores the score
+(length-normalised) and the log-probability in nats; the translation; with --alignments pairs of
+positions `source-target`, counted in tokens from 0. Search options that are not given are the
+bundle's."""
+CHUNK = 2000  # lines that are sorted by length together
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command."""
+    parser = Parser(prog="transformer translate", description=DESCRIPTION)
+    parser.add(translate, {"bundle": None, "texts": "*", "--input": "+"})
+    parser.add(SearchConfig, {})
+    # Without defaults, so that those of the bundle apply.
+    translate(**vars(parser.parse_args(args, defaults=False)))
+    return 0
+
+
+def translate(
+    bundle: str,
+    texts: Sequence[str] = (),
+    input: Sequence[str] = (),
+    output: str | None = None,
+    scores: bool = False,
+    alignments: bool = False,
+    prefix: str = "",
+    too_long: Literal["refuse", "split"] = "refuse",
+    seed: int | None = None,
+    max_tokens: int = 2048,
+    max_length: int = 512,
+    device: str = "auto",
+    precision: Precision = "auto",
+    **search: Any,
+) -> None:
+    """Translates texts, files or standard input.
+
+    Args:
+        bundle: Folder that `transformer fit` or `transformer average` wrote.
+        texts: Texts to translate.
+        input: Files to translate, UTF-8, one text a line, plain or .gz.
+        output: File to write to, which must not exist; standard output if left out.
+        scores: Print scores, too.
+        alignments: Print which source token each target token looked at most.
+        prefix: Text with which every translation must begin.
+        too_long: Refuse a line above --max_length, or split it at sentence ends.
+        seed: Of --sample; another result each time if left out.
+        max_tokens: Source tokens in a batch, with padding.
+        max_length: Longest line, in tokens.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: auto is bfloat16 on CUDA, float32 elsewhere.
+        search: Fields of SearchConfig.
+
+    Raises:
+        ValueError: If the input or the bundle is at fault.
+    """
+    n_best = search.setdefault("n_best", 1)
+    columns = scores or alignments or n_best > 1
+    if columns and too_long == "split":
+        raise ValueError("--too_long split goes with neither --n_best, --scores nor --alignments")
+    source = read(texts, input)
+    done = 0
+    with writing(output) as stream:
+        translator = Translator.load(
+            bundle, device, precision, max_tokens=max_tokens, max_length=max_length
+        )
+        options = {**search, "prefix": prefix, "generator": generator(translator.device, seed)}
+        for chunk in chunks(source, CHUNK):
+            lines = checked(translator, chunk, too_long)
+            if not columns:
+                for text in translator.translate(lines, too_long=too_long, **options):
+                    print(text.translate(BREAKS), file=stream)
+            else:
+                for found in translator.n_best(lines, alignments=alignments, **options):
+                    done += 1
+                    for row in rows(found, scores):
+                        print(*[done] * (n_best > 1), *row, sep="\t", file=stream)
+            stream.flush()
+
+
+def checked(translator: Translator, chunk: list[Line], too_long: str) -> list[str]:
+    """Returns the texts of a chunk, after a look at each line's encoding and length."""
+    for place, text in chunk:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: not UTF-8 ({error.reason}), convert it first") from None
+    texts = [line.text for line in chunk]
+    for line, ids in zip(chunk, translator.tokenizer.encode_src(texts), strict=True):
+        if len(ids) > translator.max_length and too_long == "refuse":
+            raise ValueError(
+                f"{line.place}: {len(ids)} tokens, --max_length is {translator.max_length}: "
+                "shorten it, raise --max_length, or give --too_long split"
+            )
+    return texts
+
+
+def rows(found: list[Translation], scores: bool) -> Iterator[list[str]]:
+    """Yields the columns of each translation of a line, without its number."""
+    for translation in found:
+        row = [translation.text.translate(BREAKS)]
+        if scores:
+            row = [f"{translation.score:.4f}", f"{translation.log_prob:.4f}", *row]
+        if translation.alignment is not None:
+            row.append(" ".join(f"{src}-{tgt}" for src, tgt in translation.alignment))
+        yield row
+
+
+def generator(device: torch.device, seed: int | None) -> torch.Generator | None:
+    """Makes the source of randomness for sampling."""
+    return None if seed is None else torch.Generator(device).manual_seed(seed)
