@@ -5,7 +5,7 @@ is a plural, and a noun with a relative clause is definite. What English lacks (
 or subject particle, 안 or -지 않다) is free on the Korean side.
 """
 
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -184,7 +184,7 @@ _BE = {
 # --- verb forms and sentences -------------------------------------------------------------------
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def korean_verb(word: Word, mood: Mood, third: bool) -> str:
     """The sentence-final verb with its auxiliaries (-고 있다, -고 싶다, -을 수 있다, -아야 하다).
 
@@ -213,7 +213,7 @@ def korean_verb(word: Word, mood: Mood, third: bool) -> str:
     return morph.conjugate(word, mood.tense, mood.level, mood.question)
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def _english_verb(verb: str, mode: str, tense: str, be: str) -> tuple[str, str]:
     """The operator, which questions and negation use, and the rest of the verb group."""
     if mode == "can":

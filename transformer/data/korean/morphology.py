@@ -42,6 +42,7 @@ class Word(NamedTuple):
 # --- Hangul -------------------------------------------------------------------------------------
 
 
+@cache
 def _letters(syllable: str) -> tuple[int, str, str]:
     lead, rest = divmod(ord(syllable) - 0xAC00, 588)
     vowel, final = divmod(rest, 28)
@@ -63,7 +64,6 @@ def _close(text: str, final: str = "") -> str:
     return text[:-1] + _syllable(lead, vowel, final)
 
 
-@cache
 def particle(noun: str, name: str) -> str:
     """``noun`` with the shape of a particle that its final consonant asks for.
 
