@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from transformer.training import objective
-from transformer.training.objective import label_smoothed_loss, learning_rate, target_rows
+from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate, target_rows
 
 
-def batch(dtype: torch.dtype = torch.float64):
+def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 5, 8, generator=generator, dtype=dtype)
     weight = torch.randn(17, 8, generator=generator, dtype=dtype)
@@ -17,7 +18,9 @@ def batch(dtype: torch.dtype = torch.float64):
     return hidden.requires_grad_(), weight.requires_grad_(), targets, lengths
 
 
-def reference(hidden, weight, targets, lengths, smoothing):
+def reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lengths: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
     """All positions projected, padding ignored by torch."""
     masked = targets.clone()
     masked[torch.arange(5) >= lengths[:, None]] = -100
@@ -28,7 +31,9 @@ def reference(hidden, weight, targets, lengths, smoothing):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize("chunk", [17, 40, 2**19])
-def test_loss_and_gradients_equal_torch(monkeypatch, smoothing, chunk):
+def test_loss_and_gradients_equal_torch(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk: int
+) -> None:
     monkeypatch.setattr(objective, "_CPU_CHUNK", chunk)  # 1 row, 2 rows, everything at once
     hidden, weight, targets, lengths = batch()
     expected, expected_nll = reference(hidden, weight, targets, lengths, smoothing)
@@ -43,7 +48,7 @@ def test_loss_and_gradients_equal_torch(monkeypatch, smoothing, chunk):
     torch.testing.assert_close(gradients, expected_gradients)
 
 
-def test_nll_has_no_gradient_and_none_is_made_without_need():
+def test_nll_has_no_gradient_and_none_is_made_without_need() -> None:
     hidden, weight, targets, lengths = batch()
     rows = target_rows(lengths, 5)
     _, nll = label_smoothed_loss(lambda h: h @ weight.T, hidden, targets, rows, 0.1)
@@ -54,7 +59,7 @@ def test_nll_has_no_gradient_and_none_is_made_without_need():
     torch.testing.assert_close(loss, expected.detach())
 
 
-def test_half_precision_logits_are_summed_in_float32():
+def test_half_precision_logits_are_summed_in_float32() -> None:
     hidden, weight, targets, lengths = batch(torch.bfloat16)
     rows = target_rows(lengths, 5)
     loss, nll = label_smoothed_loss(lambda h: h @ weight.T, hidden, targets, rows, 0.1)
@@ -63,11 +68,11 @@ def test_half_precision_logits_are_summed_in_float32():
     assert gradient.dtype == torch.bfloat16 and gradient.isfinite().all()
 
 
-def test_padding_is_never_projected():
+def test_padding_is_never_projected() -> None:
     hidden, weight, targets, lengths = batch()
-    seen = []
+    seen: list[tuple[int, ...]] = []
 
-    def project(rows):
+    def project(rows: Tensor) -> Tensor:
         seen.append(tuple(rows.shape))
         return rows @ weight.T
 
@@ -76,8 +81,8 @@ def test_padding_is_never_projected():
     assert target_rows(lengths, 5).tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12]
 
 
-def test_noam_is_equation_3():
-    def lr(step, peak=1.0):
+def test_noam_is_equation_3() -> None:
+    def lr(step: int, peak: float = 1.0) -> float:
         return learning_rate("noam", step, peak=peak, warmup_steps=4000, d_model=512)
 
     assert lr(1) == pytest.approx(512**-0.5 * 1 * 4000**-1.5)
@@ -86,8 +91,8 @@ def test_noam_is_equation_3():
     assert lr(4000, peak=2.0) == pytest.approx(2 * lr(4000))
 
 
-def test_inverse_sqrt_and_constant():
-    def lr(schedule, step, warmup=2000):
+def test_inverse_sqrt_and_constant() -> None:
+    def lr(schedule: Schedule, step: int, warmup: int = 2000) -> float:
         return learning_rate(schedule, step, peak=0.005, warmup_steps=warmup, d_model=128)
 
     assert lr("inverse_sqrt", 1) == pytest.approx(0.0000025)

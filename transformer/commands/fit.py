@@ -23,6 +23,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.training.averaging import read_checkpoint
 from transformer.training.callbacks import (
     Interrupted,
+    StopSafely,
     TrainingLog,
     checkpoints,
     diverged,
@@ -67,9 +68,10 @@ def main(args: Sequence[str]) -> int:
     be_quiet()
     cli = FitCLI(args)
     try:
-        cli.trainer.fit(
-            cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True
-        )
+        with cli.stop:
+            cli.trainer.fit(
+                cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True
+            )
         finish(cli)
     except NotFinite as error:
         raise diverged(error, cli.folder / "checkpoints", cli.model.peak) from error
@@ -172,6 +174,7 @@ class FitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer with our logger, checkpoints and display."""
         config = self.config
+        self.stop = StopSafely(self.folder / "checkpoints")
         text = self.parser.dump(config, skip_none=False)
         self.model.recipe = {"name": self.name, "config": yaml.safe_load(text)}
         if self.checkpoint:
@@ -190,6 +193,7 @@ class FitCLI(LightningCLI):
             average=config.average,
             save_every=config.save_every,
         )
+        callbacks.append(self.stop)
         given = self.config_init.trainer
         return super().instantiate_trainer(
             logger=given.logger or make_logger(kind, self.folder, self.name, run_id) or False,

@@ -177,7 +177,8 @@ class StopSafely(Checkpoint):
 
     All processes stop at the same step, the one before which any of them got the signal. Where a
     validation follows the step it is finished first, so that a resumed run repeats and skips
-    nothing. As a `Checkpoint` it runs after the checkpoints of the same step.
+    nothing. As a `Checkpoint` it runs after the checkpoints of the same step. It watches the
+    signals inside of `with stop: trainer.fit(...)`.
 
     Args:
         folder: where `interrupted.ckpt` goes.
@@ -186,15 +187,23 @@ class StopSafely(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.signum = 0
-        self._handlers: dict[int, Any] = {}
+        self._originals: dict[int, Any] = {}
         self._last_step = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch for Ctrl-C before there are data workers, which inherit the handler."""
+    def __enter__(self) -> "StopSafely":
+        """Watch for Ctrl-C: before there are data workers, for they inherit the handler."""
+        self._originals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         self._watch(signal.SIGINT)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the signals back; Lightning's own restoring would leave ours."""
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self._originals.items():
+                signal.signal(signum, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch for SIGTERM instead of Lightning, which may act in the middle of a step."""
+        """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
         self._watch(signal.SIGTERM)
         self._last_step = trainer.global_step
 
@@ -213,13 +222,6 @@ class StopSafely(Checkpoint):
         """A signal during the last validation: training is over, the final model is not made."""
         if _any_process(trainer, bool(self.signum)):
             self._stop(trainer)
-        self._restore()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signals back."""
-        self._restore()
 
     def _stop(self, trainer: Trainer) -> None:
         path = self.folder / INTERRUPTED
@@ -228,16 +230,10 @@ class StopSafely(Checkpoint):
 
     def _watch(self, signum: int) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._handlers[signum] = signal.signal(signum, self._note)
-
-    def _restore(self) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers = {}
+            signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
-            self._restore()
             signal.signal(signum, signal.SIG_DFL)
             raise KeyboardInterrupt
         self.signum = signum
@@ -273,7 +269,7 @@ def checkpoints(
         save_every: optimizer steps between checkpoints; None for once an epoch.
 
     Returns:
-        Callbacks for `weights-*` (to be averaged), `best-*`, `last` and `interrupted`.
+        Callbacks for `weights-*` (to be averaged), `best-*` and `last`; `StopSafely` comes after.
     """
     when: dict[str, Any] = {"every_n_train_steps": save_every}
     if save_every is None:
@@ -291,7 +287,7 @@ def checkpoints(
         best: dict[str, Any] = {"monitor": "val/bleu", "mode": "max", "save_top_k": keep_best}
         name = "best-step{step}-bleu{val/bleu:.2f}"
         found.append(ModelCheckpoint(filename=name, **best, **common))
-    return [*found, ModelCheckpoint(filename="last", **when, **common), StopSafely(folder)]
+    return [*found, ModelCheckpoint(filename="last", **when, **common)]
 
 
 def early_stopping(patience: int) -> EarlyStopping:

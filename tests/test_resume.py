@@ -1,0 +1,142 @@
+"""A run that was stopped and resumed is the run that was never stopped."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from toys import KillAt, datamodule, module, trainer
+
+from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.models import TransformerConfig
+from transformer.training.callbacks import (
+    INTERRUPTED,
+    Interrupted,
+    StopSafely,
+    TrainingLog,
+    checkpoints,
+)
+
+NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.3)
+
+
+def run(
+    folder: Path, *extra: Callback, average: int = 0, resume: bool = False, **options: Any
+) -> tuple[Trainer, dict[str, torch.Tensor], TrainingLog]:
+    """Train with dropout and accumulation for three epochs, from a checkpoint if there is one."""
+    log = TrainingLog()
+    saved = checkpoints(folder, validates=True, keep_best=1, average=average, save_every=None)
+    given = {"max_epochs": 3, "accumulate_grad_batches": 5, **options}
+    stop = StopSafely(folder)
+    loop = trainer(folder, log, *extra, *saved, stop, **given)
+    model = module(network=NETWORK, schedule="noam", learning_rate=2.0, warmup_steps=8)
+    path = folder / INTERRUPTED if resume else None
+    data = datamodule(folder.parent, max_tokens=100)
+    with stop:
+        loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+    return loop, {k: v.clone() for k, v in model.state_dict().items()}, log
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path) -> tuple[Trainer, dict[str, torch.Tensor], TrainingLog]:
+    return run(folder / "whole", average=2)
+
+
+@pytest.mark.parametrize(
+    ("where", "signum"),
+    [
+        ("inside a step", signal.SIGINT),
+        ("inside a step", signal.SIGTERM),
+        ("in another epoch", signal.SIGINT),
+        ("in the last step of an epoch", signal.SIGINT),
+        ("in the last step of all", signal.SIGINT),
+    ],
+)
+def test_resumed_equals_uninterrupted(
+    folder: Path, uninterrupted: Any, where: str, signum: signal.Signals
+) -> None:
+    expected_loop, expected, expected_log = uninterrupted
+    epoch = int(expected_loop.num_training_batches)
+    assert epoch > 6
+    assert epoch % 5, "the last window of an epoch is to be a short one"
+    at = {
+        "inside a step": 4,
+        "in another epoch": epoch + 4,
+        "in the last step of an epoch": epoch - 1,
+        "in the last step of all": 3 * epoch - 1,
+    }[where]
+    place = folder / f"stopped-{at}-{signum}"
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stop:
+        run(place, KillAt(signum, at), average=2)
+    assert stop.value.signum == signum
+    assert stop.value.checkpoint == place / INTERRUPTED
+    finished = where == "in the last step of all"
+    assert (stop.value.step == expected_loop.global_step) == finished
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+    loop, weights, log = run(place, average=2, resume=True)
+    assert loop.global_step == expected_loop.global_step
+    assert loop.current_epoch == expected_loop.current_epoch
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    for key in ("src_tokens", "tgt_tokens"):
+        assert log.totals[key] == expected_log.totals[key]
+    names = [{path.name for path in where.glob("*.ckpt")} for where in (place, folder / "whole")]
+    assert names[0] - {INTERRUPTED} == names[1], (
+        "the same checkpoints to average and to choose from"
+    )
+
+
+def test_the_first_step_is_finished_before_stopping(folder: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(folder / "first", KillAt(signal.SIGINT, 0))
+    checkpoint = torch.load(folder / "first" / INTERRUPTED, weights_only=True)
+    assert checkpoint["global_step"] == 1
+    assert checkpoint["micro_batches"] == 5
+    assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 5
+
+
+def test_dropout_depends_on_the_micro_batch_alone(folder: Path, uninterrupted: Any) -> None:
+    class Disturb(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            torch.rand(3)
+
+    _, weights, _ = run(folder / "disturbed", Disturb())
+    torch.testing.assert_close(weights, uninterrupted[1], rtol=0, atol=0)
+    _, other, _ = run(folder / "other", max_epochs=2)
+    assert any(not torch.equal(other[k], weights[k]) for k in weights)
+
+
+def resume_with(folder: Path, place: str, **changes: Any) -> None:
+    if not (folder / place / INTERRUPTED).exists():
+        with pytest.raises(Interrupted):
+            run(folder / place, KillAt(signal.SIGINT, 0))
+    network = changes.pop("network", NETWORK)
+    data = datamodule(folder, **changes)
+    data.tokenizer = Tokenizer.train(
+        TokenizerConfig(vocab_size=280), lambda: ["rot blau"] * 9, lambda: ["red blue"] * 9
+    )
+    loop = trainer(folder, TrainingLog(), max_epochs=1)
+    path = folder / place / INTERRUPTED
+    loop.fit(module(network=network), datamodule=data, ckpt_path=path, weights_only=True)
+
+
+def test_another_vocabulary_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="vocabulary does not fit the checkpoint: .* 300 and 300"):
+        resume_with(folder, "refused")
+
+
+def test_another_shape_is_refused(folder: Path) -> None:
+    network = TransformerConfig(d_model=32, d_ff=32, num_heads=2, num_layers=1)
+    with pytest.raises(ValueError, match=r"model\.network\.d_model is 32, .* trained with 16"):
+        resume_with(folder, "refused", network=network)
