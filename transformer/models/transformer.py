@@ -7,7 +7,7 @@ L layers.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -230,8 +230,10 @@ class Transformer(Seq2Seq):
             )
         self.src_embedding = Embedding(config, src_vocab_size)
         self.tgt_embedding = Embedding(config, tgt_vocab_size)
-        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        layers = range(config.num_layers)
+        # mypy takes what a ModuleList holds for any Module.
+        self.encoder = cast(list[EncoderLayer], nn.ModuleList(EncoderLayer(config) for _ in layers))
+        self.decoder = cast(list[DecoderLayer], nn.ModuleList(DecoderLayer(config) for _ in layers))
         # Only pre-norm leaves the last sum of a stack unnormalised.
         pre = config.norm == "pre"
         self.encoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
