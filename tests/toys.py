@@ -31,6 +31,7 @@ WORDS = {
     "hund": "dog", "katze": "cat", "baum": "tree", "rot": "red", "blau": "blue",
 }  # fmt: skip
 NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.0)
+VAL = [3, 2, 2]  # sentences of the validation batches: unequally many for two processes
 SHAPE = "{d_model: 16, d_ff: 32, num_heads: 2, num_layers: 1, dropout: 0.1}"
 
 
@@ -58,7 +59,8 @@ def recipe(folder: Path, name: str = "toy.yaml", extra: str = "") -> Path:
     path.write_text(
         f"model: {{network: {SHAPE}, schedule: inverse_sqrt, learning_rate: 0.01, "
         "warmup_steps: 10, search: {beam: 2, max_extra: 5}}\n"
-        f"data: {{train: {corpus}/train, val: {corpus}/val, test: {corpus}/test, src: de, tgt: en, "
+        f"data: {{train: {corpus}/train, val: {corpus}/val, test: {corpus}/test, "
+        f"src: de, tgt: en, "
         f"cache: {folder}/cache, tokenizer: {{vocab_size: 300}}, max_length: 60, max_tokens: 200}}\n"
         "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 2}\n" + extra
     )
@@ -147,7 +149,10 @@ class FixedData(LightningDataModule):
 
 
 class KeepGradients(Callback):
-    """The gradients that the last optimizer step used."""
+    """The weights before the first optimizer step and the gradients of the last one."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         if trainer.global_step:
@@ -159,7 +164,7 @@ def one_step(
     folder: Path, groups: list[int], accumulate: int, processes: int = 1, clip: float | None = None
 ) -> dict[str, Any]:
     """Gradients, scores and meter of one optimizer step over all the groups, in float64."""
-    data, model = FixedData(groups, val=[3, 2, 2]), module()
+    data, model = FixedData(groups, VAL), module()
     log, keep = TrainingLog(), KeepGradients()
     run = trainer(
         folder, log, keep, devices=processes, strategy="ddp" if processes > 1 else "auto",
@@ -168,7 +173,12 @@ def one_step(
     )  # fmt: skip
     run.fit(model, datamodule=data)
     assert run.global_step == 1
-    return {"gradients": keep.gradients, "scores": model.scores, "latest": log.latest}
+    return {
+        "weights": keep.weights,
+        "gradients": keep.gradients,
+        "scores": model.scores,
+        "latest": log.latest,
+    }
 
 
 class KillAt(Callback):
