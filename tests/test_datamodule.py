@@ -72,7 +72,7 @@ def test_long_and_empty_training_pairs_are_left_out_and_counted(
 ) -> None:
     caplog.set_level("INFO")
     lines = (corpus / "train.de").read_text().splitlines()
-    (corpus / "train.de").write_text("\n".join(["w " * 50, "  ", "", *lines[3:]]) + "\n")
+    (corpus / "train.de").write_text("\n".join(["w " * 50, "  ", "", "w " * 49, *lines[4:]]) + "\n")
     data = ready(corpus)
     assert (data.pairs, data.skipped, data.empty) == (397, 1, 2)
     assert "left out 1 pairs longer than data.max_length = 50 tokens and 2 with" in caplog.text

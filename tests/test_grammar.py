@@ -16,6 +16,7 @@ from transformer.data.korean.clauses import (
     Modifier,
     Mood,
     korean_verb,
+    name,
     noun_phrase,
     pronoun,
 )
@@ -245,6 +246,7 @@ def test_noun_phrases(noun: str, mod: Modifier, ko: str, en: str, be: str) -> No
 def test_pronouns_show_politeness() -> None:
     assert [pronoun(I_WE[0], level).ko for level in (PLAIN, POLITE, FORMAL)] == ["나", "저", "저"]
     assert [pronoun(I_WE[1], level).ko for level in (PLAIN, FORMAL)] == ["우리", "저희"]
+    assert [name(lexicon.NAMES[0], level).ko for level in (PLAIN, FORMAL)] == ["민수", "민수 씨"]
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +364,13 @@ def test_the_seed_decides_and_the_process_does_not(train: list[Sentence]) -> Non
         )
         assert done.stdout.strip() == str([s[:2] for s in train[:300]])
     assert list(pairs("train", 300, seed=2)) != [s[:2] for s in train[:300]]
+
+
+def test_adverbs_of_time_do_not_touch_relative_clauses(train: list[Sentence]) -> None:
+    """In "the boy whom I met yesterday" nobody could tell what was yesterday."""
+    times = tuple(en for times in grammar.TIMES.values() for _, en in times)
+    related = [sentence.english for sentence in train if " whom " in sentence.english]
+    assert related and not any(text.strip("?").endswith(times) for text in related)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 997, 5000])

@@ -18,7 +18,7 @@ from transformer.models.positions import LearnedPositions, SinusoidalPositions
 from transformer.models.seq2seq import Memory, Seq2Seq
 from transformer.models.state import TransformerState
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 @dataclass(frozen=True)
