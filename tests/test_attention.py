@@ -1,6 +1,7 @@
 """Attention and positions against torch's own modules and calculations by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_multi_head_attention_is_torchs(causal: bool) -> None:
 def test_cross_attention_is_torchs() -> None:
     torch.manual_seed(0)
     ours = MultiHeadAttention(16, 4)
-    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True)
     theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias
     theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
     x, memory, lengths = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.tensor([5, 2])

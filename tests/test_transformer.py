@@ -59,7 +59,7 @@ def test_rows_of_table_3_differ_from_base_as_published(
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_stacks_are_torchs(norm: Any, activation: Any) -> None:
     """All weights copied into torch.nn's encoder and decoder layers: the same hidden states."""
-    model = build(replace(SMALL, norm=norm, activation=activation))
+    model: Any = build(replace(SMALL, norm=norm, activation=activation))
     options = {"dim_feedforward": 32, "batch_first": True, "norm_first": norm == "pre"}
     options |= {"activation": activation, "dropout": 0.0, "dtype": torch.float64}
     padding = torch.arange(5) >= LENGTHS[:, None]
@@ -126,14 +126,14 @@ def test_heads_must_divide() -> None:
 def test_activation(activation: Any) -> None:
     model = build(replace(SMALL, activation=activation))
     x = torch.randn(3, 16, dtype=torch.float64)
-    inner = model.encoder[0].feed_forward.inner(x)  # type: ignore[operator,union-attr]
+    inner = model.encoder[0].feed_forward.inner(x)
     by_hand = {
         "relu": inner.clamp(min=0),
         "gelu": inner * 0.5 * (1 + torch.erf(inner / 2**0.5)),
         "swish": inner / (1 + torch.exp(-inner)),
     }[activation]
-    expected = model.encoder[0].feed_forward.outer(by_hand)  # type: ignore[operator,union-attr]
-    torch.testing.assert_close(model.encoder[0].feed_forward(x), expected)  # type: ignore[operator]
+    expected = model.encoder[0].feed_forward.outer(by_hand)
+    torch.testing.assert_close(model.encoder[0].feed_forward(x), expected)
 
 
 def test_the_future_and_the_padding_are_not_seen() -> None:

@@ -42,8 +42,8 @@ def parts(shared: bool = True) -> tuple[Transformer, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def translator(**options: int) -> Translator:
-    return Translator(*parts(), SEARCH, **options)
+def translator(max_tokens: int = 2048, max_length: int = 512) -> Translator:
+    return Translator(*parts(), SEARCH, max_tokens, max_length)
 
 
 def save(folder: Path, shared: bool = True) -> tuple[Transformer, Tokenizer]:
@@ -188,8 +188,6 @@ def test_precision(tmp_path: Path, precision: str) -> None:
 
 def test_samples_repeat_by_seed() -> None:
     ours = translator()
-    options = {"sample": True, "n_best": 4}
-    first, second = (
-        ours.n_best(LINES, generator=torch.Generator().manual_seed(7), **options) for _ in range(2)
-    )
+    generators = [torch.Generator().manual_seed(7) for _ in range(2)]
+    first, second = (ours.n_best(LINES, generator=g, sample=True, n_best=4) for g in generators)
     assert first == second

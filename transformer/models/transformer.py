@@ -18,7 +18,8 @@ from transformer.models.positions import LearnedPositions, SinusoidalPositions
 from transformer.models.seq2seq import Memory, Seq2Seq
 from transformer.models.state import TransformerState
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 @dataclass(frozen=True)
