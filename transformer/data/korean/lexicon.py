@@ -88,7 +88,7 @@ _ACTIONS = """
 기다리다 wait for: person kin transport: p
 돕다/ㅂ help: person kin: p
 초대하다 invite: person kin:
-찾다 look for: person animal thing 연필 표 지도: p
+따라가다 follow: person animal: p
 씻다 wash: fruit 컵 접시: mc
 닦다 wipe: 창문 거울 책상 접시 구두: mc
 열다 open: opening 상자 가방 냉장고: m
@@ -128,7 +128,8 @@ _EVENTS = """
 보다 see: person kin animal
 잃어버리다 lose: 열쇠 가방 우산 시계 반지 표 지갑 장갑
 깨뜨리다 break: 컵 접시 창문 거울
-발견하다 find: 열쇠 반지 동전 지갑 고양이 지도 사진
+찾다 find: person animal thing 연필 표 지도
+발견하다 discover: 열쇠 반지 동전 지갑 고양이 지도 사진
 받다 receive: 선물 letter plant 표 그림
 """
 
@@ -159,7 +160,7 @@ _ANIMAL = """
 먹다 eat: fruit 고기 생선 빵 치즈
 마시다 drink: 물 우유
 쫓다 chase: 쥐 토끼 고양이 오리 닭 공
-찾다 look for: 쥐 공 고기 물 생선
+물다 bite: 쥐 공 고기 빵 생선
 """
 _MOVING = "가다 go, 오다 come, 돌아가다 return, 걸어가다 walk, 달려가다 run"
 

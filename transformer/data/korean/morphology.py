@@ -210,7 +210,7 @@ _PASTS = """eat/ate drink/drank make/made buy/bought sell/sold read/read write/w
 see/saw teach/taught meet/met lose/lost ride/rode drive/drove draw/drew take/took sing/sang
 wear/wore cut/cut choose/chose throw/threw catch/caught break/broke find/found give/gave
 send/sent lend/lent sleep/slept run/ran swim/swam go/went come/came become/became have/had
-hide/hid"""
+hide/hid bite/bit"""
 PASTS = dict(pair.split("/") for pair in _PASTS.split())
 
 

@@ -163,7 +163,7 @@ def transitive(weight: float, table: list[Any], kind: str) -> Iterator[Part]:
     for share, fits, mods in OBJECTS:
         for letter, (part, extras) in EXTRAS.items():
             chosen = [(v, n) for v, nouns, fit in table if letter in fit for n in nouns if fits(n)]
-            light = mods is BARE and not letter
+            light = mods is BARE and not letter and kind != "event"
             if chosen:
                 whole = weight * share * part
                 yield Part(whole, (chosen, mods, extras), does, kind, light=light)
@@ -175,7 +175,7 @@ def transitive(weight: float, table: list[Any], kind: str) -> Iterator[Part]:
 def _about_persons(weight: float, table: list[Any], kind: str) -> Iterator[Part]:
     verbs = [verb for verb, nouns, _ in table if PEOPLE[0] in nouns]
     if verbs:
-        yield Part(weight * 2, (verbs, lex.NAMES[:-1]), _does_to_name, kind, light=True)
+        yield Part(weight * 2, (verbs, lex.NAMES[:-1]), _does_to_name, kind, light=kind != "event")
         yield Part(weight * 1, (verbs, OBJECT_PRONOUNS), _does_to_them, kind)
         factors = (verbs, VO, PEOPLE, TENSES, (False, True))
         yield Part(weight * 2, factors, _does_to_person, kind, slots=frozenset(("start",)))
@@ -304,7 +304,7 @@ def having(weight: float) -> Iterator[Part]:
     """I have a bicycle: 나는 자전거가 있다."""
     owned = [noun for noun in lex.NOUNS.values() if noun.group in OWNABLE] + ANIMALS[:4]
     marks = ("topic",)
-    yield Part(weight, (owned, BARE), _has, "being", marks=marks, light=True)
+    yield Part(weight, (owned, BARE), _has, "being", marks=marks)
     yield Part(weight / 2, (owned, SEVERAL[::2]), _has, "being", marks=marks, deniable=False)
 
 
