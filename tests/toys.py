@@ -55,13 +55,12 @@ def recipe(folder: Path, name: str = "toy.yaml", extra: str = "") -> Path:
     write_corpus(folder / "corpus", {"train": 120, "val": 12, "test": 10})
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    corpus = folder / "corpus"
+    splits = ", ".join(f"{split}: {folder}/corpus/{split}" for split in ("train", "val", "test"))
     path.write_text(
         f"model: {{network: {SHAPE}, schedule: inverse_sqrt, learning_rate: 0.01, "
         "warmup_steps: 10, search: {beam: 2, max_extra: 5}}\n"
-        f"data: {{train: {corpus}/train, val: {corpus}/val, test: {corpus}/test, "
-        f"src: de, tgt: en, "
-        f"cache: {folder}/cache, tokenizer: {{vocab_size: 300}}, max_length: 60, max_tokens: 200}}\n"
+        f"data: {{{splits}, src: de, tgt: en, cache: {folder}/cache, "
+        "tokenizer: {vocab_size: 300}, max_length: 60, max_tokens: 200}\n"
         "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 2}\n" + extra
     )
     return path

@@ -97,6 +97,8 @@ def finish(cli: FitCLI) -> None:
     picture = save_final(cli.folder, module, numbers, weights)
     log_bundle(trainer, cli.folder / "bundle", cli.name, numbers)
     print(summary(cli.folder, module, numbers, weights, picture), flush=True)
+    if cli.temporary:
+        print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
 
 
 class FitParser(OneLineErrors, LightningArgumentParser):
@@ -175,7 +177,7 @@ class FitCLI(LightningCLI):
         """A trainer with our logger, checkpoints and display."""
         config = self.config
         self.stop = StopSafely(self.folder / "checkpoints")
-        text = self.parser.dump(config, skip_none=False)
+        text = self.parser.dump(config, skip_unset=False)
         self.model.recipe = {"name": self.name, "config": yaml.safe_load(text)}
         if self.checkpoint:
             self.datamodule.tokenizer = Tokenizer.from_text(self.checkpoint["bundle"]["tokenizer"])

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from transformer.inference.translator import Translator
 from transformer.training.module import Seq2SeqModule
@@ -67,9 +68,13 @@ def has_wandb_key() -> bool:
 def _csv_logger(folder: Path) -> CSVLogger:
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     written = folder / "metrics.csv"
-    if written.is_file():  # a resumed run goes on in the same file
+    if written.is_file() and rank_zero_only.rank == 0:
+        # A resumed run goes on in the same file, which Lightning would delete.
+        aside = written.rename(folder / "metrics.before.csv")
+        writer = logger.experiment
+        aside.rename(written)
         with written.open(newline="") as file:
-            logger.experiment.metrics_keys = next(csv.reader(file), [])
+            writer.metrics_keys = next(csv.reader(file), [])
     return logger
 
 

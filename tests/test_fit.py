@@ -1,0 +1,331 @@
+"""`transformer fit` from the recipe to the bundle, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from toys import recipe
+
+from transformer import Translator
+from transformer.__main__ import main
+
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = {
+    "bleu", "chrf", "signature", "loss", "perplexity", "parameters", "epochs", "steps", "seconds",
+    "src_tokens_per_second", "tgt_tokens_per_second", "recipe", "versions",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+def fit(*args: str | Path) -> int:
+    return main(["fit", *map(str, args)])
+
+
+def table(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_recipe_becomes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path, "recipes/toys/one.yaml", extra="average: 2\n")
+    assert fit("--config", path, "--logger", "csv") == 0
+    run = Path("runs/toys/one")
+    results = json.loads((run / "results.json").read_text())
+    assert results.keys() >= KEYS
+    assert results["recipe"] == "toys/one"
+    assert results["epochs"] == 2
+    assert results["steps"] > 0
+    assert 0 < results["seconds"] < 100
+    assert results["split"] == "test"
+    assert results["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+    assert {"python", "torch", "lightning", "sacrebleu", "transformer"} <= results[
+        "versions"
+    ].keys()
+
+    said = capsys.readouterr().out
+    assert f"test BLEU {results['bleu']:.2f}   {results['signature']}" in said
+    assert said.count("    reference ") == said.count("    translation ") == 5
+    assert f"Where the model looked: {run / 'attention.png'}" in said
+    assert f"transformer translate {run / 'bundle'}" in said
+    assert "mean of the last 2 checkpoints" in said
+    assert "epoch 2/2" in said
+    assert (run / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+    card = (run / "bundle" / "README.md").read_text()
+    assert results["signature"] in card
+    assert f"{results['bleu']:.2f}" in card
+    assert len(Translator.load(run / "bundle", device="cpu").translate(["rot haus", ""])) == 2
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["average"] == 2
+    assert config["data"]["max_tokens"] == 200
+
+    rows = table(run / "metrics.csv")
+    for key in ("loss", "nll", "perplexity", "learning_rate", "gradient_norm", "padding_share",
+                "src_tokens_per_second", "tgt_tokens_per_second", "memory_gib"):  # fmt: skip
+        assert any(row[f"train/{key}"] for row in rows), key
+    assert sum(bool(row["val/bleu"]) for row in rows) == 2
+
+
+def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path)
+    (tmp_path / "runs/toy").mkdir(parents=True)
+    (tmp_path / "runs/toy/precious").write_text("a week of work")
+    assert fit("--config", path, "--logger", "none") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "runs/toy exists already" in said
+    for way in ("--run_dir", "--ckpt_path runs/toy/checkpoints/last.ckpt", "--existing number"):
+        assert way in said
+    assert os.listdir("runs/toy") == ["precious"]
+
+    options = ["--logger", "none", "--trainer.max_epochs", "1", "--data.test", "null"]
+    assert fit("--config", path, "--existing", "number", *options) == 0
+    assert json.loads(Path("runs/toy-2/results.json").read_text())["split"] == "val"
+    assert fit("--config", path, "--existing", "number", "--data.val", "null", *options) == 0
+    assert json.loads(Path("runs/toy-3/results.json").read_text())["bleu"] is None
+    assert os.listdir("runs/toy") == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.label_smothing", "0.2"], "'--model.label_smoothing'"),
+        (["--model.network.num_heads", "3"], "model.network.d_model 16 is not divisible by"),
+        (["--data.train", "nowhere/train"], "data.train"),
+        (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+    ],
+)
+def test_mistakes_cost_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    path = recipe(tmp_path)
+    try:
+        code = fit("--config", path, "--logger", "none", *options)
+    except SystemExit as error:  # jsonargparse
+        code = int(error.code or 0)
+    assert code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not Path("runs/toy").exists()
+
+
+def test_unknown_recipe_key_names_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, extra="avrage: 3\n")
+    with pytest.raises(SystemExit):
+        fit("--config", path)
+    said = capsys.readouterr().err
+    assert "'average'" in said
+    assert f"{path}:4" in said
+
+
+def test_fast_dev_run_goes_all_the_way_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--config", recipe(tmp_path), "--trainer.fast_dev_run", "true") == 0
+    said = capsys.readouterr().out
+    assert "test BLEU" in said
+    assert "nothing was kept" in said
+    assert not Path("runs").exists()
+
+
+def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--logger", "none", "--model.learning_rate", "1e38", "--model.schedule", "constant"]
+    assert fit("--config", recipe(tmp_path), *options, "--model.warmup_steps", "0") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"NaN or infinite at step \d: training stopped, nothing was overwritten", said)
+    assert "none was saved before" in said
+    assert not list(Path("runs/toy").glob("checkpoints/*"))
+
+
+def test_vocabulary_of_another_size_cannot_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+    assert fit("--config", path, "--logger", "none", "--trainer.max_epochs", "1") == 0
+    last = "runs/toy/checkpoints/last.ckpt"
+    assert fit("--config", path, "--ckpt_path", last, "--data.tokenizer.vocab_size", "310") == 2
+    said = capsys.readouterr().err
+    assert "data.tokenizer.vocab_size is 310, which does not fit the checkpoint" in said
+    assert "of 300" in said
+    torch.save({**torch.load(last), "optimizer_states": None}, last)  # still resumable by its keys
+    weights = torch.load(last)
+    del weights["optimizer_states"]
+    torch.save(weights, "weights.ckpt")
+    assert fit("--config", path, "--ckpt_path", "weights.ckpt") == 2
+    assert "holds weights alone" in capsys.readouterr().err
+
+
+def start(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "transformer", "fit", *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_prints_the_command_that_resumes(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    process = start("--config", path, "--logger", "csv", "--trainer.max_epochs", "10000")
+    deadline = time.monotonic() + 60
+    while not Path("runs/toy/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "a second Ctrl-C stops at once" in errors
+    assert "Traceback" not in errors
+    saved = Path("runs/toy/checkpoints/interrupted.ckpt")
+    steps = torch.load(saved, weights_only=True)["global_step"]
+    assert f"Stopped after step {steps:,}" in said
+    assert f"transformer average {saved} runs/toy/bundle" in said
+
+    (command,) = re.findall(r"to resume: +transformer fit (.*)", said)
+    epochs = str(torch.load(saved, weights_only=True)["epoch"] + 2)
+    resumed = start(*shlex.split(command), "--trainer.max_epochs", epochs)
+    said, errors = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, errors
+    assert "resuming in runs/toy" in said
+    results = json.loads(Path("runs/toy/results.json").read_text())
+    assert results["steps"] > steps
+    rows = table("runs/toy/metrics.csv")
+    logged = [int(row["step"]) for row in rows]
+    assert logged == sorted(logged)
+    assert logged[0] == 1
+    assert logged[-1] == results["steps"]
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    # An optimizer step that never ends: all of an epoch's batches, of a corpus without end.
+    options = ["--trainer.accumulate_grad_batches", "1000000", "--trainer.max_epochs", "100000"]
+    process = start("--config", recipe(tmp_path), "--logger", "none", *options)
+    while "writing to" not in (process.stdout.readline() if process.stdout else "writing to"):
+        pass
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, 143), errors
+    assert "Traceback" not in errors
+
+
+def test_csv_logger_never_imports_wandb(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    code = (
+        "import sys; from transformer.__main__ import main\n"
+        f"code = main(['fit', '--config', {str(path)!r}, '--logger', 'csv', "
+        "'--trainer.max_epochs', '1'])\n"
+        "assert 'wandb' not in sys.modules; sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def records(folder: Path) -> list[Any]:
+    """What W&B wrote: its own protocol buffers, in a file of records."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    assert data.startswith(b":W&B")
+    found, position, parts = [], 7, b""
+    while position + 7 <= len(data):  # LevelDB's log format: blocks of 32 KiB, parts of records
+        rest = 2**15 - position % 2**15
+        _, size, kind = struct.unpack_from("<IHB", data, position) if rest >= 7 else (0, 0, 0)
+        if kind == 0:
+            position += rest
+            continue
+        parts += data[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            found.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return found
+
+
+@pytest.mark.slow
+def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    process = start("--config", path, WANDB_SILENT="false")
+    said, errors = process.communicate(timeout=120, input="")
+    assert process.returncode == 0, errors
+    run = Path("runs/toy")
+    found = records(run)
+
+    config = {
+        ".".join(item.nested_key) or item.key: item.value_json
+        for record in found
+        for item in [*record.run.config.update, *record.config.update]
+    }
+    assert json.loads(config["model"])["network"]["d_model"] == 16
+    assert json.loads(config["data"])["tokenizer"]["vocab_size"] == 300
+    assert json.loads(config["recipe"]) == "toy"
+    results = json.loads((run / "results.json").read_text())
+    assert json.loads(config["parameters"]) == results["parameters"]
+    assert "git_revision" in config
+
+    history: dict[str, list[str]] = {}
+    for record in found:
+        for item in record.history.item:
+            key = item.key or ".".join(item.nested_key)
+            history.setdefault(key, []).append(item.value_json)
+    for key in ("loss", "nll", "perplexity", "learning_rate", "gradient_norm", "padding_share",
+                "src_tokens_per_second", "tgt_tokens_per_second", "memory_gib"):  # fmt: skip
+        assert f"train/{key}" in history
+    for key in ("bleu", "chrf", "loss", "nll", "perplexity"):
+        assert len(history[f"val/{key}"]) == 2
+    steps = [int(float(step)) for step in history["trainer/global_step"]]
+    assert steps == sorted(steps)
+    assert steps[-1] == results["steps"]
+
+    files = next(run.glob("wandb/offline-run-*")) / "files"
+    shown = json.loads(next(files.glob("media/table/val/*.json")).read_text())
+    assert shown["columns"] == ["step", "source", "reference", "translation"]
+    assert len(shown["data"]) == 8
+    assert next(files.glob("media/images/val/*.png")).stat().st_size > 1000
+    artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
+    artifacts += [record.artifact for record in found if record.HasField("artifact")]
+    (bundle,) = [a for a in artifacts if a.type == "model"]
+    names = {entry.path for entry in bundle.manifest.contents}
+    assert names >= {"config.json", "tokenizer.json", "model.safetensors", "README.md"}
+    assert f"wandb sync {run}/wandb/offline-run-" in said
+
+
+def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer.training import tracking
+
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    assert not tracking.has_wandb_key()
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking.has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not tracking.has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "0123")
+    assert tracking.has_wandb_key()
+    logger = tracking.make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
+    assert logger is not None
+    assert logger.version == "abc123"

@@ -1,0 +1,264 @@
+"""Steps, schedules, checkpoints, averaging, and what becomes of a loss that is NaN."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from toys import FixedData, datamodule, module, one_step, trainer
+
+from transformer.bundle import load_bundle
+from transformer.training.averaging import (
+    average_checkpoints,
+    checkpoint_to_bundle,
+    read_checkpoint,
+)
+from transformer.training.callbacks import TrainingLog, checkpoints, diverged, early_stopping
+from transformer.training.meter import NotFinite
+from transformer.training.module import Seq2SeqModule
+from transformer.training.report import load_final_weights
+
+
+def test_clipping_scales_the_whole_gradient_and_logs_the_norm_before(tmp_path: Path) -> None:
+    free = one_step(tmp_path, [3, 2], 2)
+    clipped = one_step(tmp_path, [3, 2], 2, clip=0.25)
+    norm = free["latest"]["train/gradient_norm"]
+    assert norm > 0.5
+    assert clipped["latest"]["train/gradient_norm"] == pytest.approx(norm)
+    for name, gradient in free["gradients"].items():
+        torch.testing.assert_close(clipped["gradients"][name], gradient * 0.25 / (norm + 1e-6))
+
+
+def test_clipping_by_value_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, gradient_clip_val=1.0, gradient_clip_algorithm="value", max_epochs=1)
+    with pytest.raises(ValueError, match=r"trainer\.gradient_clip_algorithm is 'value'"):
+        run.fit(module(), datamodule=FixedData([2], []))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_fused_adam_clips_in_mixed_precision(tmp_path: Path, precision: str) -> None:
+    model = module()
+    options: dict[str, Any] = {"precision": precision, "gradient_clip_val": 1.0}
+    run = trainer(tmp_path, max_epochs=2, **options)
+    run.fit(model, datamodule=FixedData([4, 4], [2]))
+    assert run.optimizers[0].defaults["fused"]
+    assert run.optimizers[0].defaults["betas"] == (0.9, 0.98)
+    assert run.optimizers[0].defaults["eps"] == 1e-9
+    assert math.isfinite(model.scores["loss"])
+
+
+def test_schedule_moves_once_for_each_optimizer_step(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    model = module(schedule="noam", learning_rate=2.0, warmup_steps=3)
+    run = trainer(tmp_path, Rates(), max_epochs=2, accumulate_grad_batches=2)
+    run.fit(model, datamodule=FixedData([1] * 5, []))
+    steps = range(1, 7)  # ceil(5 / 2) in each of two epochs
+    expected = [2 * 16**-0.5 * min(step**-0.5, step * 3**-1.5) for step in steps]
+    assert rates == pytest.approx(expected)
+
+
+def test_log_is_per_token_and_counts_real_tokens(tmp_path: Path) -> None:
+    class Recorder(TrainingLog):
+        rows: list[dict[str, float]] = []  # noqa: RUF012
+
+        def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
+            self.rows.append({"step": trainer.global_step, **metrics})
+
+    log, data = Recorder(), FixedData([2, 5, 3], [2])
+    run = trainer(tmp_path, log, max_epochs=1, log_every_n_steps=100)
+    run.fit(module(learning_rate=0.0), datamodule=data)
+    batches = data.batches(0, [2, 5, 3])
+    assert log.totals["src_tokens"] == sum(int(b.src_lengths.sum()) for b in batches)
+    assert log.totals["tgt_tokens"] == sum(int(b.tgt_lengths.sum()) for b in batches)
+    rows = [row for row in log.rows if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 3]
+    rest = batches[1:]
+    real = sum(int(b.src_lengths.sum() + b.tgt_lengths.sum()) for b in rest)
+    cells = sum(b.src.numel() + b.tgt_out.numel() for b in rest)
+    assert rows[1]["train/padding_share"] == pytest.approx(1 - real / cells)
+    # An untrained model is about as good as a guess among the vocabulary.
+    guess = math.log(data.tokenizer.tgt_vocab_size)
+    assert rows[1]["train/nll"] == pytest.approx(guess, rel=0.3)
+    assert rows[1]["train/perplexity"] == pytest.approx(math.exp(rows[1]["train/nll"]))
+    (scores,) = [row for row in log.rows if "val/bleu" in row]
+    assert scores["val/perplexity"] == pytest.approx(math.exp(scores["val/nll"]))
+    assert {"val/loss", "val/chrf"} < scores.keys()
+
+
+def test_validation_loss_is_that_of_torch(tmp_path: Path) -> None:
+    data, model = FixedData([4], [3, 1, 4]), module(learning_rate=0.0)
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+    total, tokens = 0.0, 0
+    network = model.model.eval()
+    for batch in data.batches(4, [3, 1, 4]):
+        logits = network.project(network(batch.src, batch.src_lengths, batch.tgt_in))
+        flat = logits.flatten(0, 1), batch.tgt_out.flatten()
+        total += torch.nn.functional.cross_entropy(*flat, ignore_index=0, reduction="sum").item()
+        tokens += int(batch.tgt_lengths.sum())
+    assert model.scores["nll"] == pytest.approx(total / tokens, rel=1e-5)
+    assert sorted(model.translations) == list(range(4, 12))
+
+
+class Poison(Callback):
+    """Makes a weight NaN before a step, or its gradient after it."""
+
+    def __init__(self, step: int, gradient: bool) -> None:
+        self.step, self.gradient = step, gradient
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step - 1 and not self.gradient:
+            next(pl_module.parameters()).data.fill_(float("nan"))
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step == self.step - 1 and self.gradient:
+            next(pl_module.parameters()).grad.fill_(float("inf"))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_nan_stops_with_step_and_last_good_checkpoint(tmp_path: Path, gradient: bool) -> None:
+    saved = checkpoints(tmp_path, validates=True, keep_best=1, average=2, save_every=None)
+    options = {"max_epochs": 3, "log_every_n_steps": 1000}
+    run = trainer(tmp_path, TrainingLog(), Poison(5, gradient), *saved, **options)
+    with pytest.raises(NotFinite) as caught:
+        run.fit(module(), datamodule=FixedData([2, 2, 2], [2]))
+    assert caught.value.step == 5
+    for path in tmp_path.glob("*.ckpt"):
+        checkpoint = read_checkpoint(path)
+        assert checkpoint["global_step"] == 3
+        assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    message = str(diverged(caught.value, tmp_path, 0.5))
+    assert "NaN or infinite at step 5" in message
+    assert f"the last good checkpoint is {tmp_path / 'last.ckpt'}" in message
+    assert "model.learning_rate (now 0.5)" in message
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Seq2SeqModule, Path]:
+    """Four epochs with every kind of checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    saved = checkpoints(folder / "c", validates=True, keep_best=2, average=3, save_every=None)
+    model = module(learning_rate=0.01)
+    run = trainer(folder, TrainingLog(), *saved, max_epochs=4)
+    run.fit(model, datamodule=datamodule(folder))
+    return run, model, folder / "c"
+
+
+def test_checkpoints_are_what_was_asked_for(trained: Any) -> None:
+    run, _, folder = trained
+    names = sorted(path.name for path in folder.iterdir())
+    per_epoch = run.global_step // 4
+    weights = {f"weights-step{per_epoch * epoch}.ckpt" for epoch in (2, 3, 4)}
+    assert weights == {name for name in names if name.startswith("weights")}
+    assert len([n for n in names if re.fullmatch(r"best-step\d+-bleu\d+\.\d\d\.ckpt", n)]) == 2
+    assert "last.ckpt" in names
+    assert len(names) == 6
+
+
+def test_checkpoint_carries_what_a_bundle_needs(trained: Any, tmp_path: Path) -> None:
+    run, model, folder = trained
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert "hyper_parameters" not in checkpoint
+    assert checkpoint["bundle"]["tokenizer"] == model.tokenizer.to_text()
+    assert checkpoint["micro_batches"] == run.global_step
+    checkpoint_to_bundle(read_checkpoint(folder / "last.ckpt"), tmp_path / "bundle", card="# card")
+    bundle = load_bundle(tmp_path / "bundle")
+    assert (bundle.config["src"], bundle.config["tgt"]) == ("de", "en")
+    assert bundle.config["search"]["beam"] == 2
+    for name, weight in bundle.model.named_parameters():
+        torch.testing.assert_close(weight, checkpoint["state_dict"][f"network.{name}"])
+    assert (tmp_path / "bundle" / "README.md").read_text() == "# card"
+
+
+def test_average_is_the_mean(trained: Any) -> None:
+    _, _, folder = trained
+    paths = sorted(folder.glob("weights-*.ckpt"))
+    states = [read_checkpoint(path)["state_dict"] for path in paths]
+    mean = average_checkpoints(paths)
+    for name, weight in mean["state_dict"].items():
+        expected = torch.stack([state[name] for state in states]).mean(0)
+        torch.testing.assert_close(weight, expected)
+        assert weight.dtype == states[0][name].dtype
+    one = average_checkpoints(paths[:1])["state_dict"]
+    assert all(torch.equal(one[name], states[0][name]) for name in one)
+
+
+def test_final_model_is_the_average_else_the_best_else_the_last(trained: Any) -> None:
+    run, model, folder = trained
+    everything = list(run.callbacks)
+    last = copy.deepcopy(model.model.state_dict())
+
+    def final(*kept: str | None) -> tuple[str, dict[str, torch.Tensor]]:
+        wanted = [c for c in everything if isinstance(c, ModelCheckpoint) and c.monitor in kept]
+        run.callbacks[:] = wanted
+        weights = load_final_weights(run, model), copy.deepcopy(model.model.state_dict())
+        model.model.load_state_dict(last)
+        run.callbacks[:] = everything
+        return weights
+
+    what, weights = final("step", "val/bleu", None)
+    assert what == "mean of the last 3 checkpoints"
+    mean = average_checkpoints(sorted(folder.glob("weights-*.ckpt")))["state_dict"]
+    torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in mean.items()})
+
+    what, weights = final("val/bleu", None)
+    assert "highest validation BLEU" in what
+    by_bleu = sorted(folder.glob("best-*.ckpt"), key=lambda p: float(p.stem.split("bleu")[1]))
+    best = read_checkpoint(by_bleu[-1])["state_dict"]
+    torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in best.items()})
+
+    what, weights = final(None)
+    assert what == "last weights"
+    torch.testing.assert_close(weights, last)
+
+
+def test_checkpoints_that_do_not_belong_together(trained: Any, tmp_path: Path) -> None:
+    _, _, folder = trained
+    path = folder / "last.ckpt"
+    other = read_checkpoint(path)
+    other["bundle"]["network"]["d_ff"] = 99
+    torch.save(other, tmp_path / "shape.ckpt")
+    with pytest.raises(ValueError, match=r"shape\.ckpt and .*last\.ckpt have different network"):
+        average_checkpoints([tmp_path / "shape.ckpt", path])
+    other = read_checkpoint(path)
+    other["bundle"]["tokenizer"] = {"tokenizer.json": "{}"}
+    torch.save(other, tmp_path / "vocabulary.ckpt")
+    with pytest.raises(ValueError, match="different tokenizers"):
+        average_checkpoints([tmp_path / "vocabulary.ckpt", path])
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing\.ckpt: no such checkpoint"):
+        read_checkpoint(tmp_path / "missing.ckpt")
+    (tmp_path / "broken.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match=r"broken\.ckpt cannot be read"):
+        read_checkpoint(tmp_path / "broken.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match=r"foreign\.ckpt is not a checkpoint that"):
+        read_checkpoint(tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="no checkpoints to average"):
+        average_checkpoints([])
+
+
+def test_early_stopping_by_bleu(tmp_path: Path) -> None:
+    run = trainer(tmp_path, early_stopping(2), max_epochs=50)
+    run.fit(module(learning_rate=0.0), datamodule=FixedData([2], [2]))
+    assert run.current_epoch == 3  # BLEU does not change: one best, then two without a rise
+
+
+def test_no_validation_set(tmp_path: Path) -> None:
+    data = datamodule(tmp_path, val=None)
+    saved = checkpoints(tmp_path / "c", validates=False, keep_best=1, average=0, save_every=2)
+    trainer(tmp_path, TrainingLog(), *saved, max_epochs=1).fit(module(), datamodule=data)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["last.ckpt"]
