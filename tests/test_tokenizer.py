@@ -30,7 +30,9 @@ TRAINED = {
     for shared in (True, False)
 }
 BYTES = [tokenizer for (kind, _), tokenizer in TRAINED.items() if kind != "word"]
-SPELLED = st.sampled_from([*SPECIALS, "</s", "s>", "<", " ", "a", "가", "\u2028", "\x00", "é"])
+SPELLED = st.sampled_from(
+    [*SPECIALS, "</s", "s>", "<", " ", "a", "가", "\u2028", "\x00", "e\u0301", "\u1112\u1161"]
+)
 
 
 @pytest.mark.parametrize("tokenizer", BYTES)

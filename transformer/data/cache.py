@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -154,15 +153,14 @@ def write_table(
         limit: Pairs of the corpus to read, None for all.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    os.close(handle)
+    temporary = path.with_name(f"{uuid.uuid4().hex}.part")
     try:
         ids = pa.list_(pa.from_numpy_dtype(id_type(tokenizer)))
         columns = {"number": pa.int64(), "src": ids, "tgt": ids}
         if rule is None:
             columns |= {"src_text": pa.string(), "tgt_text": pa.string()}
         schema = pa.schema(columns)
-        with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             counts = Counts()
             for chunk in _chunks(corpus, tokenizer, rule, limit, counts):
                 writer.write_batch(_record_batch(chunk, schema))
@@ -174,9 +172,9 @@ def write_table(
             # The counts are known now; an empty batch carries them.
             metadata = {name: str(value) for name, value in vars(counts).items()}
             writer.write_batch(_record_batch(Encoded(), schema), custom_metadata=metadata)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _chunks(

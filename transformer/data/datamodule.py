@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,13 +233,14 @@ class DataModule(LightningDataModule):
             lambda: (pair.src for pair in corpus.pairs(limit=self.limit)),
             lambda: (pair.tgt for pair in corpus.pairs(limit=self.limit)),
         )
-        self.cache.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.cache, suffix=".part"))
+        temporary, folder = self.cache / f"{uuid.uuid4().hex}.part", self._tokenizer_folder()
+        tokenizer.save(temporary)
         try:
-            tokenizer.save(folder)
-            os.rename(folder, self._tokenizer_folder())  # appears when it is whole
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)  # appears when it is whole
+        except OSError:  # another run was faster
+            shutil.rmtree(temporary)
+            if not folder.is_dir():
+                raise
 
     def _table(self, split: Split) -> TokenTable:
         if split not in self._tables:

@@ -202,12 +202,8 @@ def _parse(name: str, text: str) -> hf.Tokenizer:
 
 def _train(config: TokenizerConfig, lines: Lines, side: str) -> str:
     tokenizer, trainer = _untrained(config)
-    steps: list[Any] = [normalizers.NFC()]
-    if config.lowercase:
-        # Lowercasing can leave decomposed characters behind.
-        steps += [normalizers.Lowercase(), normalizers.NFC()]
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.encode_special_tokens = True
+    lower = [normalizers.Lowercase()] if config.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([*lower, normalizers.NFC()])
     tokenizer.train_from_iterator(_lists(lines()), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
