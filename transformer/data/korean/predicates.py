@@ -51,11 +51,9 @@ VEHICLES = (("버스", "bus"), ("기차", "train"), ("택시", "taxi"), ("자전
             ("지하철", "subway"))  # fmt: skip
 
 Objects = tuple[float, Callable[[Noun], bool], Sequence[Modifier]]
-BARE_OBJECT: Objects = (2.5, lambda noun: noun.group != "kin", BARE)
-COUNTED_OBJECT: Objects = (1.2, lambda noun: bool(noun.counter) and noun.group != "kin", COUNTS)
 OBJECTS: tuple[Objects, ...] = (
-    BARE_OBJECT,
-    COUNTED_OBJECT,
+    (2.5, lambda noun: noun.group != "kin", BARE),
+    (1.2, lambda noun: bool(noun.counter) and noun.group != "kin", COUNTS),
     (1.5, lambda noun: noun.countable and noun.group != "kin", DEFINITES),
     (0.5, lambda noun: not noun.countable and noun.group != "study", DEFINITE),
     (0.5, lambda noun: noun in PEOPLE or noun in ANIMALS, PLURAL),
