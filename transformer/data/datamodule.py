@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from transformer.data.cache import LengthRule, digest, table_path, write_table
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
 from transformer.data.table import Counts, TokenTable, open_table, read_texts
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
@@ -228,11 +229,7 @@ class DataModule(LightningDataModule):
     def _train_tokenizer(self) -> None:
         corpus = self._corpus("train")
         log.info("Training a tokenizer on data.train: %s", corpus.spec)
-        tokenizer = Tokenizer.train(
-            self.tokenizer_config,
-            lambda: (pair.src for pair in corpus.pairs(limit=self.limit)),
-            lambda: (pair.tgt for pair in corpus.pairs(limit=self.limit)),
-        )
+        tokenizer = Tokenizer.train(self.tokenizer_config, *self._training_lines(corpus))
         temporary, folder = self.cache / f"{uuid.uuid4().hex}.part", self._tokenizer_folder()
         tokenizer.save(temporary)
         try:
@@ -241,6 +238,14 @@ class DataModule(LightningDataModule):
             shutil.rmtree(temporary)
             if not folder.is_dir():
                 raise
+
+    def _training_lines(self, corpus: Corpus) -> tuple[Lines, Lines]:
+        if self.tokenizer_config.shared:  # which side a line is of does not matter: read once
+            return lambda: chain.from_iterable(corpus.pairs(limit=self.limit)), lambda: ()
+        return (
+            lambda: (pair.src for pair in corpus.pairs(limit=self.limit)),
+            lambda: (pair.tgt for pair in corpus.pairs(limit=self.limit)),
+        )
 
     def _table(self, split: Split) -> TokenTable:
         if split not in self._tables:
