@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +248,7 @@ def test_csv_logger_never_imports_wandb(tmp_path: Path) -> None:
 
 def records(folder: Path) -> list[Any]:
     """What W&B wrote: its own protocol buffers, in a file of records."""
-    from wandb.proto import wandb_internal_pb2
-
+    record = import_module("wandb.proto.wandb_internal_pb2").Record
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     data = path.read_bytes()
     assert data.startswith(b":W&B")
@@ -262,7 +262,7 @@ def records(folder: Path) -> list[Any]:
         parts += data[position + 7 : position + 7 + size]
         position += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            found.append(wandb_internal_pb2.Record.FromString(parts))
+            found.append(record.FromString(parts))
             parts = b""
     return found
 

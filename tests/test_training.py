@@ -20,10 +20,11 @@ from transformer.training.averaging import (
     checkpoint_to_bundle,
     read_checkpoint,
 )
-from transformer.training.callbacks import TrainingLog, checkpoints, diverged, early_stopping
+from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
 from transformer.training.meter import NotFinite
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import load_final_weights
+from transformer.training.stopping import diverged
 
 
 def test_clipping_scales_the_whole_gradient_and_logs_the_norm_before(tmp_path: Path) -> None:

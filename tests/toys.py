@@ -20,8 +20,9 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig
 from transformer.models import TransformerConfig
-from transformer.training.callbacks import Interrupted, StopSafely, TrainingLog
+from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.stopping import Interrupted, StopSafely
 
 # Models as small as these are many times slower on more threads, above all where tests run at once.
 torch.set_num_threads(1)

@@ -20,15 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from transformer.commands.arguments import OneLineErrors
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
-from transformer.training.averaging import read_checkpoint
-from transformer.training.callbacks import (
-    Interrupted,
-    StopSafely,
-    TrainingLog,
-    checkpoints,
-    diverged,
-    early_stopping,
-)
+from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
 from transformer.training.meter import NotFinite
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import progress
@@ -40,6 +32,15 @@ from transformer.training.report import (
     save_final,
     summary,
 )
+from transformer.training.runs import (
+    RUN_DIR,
+    SaveConfig,
+    best_precision,
+    claim,
+    recipe_name,
+    resumable,
+)
+from transformer.training.stopping import Interrupted, StopSafely, diverged
 from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
 
 DEFAULTS = {
@@ -48,9 +49,6 @@ DEFAULTS = {
     "use_distributed_sampler": False,  # our batches know their process
     "log_every_n_steps": 50,
 }
-RUN_DIR = (
-    "TRANSFORMER_RUN_DIR"  # tells the processes that Lightning starts where the first one writes
-)
 
 
 def main(args: Sequence[str]) -> int:
@@ -225,24 +223,6 @@ class FitCLI(LightningCLI):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class SaveConfig(Callback):
-    """Writes config.yaml, as soon as training begins.
-
-    Args:
-        folder: the run folder.
-        text: all settings of the run.
-    """
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self.path, self.text = folder / "config.yaml", text
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(self.text, encoding="utf-8")
-
-
 class Banner(Callback):
     """Says in three lines what is about to be trained.
 
@@ -269,75 +249,6 @@ class Banner(Callback):
             f"{'resuming in' if cli.ckpt_path else 'writing to'} {cli.folder}",
             flush=True,
         )
-
-
-def claim(config: Any, name: str) -> Path:
-    """The folder of the run; that of its checkpoint when it is resumed.
-
-    Raises:
-        ValueError: when it is taken.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_DIR in os.environ:
-        return Path(os.environ[RUN_DIR])
-    if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
-        return Path(config.ckpt_path).parent.parent
-    folder = Path(config.run_dir or Path("runs", name))
-    if _is_free(folder):
-        return folder
-    if config.existing == "number":
-        return next(f for n in range(2, sys.maxsize) if _is_free(f := Path(f"{folder}-{n}")))
-    raise ValueError(
-        f"{folder} exists already: choose another --run_dir, resume it with "
-        f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'}, or take the next free number with "
-        "--existing number"
-    )
-
-
-def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-
-
-def resumable(config: Any) -> dict[str, Any]:
-    """The checkpoint to resume.
-
-    Raises:
-        ValueError: when it cannot be, or was trained with another vocabulary.
-    """
-    checkpoint = read_checkpoint(config.ckpt_path)
-    if "optimizer_states" not in checkpoint:
-        raise ValueError(
-            f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged: resume from "
-            "last.ckpt, interrupted.ckpt or best-*.ckpt"
-        )
-    trained = checkpoint["recipe"]["config"]["data"]["tokenizer"]
-    for key, value in vars(config.data.tokenizer).items():
-        if trained.get(key) != value:
-            raise ValueError(
-                f"data.tokenizer.{key} is {value!r}, which does not fit the checkpoint "
-                f"{config.ckpt_path} with the vocabulary of {trained.get(key)!r}: resume with the "
-                "checkpoint's value, or begin a new run"
-            )
-    return checkpoint
-
-
-def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
-    """The recipe's path below recipes/, without .yaml; its stem where there is no such folder."""
-    if checkpoint:
-        return str(checkpoint["recipe"]["name"])
-    if not config.config:
-        return "run"
-    path = Path(str(config.config[-1]))
-    parts = path.with_suffix("").parts
-    if "recipes" in parts[:-1]:
-        return "/".join(parts[len(parts) - parts[::-1].index("recipes") :])
-    return path.parent.name if path.stem == "config" else path.stem
-
-
-def best_precision(accelerator: Any) -> str:
-    """bfloat16 where CUDA computes in it, else float32."""
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    can = wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if can else "32-true"
 
 
 def be_quiet() -> None:

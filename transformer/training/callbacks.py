@@ -1,19 +1,14 @@
-"""What happens around the steps: numbers for the loggers, and stopping without losing anything."""
+"""What happens around the steps: numbers for the loggers, checkpoints, early stopping."""
 
-import contextlib
-import os
-import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from transformer.training.meter import NotFinite, Reading
+from transformer.training.meter import Reading
 from transformer.training.module import Seq2SeqModule
 
 INTERRUPTED = "interrupted.ckpt"
@@ -157,105 +152,6 @@ def _peak_memory_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-class Interrupted(Exception):
-    """Training was stopped by a signal, after its checkpoint was written.
-
-    Args:
-        signum: the signal.
-        checkpoint: from which training can be resumed.
-        step: optimizer steps taken.
-        epoch: epochs begun.
-    """
-
-    def __init__(self, signum: int, checkpoint: Path, step: int, epoch: int) -> None:
-        super().__init__(f"stopped by signal {signum} at step {step}")
-        self.signum, self.checkpoint, self.step, self.epoch = signum, checkpoint, step, epoch
-
-
-class StopSafely(Checkpoint):
-    """On Ctrl-C or SIGTERM: finish the optimizer step, save everything, stop. A second one kills.
-
-    All processes stop at the same step, the one before which any of them got the signal. Where a
-    validation follows the step it is finished first, so that a resumed run repeats and skips
-    nothing. As a `Checkpoint` it runs after the checkpoints of the same step. It watches the
-    signals inside of `with stop: trainer.fit(...)`.
-
-    Args:
-        folder: where `interrupted.ckpt` goes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.signum = 0
-        self._originals: dict[int, Any] = {}
-        self._last_step = 0
-
-    def __enter__(self) -> "StopSafely":
-        """Watch for Ctrl-C: before there are data workers, for they inherit the handler."""
-        self._originals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._watch(signal.SIGINT)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Give the signals back; Lightning's own restoring would leave ours."""
-        if threading.current_thread() is threading.main_thread():
-            for signum, handler in self._originals.items():
-                signal.signal(signum, handler)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
-        self._watch(signal.SIGTERM)
-        self._last_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop if asked to, at a boundary of optimizer steps that no validation follows."""
-        if trainer.global_step == self._last_step:
-            return
-        self._last_step = trainer.global_step
-        ends = trainer.is_last_batch or _validates_after(trainer, batch_idx)
-        if not ends and _any_process(trainer, bool(self.signum)):
-            self._stop(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A signal during the last validation: training is over, the final model is not made."""
-        if _any_process(trainer, bool(self.signum)):
-            self._stop(trainer)
-
-    def _stop(self, trainer: Trainer) -> None:
-        path = self.folder / INTERRUPTED
-        trainer.save_checkpoint(path)
-        raise Interrupted(self.signum, path, trainer.global_step, trainer.current_epoch + 1)
-
-    def _watch(self, signum: int) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signum, self._note)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
-            signal.signal(signum, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        self.signum = signum
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            # Not print(): the handler may have interrupted one.
-            with contextlib.suppress(OSError):
-                os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
-
-
-def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
-    every = trainer.val_check_batch
-    if not trainer.enable_validation or not isinstance(every, int):
-        return False
-    if trainer.check_val_every_n_epoch is None:
-        batch_idx = trainer.fit_loop.total_batch_idx
-    return (batch_idx + 1) % every == 0
-
-
-def _any_process(trainer: Trainer, flag: bool) -> bool:
-    return trainer.strategy.reduce_boolean_decision(flag, all=False)
-
-
 def checkpoints(
     folder: Path, *, validates: bool, keep_best: int, average: int, save_every: int | None
 ) -> list[Callback]:
@@ -294,16 +190,4 @@ def early_stopping(patience: int) -> EarlyStopping:
     """Stop when BLEU has not risen for `patience` validations."""
     return EarlyStopping(
         "val/bleu", mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
-    )
-
-
-def diverged(error: NotFinite, folder: Path, learning_rate: float) -> ValueError:
-    """What to tell the user about a loss that became NaN."""
-    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    resumable = [path for path in saved if not path.name.startswith("weights-")]
-    good = f"the last good checkpoint is {resumable[-1]}" if resumable else "none was saved before"
-    return ValueError(
-        f"{error}: training stopped, nothing was overwritten, {good}; try a lower "
-        f"model.learning_rate (now {learning_rate:g}), more model.warmup_steps, or "
-        "trainer.gradient_clip_val: 1.0"
     )

@@ -85,6 +85,16 @@ class LiveProgress(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(_epoch(trainer))
 
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """There is only one set to name."""
+        super().on_validation_batch_start(*args, **kwargs)
+        self.val_progress_bar.set_description("validation")
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """There is only one set to name."""
+        super().on_test_batch_start(*args, **kwargs)
+        self.test_progress_bar.set_description("test")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a line about each validation above the bar."""
         super().on_validation_end(trainer, pl_module)

@@ -68,7 +68,7 @@ def has_wandb_key() -> bool:
 def _csv_logger(folder: Path) -> CSVLogger:
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     written = folder / "metrics.csv"
-    if written.is_file() and rank_zero_only.rank == 0:
+    if written.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
         # A resumed run goes on in the same file, which Lightning would delete.
         aside = written.rename(folder / "metrics.before.csv")
         writer = logger.experiment
