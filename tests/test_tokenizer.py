@@ -12,8 +12,18 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
-from transformer.data.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import (
+    BOS,
+    BYTE_OF,
+    EOS,
+    PAD,
+    SPECIALS,
+    UNK,
+    Tokenizer,
+    TokenizerConfig,
+)
 
 SRC = ["나는 사과를 먹는다 .", "그는 학교에 간다 .", "고양이가 책을 읽는다 ."] * 20
 TGT = ["I eat an apple .", "He goes to the school .", "The cat reads a book ."] * 20
@@ -111,6 +121,20 @@ def test_pieces_label_each_id_with_its_text() -> None:
     assert len(pieces) == len(ids)
     assert (pieces[0], pieces[-1]) == ("I", "</s>")
     assert " eat" in pieces or " e" in pieces
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_pieces_never_show_half_a_character(kind: str) -> None:
+    tokenizer, text = TRAINED[kind, True], "나는 밥을 \U0001f600 먹었어요, déjà vu"
+    [ids] = tokenizer.encode_tgt([text])
+    pieces = tokenizer.tgt_pieces(ids)
+    assert "".join(pieces[:-1]) == text
+    assert "" in pieces  # a character was cut, and stands with its last piece
+
+
+def test_pieces_know_how_the_library_writes_bytes() -> None:
+    assert set(BYTE_OF) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_OF.values()) == list(range(256))
 
 
 def test_lowercase_and_nfc() -> None:

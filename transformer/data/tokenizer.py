@@ -6,6 +6,7 @@ is text: it never becomes a special id.
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -259,8 +260,28 @@ def _until_eos(ids: list[int]) -> list[int]:
     return ids[: ids.index(EOS)] if EOS in ids else ids
 
 
+def _byte_of_character() -> dict[str, int]:
+    """How pieces write bytes: printable Latin-1 as itself, the others from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + number): byte for number, byte in enumerate(others)
+    }
+
+
+BYTE_OF = _byte_of_character()
+
+
 def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
-    return [
-        SPECIALS[i] if i < len(SPECIALS) else side.decode([i], skip_special_tokens=False)
-        for i in ids
-    ]
+    """A character that is cut into several pieces is shown with the last of them."""
+    if isinstance(side.model, models.WordLevel):
+        return [side.id_to_token(i) for i in ids]
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pieces = []
+    for i in ids:
+        if i < len(SPECIALS):
+            decoder.reset()
+            pieces.append(SPECIALS[i])
+        else:
+            pieces.append(decoder.decode(bytes(BYTE_OF[c] for c in side.id_to_token(i))))
+    return pieces

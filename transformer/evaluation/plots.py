@@ -109,6 +109,8 @@ def _label(axes: Axes, src_pieces: Sequence[str], tgt_pieces: Sequence[str]) -> 
 
 def _readable(piece: str) -> str:
     """Drops the blanks around a piece; what cannot be seen gets a sign."""
+    if not piece:
+        return "·"  # bytes of a character that a later piece completes
     return "".join(c if c.isprintable() else "␣" for c in piece.strip()) or "␣"
 
 
