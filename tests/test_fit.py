@@ -114,6 +114,10 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--model.label_smothing", "0.2"], "'--model.label_smoothing'"),
         (["--model.network.num_heads", "3"], "model.network.d_model 16 is not divisible by"),
         (["--data.train", "nowhere/train"], "data.train"),
+        (
+            ["--trainer.gradient_clip_val=1", "--trainer.gradient_clip_algorithm=value"],
+            "trainer.gradient_clip_algorithm is 'value'",
+        ),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
     ],
 )

@@ -25,7 +25,7 @@ def run(
     """Train with dropout and accumulation for three epochs, from a checkpoint if there is one."""
     log = TrainingLog()
     saved = checkpoints(folder, validates=True, keep_best=1, average=average, save_every=None)
-    given = {"max_epochs": 3, "accumulate_grad_batches": 5, **options}
+    given = {"max_epochs": 3, "accumulate_grad_batches": 5, "log_every_n_steps": 1000, **options}
     stop = StopSafely(folder)
     loop = trainer(folder, log, *extra, *saved, stop, **given)
     model = module(network=NETWORK, schedule="noam", learning_rate=2.0, warmup_steps=8)

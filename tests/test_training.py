@@ -93,6 +93,17 @@ def test_log_is_per_token_and_counts_real_tokens(tmp_path: Path) -> None:
     guess = math.log(data.tokenizer.tgt_vocab_size)
     assert rows[1]["train/nll"] == pytest.approx(guess, rel=0.3)
     assert rows[1]["train/perplexity"] == pytest.approx(math.exp(rows[1]["train/nll"]))
+    windows = (
+        [int(b.tgt_lengths.sum()) for b in batches[:1]],
+        [int(b.tgt_lengths.sum()) for b in rest],
+    )
+    seconds = [
+        sum(tokens) / row["train/tgt_tokens_per_second"]
+        for tokens, row in zip(windows, rows, strict=True)
+    ]
+    assert sum(seconds) <= log.totals["training_seconds"] + 1e-6
+    assert sum(seconds) > 0.5 * log.totals["training_seconds"]
+    assert log.totals["training_seconds"] < log.totals["seconds"]
     (scores,) = [row for row in log.rows if "val/bleu" in row]
     assert scores["val/perplexity"] == pytest.approx(math.exp(scores["val/nll"]))
     assert {"val/loss", "val/chrf"} < scores.keys()
@@ -127,22 +138,35 @@ class Poison(Callback):
             next(pl_module.parameters()).grad.fill_(float("inf"))
 
 
-@pytest.mark.parametrize("gradient", [False, True])
-def test_nan_stops_with_step_and_last_good_checkpoint(tmp_path: Path, gradient: bool) -> None:
+@pytest.mark.parametrize(("step", "gradient"), [(5, False), (5, True), (6, True)])
+def test_nan_stops_with_step_and_last_good_checkpoint(
+    tmp_path: Path, step: int, gradient: bool
+) -> None:
     saved = checkpoints(tmp_path, validates=True, keep_best=1, average=2, save_every=None)
     options = {"max_epochs": 3, "log_every_n_steps": 1000}
-    run = trainer(tmp_path, TrainingLog(), Poison(5, gradient), *saved, **options)
+    run = trainer(tmp_path, TrainingLog(), Poison(step, gradient), *saved, **options)
     with pytest.raises(NotFinite) as caught:
         run.fit(module(), datamodule=FixedData([2, 2, 2], [2]))
-    assert caught.value.step == 5
+    assert caught.value.step == step
     for path in tmp_path.glob("*.ckpt"):
         checkpoint = read_checkpoint(path)
         assert checkpoint["global_step"] == 3
         assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
     message = str(diverged(caught.value, tmp_path, 0.5))
-    assert "NaN or infinite at step 5" in message
+    assert f"NaN or infinite at step {step}" in message
     assert f"the last good checkpoint is {tmp_path / 'last.ckpt'}" in message
     assert "model.learning_rate (now 0.5)" in message
+
+
+def test_nan_weights_are_not_saved_for_the_average_either(tmp_path: Path) -> None:
+    saved = checkpoints(tmp_path, validates=False, keep_best=1, average=2, save_every=1)
+    run = trainer(tmp_path, Poison(2, True), *saved, max_epochs=1)
+    with pytest.raises(NotFinite):
+        run.fit(module(), datamodule=FixedData([2, 2, 2], []))
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
+        "last.ckpt",
+        "weights-step1.ckpt",
+    ]
 
 
 @pytest.fixture(scope="module")
