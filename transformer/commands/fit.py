@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -35,6 +31,7 @@ from transformer.training.report import (
 from transformer.training.runs import (
     RUN_DIR,
     SaveConfig,
+    be_quiet,
     best_precision,
     claim,
     recipe_name,
@@ -249,16 +246,3 @@ class Banner(Callback):
             f"{'resuming in' if cli.ckpt_path else 'writing to'} {cli.folder}",
             flush=True,
         )
-
-
-def be_quiet() -> None:
-    """Keep what Lightning says to developers out of the user's sight."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # our own messages, such as what takes long
-        ours = logging.getLogger("transformer")
-        ours.setLevel(logging.INFO)
-        ours.handlers = [logging.StreamHandler(sys.stdout)]
-    warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    torch.set_float32_matmul_precision("high")

@@ -1,7 +1,9 @@
-"""Run folders: which one a run writes to, what it resumes, what it is called."""
+"""The surroundings of a run: its folder, what it resumes, what it is called, what is shown."""
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,16 @@ class SaveConfig(Callback):
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(self.text, encoding="utf-8")
+
+
+def be_quiet() -> None:
+    """Keep what Lightning says to developers out of the user's sight."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # our own messages, such as what takes long
+        ours = logging.getLogger("transformer")
+        ours.setLevel(logging.INFO)
+        ours.handlers = [logging.StreamHandler(sys.stdout)]
+    warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    torch.set_float32_matmul_precision("high")
