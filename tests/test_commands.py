@@ -247,12 +247,17 @@ def test_test_finds_a_folder_and_never_overwrites_it(
     run: Any, refused: Any, corpus: str, tmp_path: Path
 ) -> None:
     save(tmp_path / "run" / "bundle")
+    config = tmp_path / "run" / "bundle" / "config.json"
+    scores = {"label_smoothing": 0.0, "score_tokenize": "char", "score_lowercase": True}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"evaluation": scores}))
     args = ["test", tmp_path / "run" / "bundle", "--data.test", corpus]
-    args += ["--data.cache", tmp_path / "cache", "--label_smoothing=0", "--score_tokenize=char"]
+    args += ["--data.cache", tmp_path / "cache", "--score_lowercase=false"]
     run(*args)
     (folder,) = (tmp_path / "run").glob("test-*")
     numbers = json.loads((folder / "results.json").read_text())
     assert numbers["perplexity"] == pytest.approx(torch.tensor(numbers["loss"]).exp().item())
+    # The bundle's own settings, but for the one that was given.
+    assert "case:mixed" in numbers["signature"]
     assert "tok:char" in numbers["signature"]
     assert "exists already: choose another --run_dir" in refused(*args)
 
@@ -275,9 +280,7 @@ def checkpoint(path: Path, seed: int, **changes: Any) -> Transformer:
     about = {
         "architecture": "transformer",
         "network": asdict(shape),
-        "search": asdict(SEARCH),
-        "src": "en",
-        "tgt": "xx",
+        "about": {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}},
         "tokenizer": tokenizer.to_text(),
     }
     weights = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}

@@ -49,7 +49,8 @@ def translator(max_tokens: int = 2048, max_length: int = 512) -> Translator:
 def save(folder: Path, shared: bool = True) -> tuple[Transformer, Tokenizer]:
     model, tokenizer = parts(shared)
     card = "# Card\n"
-    save_bundle(folder, model, tokenizer, src="en", tgt="xx", search=asdict(SEARCH), card=card)
+    about = {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}}
+    save_bundle(folder, model, tokenizer, card=card, **about)  # type: ignore[arg-type]
     return model, tokenizer
 
 

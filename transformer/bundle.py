@@ -39,6 +39,7 @@ def save_bundle(
     src: str,
     tgt: str,
     search: dict[str, Any],
+    evaluation: dict[str, Any],
     card: str,
 ) -> None:
     """Write a bundle, whole or not at all.
@@ -50,6 +51,7 @@ def save_bundle(
         src: name of the source language.
         tgt: name of the target language.
         search: search settings to translate with where none are given.
+        evaluation: how `fit` computed its scores: label_smoothing, score_tokenize, score_lowercase.
         card: the model card, Markdown.
 
     Raises:
@@ -68,6 +70,7 @@ def save_bundle(
         "src": src,
         "tgt": tgt,
         "search": search,
+        "evaluation": evaluation,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

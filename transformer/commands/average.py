@@ -39,12 +39,12 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
 
 def card(checkpoint: dict[str, Any], checkpoints: Sequence[str]) -> str:
     """Writes the model card."""
-    about, steps = checkpoint["bundle"], checkpoint.get("global_step")
+    about, steps = checkpoint["bundle"]["about"], checkpoint.get("global_step")
     recipe = checkpoint.get("recipe", {}).get("name")
     return (
         f"# {about['src']} → {about['tgt']}\n\n"
-        f"A {about['architecture']} (Vaswani et al. 2017) trained with the recipe `{recipe}`: "
-        f"{described(checkpoints)}, the last of them at step {steps}. It was not tested; "
+        f"A {checkpoint['bundle']['architecture']} (Vaswani et al. 2017) trained with the recipe "
+        f"`{recipe}`: {described(checkpoints)}, the last of them at step {steps}. It was not tested; "
         "`transformer test` does that.\n"
     )
 

@@ -12,16 +12,16 @@ from lightning.pytorch import Trainer
 
 from transformer.bundle import load_bundle
 from transformer.commands.arguments import Parser
-from transformer.commands.fit import be_quiet, best_precision
 from transformer.data.datamodule import DataModule
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Precision
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import versions
+from transformer.training.runs import be_quiet, best_precision
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
-of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. Search
-options that are not given are the bundle's, and so are the languages."""
+of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
+given is the bundle's: languages, search, and how its recipe computes scores."""
 # What only training asks for.
 TRAINING = {"train", "val", "tokenizer", "max_length", "too_long", "limit", "streaming"}
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
@@ -42,9 +42,9 @@ def score_bundle(
     bundle: str,
     data: dict[str, Any],
     run_dir: str | None = None,
-    label_smoothing: float = 0.1,
-    score_tokenize: str = "13a",
-    score_lowercase: bool = False,
+    label_smoothing: float | None = None,
+    score_tokenize: str | None = None,
+    score_lowercase: bool | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     **search: Any,
@@ -78,21 +78,22 @@ def score_bundle(
     model, tokenizer, config = load_bundle(bundle)
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
-    module = Seq2SeqModule(
-        model.config,
-        label_smoothing,
-        search=replace(SearchConfig(**config["search"]), **search),
-        score_tokenize=score_tokenize,
-        score_lowercase=score_lowercase,
-    )
+    given = {
+        "label_smoothing": label_smoothing,
+        "score_tokenize": score_tokenize,
+        "score_lowercase": score_lowercase,
+    }
+    evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
+    how = replace(SearchConfig(**config["search"]), **search)
+    module = Seq2SeqModule(model.config, search=how, **evaluation)
     module.network = model
-    scores, seconds = run(module, datamodule, device, precision)
+    seconds = run(module, datamodule, device, precision)
     numbers = {
-        "bleu": scores["test/bleu"],
-        "chrf": scores["test/chrf"],
+        "bleu": module.scores["bleu"],
+        "chrf": module.scores["chrf"],
         "signature": module.score.signature,
-        "loss": scores["test/loss"],
-        "perplexity": scores["test/perplexity"],
+        "loss": module.scores["loss"],
+        "perplexity": module.scores["perplexity"],
         "test": data["test"],
         "bundle": str(bundle),
         "parameters": model.count_parameters(),
@@ -110,10 +111,8 @@ def beside(bundle: str, corpus: str) -> Path:
     return Path(bundle).parent / f"test-{name}"
 
 
-def run(
-    module: Seq2SeqModule, data: DataModule, device: str, precision: Precision
-) -> tuple[dict[str, float], float]:
-    """Runs the test as `fit` does at its end; returns the scores and the seconds."""
+def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precision) -> float:
+    """Runs the test as `fit` does at its end; returns the seconds."""
     accelerator, _, number = device.partition(":")
     lightning_precision: Any = PRECISIONS.get(precision) or best_precision(accelerator)
     trainer = Trainer(
@@ -128,8 +127,7 @@ def run(
     )
     start = time.monotonic()
     trainer.test(module, datamodule=data, verbose=False)
-    seconds = time.monotonic() - start
-    return {name: value.item() for name, value in trainer.callback_metrics.items()}, seconds
+    return time.monotonic() - start
 
 
 def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:

@@ -275,7 +275,7 @@ BYTE_OF = _byte_of_character()
 def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
     """A character that is cut into several pieces is shown with the last of them."""
     if isinstance(side.model, models.WordLevel):
-        return [side.id_to_token(i) for i in ids]
+        return [side.id_to_token(i) or "" for i in ids]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pieces = []
     for i in ids:
@@ -283,5 +283,5 @@ def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
             decoder.reset()
             pieces.append(SPECIALS[i])
         else:
-            pieces.append(decoder.decode(bytes(BYTE_OF[c] for c in side.id_to_token(i))))
+            pieces.append(decoder.decode(bytes(BYTE_OF[c] for c in side.id_to_token(i) or "")))
     return pieces

@@ -93,8 +93,7 @@ def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, card: s
     config = ARCHITECTURES[about["architecture"]](**about["network"])
     network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     load_network(network, checkpoint)
-    languages = {"src": about["src"], "tgt": about["tgt"]}
-    save_bundle(folder, network, tokenizer, search=about["search"], card=card, **languages)
+    save_bundle(folder, network, tokenizer, card=card, **about["about"])
 
 
 def load_network(network: Seq2Seq, checkpoint: dict[str, Any]) -> None:

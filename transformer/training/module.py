@@ -68,6 +68,12 @@ class Seq2SeqModule(LightningModule):
         self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.search_config = search
         self.seed = seed
+        #: How scores are computed, by the names of the arguments; a bundle carries it.
+        self.evaluation = {
+            "label_smoothing": label_smoothing,
+            "score_tokenize": score_tokenize,
+            "score_lowercase": score_lowercase,
+        }
         self.score = TranslationScore(tokenize=score_tokenize, lowercase=score_lowercase)
         #: Name and settings of the run, plain values; every checkpoint carries them.
         self.recipe: dict[str, Any] = {}
@@ -243,6 +249,16 @@ class Seq2SeqModule(LightningModule):
 
     # Checkpoints
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a bundle of this run says beside its shape, as `save_bundle` takes it."""
+        return {
+            "src": self.data.src,
+            "tgt": self.data.tgt,
+            "search": asdict(self.search_config),
+            "evaluation": self.evaluation,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to go on, or to make a bundle, without the recipe's files."""
         self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
@@ -250,9 +266,7 @@ class Seq2SeqModule(LightningModule):
         checkpoint["bundle"] = {
             "architecture": names[type(self.config)],
             "network": asdict(self.config),
-            "search": asdict(self.search_config),
-            "src": self.data.src,
-            "tgt": self.data.tgt,
+            "about": self.about,
             "tokenizer": self.tokenizer.to_text(),
         }
         checkpoint["recipe"] = self.recipe

@@ -89,21 +89,11 @@ def save_final(
     Returns:
         The path of the picture, if there was a sentence to draw.
     """
-    about: dict[str, Any] = {}
-    module.on_save_checkpoint(about)
-    details = about["bundle"]
     bundle = folder / "bundle"
     if bundle.exists():  # this run ended here before, and was resumed
         shutil.rmtree(bundle)
-    save_bundle(
-        bundle,
-        module.model,
-        module.tokenizer,
-        src=details["src"],
-        tgt=details["tgt"],
-        search=details["search"],
-        card=model_card(module, numbers, weights),
-    )
+    card = model_card(module, numbers, weights)
+    save_bundle(bundle, module.model, module.tokenizer, card=card, **module.about)
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     shown = samples(module, numbers["split"], 1) if numbers["split"] else []
