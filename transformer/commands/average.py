@@ -44,8 +44,8 @@ def card(checkpoint: dict[str, Any], checkpoints: Sequence[str]) -> str:
     return (
         f"# {about['src']} → {about['tgt']}\n\n"
         f"A {checkpoint['bundle']['architecture']} (Vaswani et al. 2017) trained with the recipe "
-        f"`{recipe}`: {described(checkpoints)}, the last of them at step {steps}. It was not tested; "
-        "`transformer test` does that.\n"
+        f"`{recipe}`: {described(checkpoints)}, the last of them at step {steps}. "
+        "It was not tested; `transformer test` does that.\n"
     )
 
 
