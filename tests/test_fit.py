@@ -23,6 +23,7 @@ from toys import recipe
 
 from transformer import Translator
 from transformer.__main__ import main
+from transformer.training.runs import program
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
@@ -206,9 +207,9 @@ def test_ctrl_c_prints_the_command_that_resumes(tmp_path: Path) -> None:
     saved = Path("runs/toy/checkpoints/interrupted.ckpt")
     steps = torch.load(saved, weights_only=True)["global_step"]
     assert f"Stopped after step {steps:,}" in said
-    assert f"transformer average {saved} runs/toy/bundle" in said
+    assert f"python -m transformer average {saved} runs/toy/bundle" in said
 
-    (command,) = re.findall(r"to resume: +transformer fit (.*)", said)
+    (command,) = re.findall(r"to resume: +python -m transformer fit (.*)", said)
     epochs = str(torch.load(saved, weights_only=True)["epoch"] + 2)
     resumed = start(*shlex.split(command), "--trainer.max_epochs", epochs)
     said, errors = resumed.communicate(timeout=60)
@@ -333,3 +334,20 @@ def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     logger = tracking.make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
     assert logger is not None
     assert logger.version == "abc123"
+
+
+def test_commands_to_copy_name_a_program_that_can_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make` runs a program that is on no PATH; what it prints must work when it is pasted."""
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("transformer", "wandb"):
+        (folder / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/transformer", "fit"])
+    assert (program(), program("wandb")) == (".venv/bin/transformer", ".venv/bin/wandb")
+    monkeypatch.setenv("PATH", str(folder))
+    assert (program(), program("wandb")) == ("transformer", "wandb")
+    monkeypatch.setattr(sys, "argv", ["somewhere/transformer/__main__.py", "fit"])
+    assert program() == "python -m transformer"

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformer.commands.arguments import Parser
 from transformer.training.averaging import average_checkpoints, checkpoint_to_bundle
+from transformer.training.runs import program
 
 DESCRIPTION = """Average the weights of checkpoints of one run (paper, section 6.1) and make a
 bundle of them. A single checkpoint, such as that of an interrupted run, becomes a bundle as it
@@ -34,7 +35,7 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
         raise ValueError(f"{bundle} exists already: choose another folder, or move it away")
     checkpoint = average_checkpoints(checkpoints)
     checkpoint_to_bundle(checkpoint, bundle, card(checkpoint, checkpoints))
-    print(f"{described(checkpoints)} -> {bundle}\nTry: transformer translate {bundle} <text>")
+    print(f"{described(checkpoints)} -> {bundle}\nTry: {program()} translate {bundle} <text>")
 
 
 def card(checkpoint: dict[str, Any], checkpoints: Sequence[str]) -> str:

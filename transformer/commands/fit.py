@@ -34,6 +34,7 @@ from transformer.training.runs import (
     be_quiet,
     best_precision,
     claim,
+    program,
     recipe_name,
     resumable,
 )
@@ -206,9 +207,9 @@ class FitCLI(LightningCLI):
         print(
             f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
             f"{stop.checkpoint}\n"
-            f"  to resume:         transformer fit --config {self.folder / 'config.yaml'} "
+            f"  to resume:         {program()} fit --config {self.folder / 'config.yaml'} "
             f"--ckpt_path {stop.checkpoint}\n"
-            f"  to make a bundle:  transformer average {stop.checkpoint} {self.folder / 'bundle'}",
+            f"  to make a bundle:  {program()} average {stop.checkpoint} {self.folder / 'bundle'}",
             flush=True,
         )
         return 128 + stop.signum

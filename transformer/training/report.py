@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformer.bundle import save_bundle
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.runs import program
 from transformer.training.tracking import attention_figure, samples
 
 Split = Literal["test", "val"]
@@ -171,8 +173,9 @@ def summary(
 def next_commands(folder: Path, module: Seq2SeqModule, split: Split | None) -> list[str]:
     """Commands that go on from here."""
     shown = samples(module, split, 1) if split else []
-    sentence = shown[0][0].replace('"', '\\"') if shown else "..."
-    lines = [f'  transformer translate {folder / "bundle"} "{sentence}"']
-    lines += [f"  transformer test {folder / 'bundle'} --data.test <corpus>"]
+    sentence = shlex.quote(shown[0][0]) if shown else "..."
+    lines = [f"  {program()} translate {folder / 'bundle'} {sentence}"]
+    corpus = module.data.specs["test"] or module.data.specs["val"] or "<corpus>"
+    lines += [f"  {program()} test {folder / 'bundle'} --data.test {corpus} --beam 1"]
     offline = sorted(folder.glob("wandb/offline-run-*"))
-    return lines + [f"  wandb sync {path}" for path in offline]
+    return lines + [f"  {program('wandb')} sync {path}" for path in offline]

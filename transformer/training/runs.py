@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -83,6 +84,18 @@ def best_precision(accelerator: Any) -> str:
     wanted = accelerator in ("auto", "gpu", "cuda")
     can = wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return "bf16-mixed" if can else "32-true"
+
+
+def program(name: str = "transformer") -> str:
+    """What to type for a program of this environment, which need not be on the PATH."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return f"python -m {name}"
+    found = shutil.which(name)
+    here = path.with_name(name)
+    if not here.exists() or (found and here.samefile(found)):
+        return name
+    return os.path.relpath(here)
 
 
 class SaveConfig(Callback):
