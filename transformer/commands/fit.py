@@ -45,7 +45,7 @@ DEFAULTS = {
     "enable_model_summary": False,  # one line of ours instead
     "num_sanity_val_steps": 0,  # the data is checked before
     "use_distributed_sampler": False,  # our batches know their process
-    "log_every_n_steps": 50,
+    "log_every_n_steps": 20,
 }
 
 

@@ -48,9 +48,11 @@ def _wandb_logger(folder: Path, name: str, run_id: str | None) -> WandbLogger:
     settings = wandb.Settings(silent=True)
     folder.mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
     project = os.environ.get("WANDB_PROJECT", "transformer")
-    return WandbLogger(
+    logger = WandbLogger(
         name=name, save_dir=folder, project=project, id=run_id, settings=settings, **mode
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it on, and W&B warns about it
+    return logger
 
 
 def has_wandb_key() -> bool:
@@ -148,7 +150,8 @@ def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
     run.summary.update({f"final/{key}": value for key, value in numbers.items()})
     artifact = wandb.Artifact(name.replace("/", "-"), type="model", metadata=numbers)
-    artifact.add_dir(str(folder))
+    for path in folder.iterdir():  # add_dir() would talk about it
+        artifact.add_file(str(path), name=path.name)
     run.log_artifact(artifact)
     run.finish()
 
