@@ -282,3 +282,25 @@ def test_a_stream_is_resumed_at_its_pool(
     resumed.load_state_dict(half.state_dict())
     assert head + ids(resumed) == whole
     assert Lines.starts == [0, 0, 120]
+
+
+def test_every_process_gets_an_evaluation_batch() -> None:
+    """Lightning leaves a process without any out of the evaluation, and the others wait for it."""
+    table = make_table([(2, 3)])
+    shares = [list(EvalLoader(table, 100, rank, 3)) for rank in range(3)]
+    assert [[len(batch.ids) for batch in share] for share in shares] == [[1], [0], [0]]
+
+
+def test_a_stream_of_which_nothing_is_left_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "STREAM_POOL", 2)
+    for side in ("de", "en"):
+        (tmp_path / f"train.{side}").write_text("a b c d e f g h\n" * 2 + "a\n" * 2)
+    corpus = open_corpus(str(tmp_path / "train"), "de", "en")
+    tokenizer = Tokenizer.train(TokenizerConfig("word", 20), lambda: ["a b"], lambda: ["a b"])
+    some = StreamLoader(corpus, tokenizer, LengthRule(3), Plan(10))
+    assert [batch.ids.tolist() for batch in some] == [[2, 3]]  # the first pool is left out whole
+    none = StreamLoader(corpus, tokenizer, LengthRule(1), Plan(10))
+    with pytest.raises(ValueError, match=r"no pair of .*train is left: 4 are longer"):
+        list(none)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import NETWORK, VAL, FixedData, one_step
+from toys import NETWORK, VAL, FixedData, one_step, recipe
 
 GROUPS = [1, 6, 2, 3]  # sentences: micro-batches of unequal token counts
 
@@ -83,3 +84,22 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
     checkpoint = torch.load(tmp_path / "interrupted.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert checkpoint["micro_batches"] == 6
+
+
+@pytest.mark.slow
+def test_fit_with_two_processes(tmp_path: Path) -> None:
+    """The whole command; a test set of one batch leaves the second process without any."""
+    path = recipe(tmp_path, "recipes/toys/two.yaml")
+    args = ["--config", str(path), "--logger", "none", "--data.max_tokens", "400"]
+    args += ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "transformer", "fit", *args],
+        capture_output=True, text=True, timeout=150, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test BLEU") == 1
+    results = json.loads((tmp_path / "runs/toys/two/results.json").read_text())
+    assert results["epochs"] == 2
+    assert (tmp_path / "runs/toys/two/bundle/model.safetensors").is_file()

@@ -149,6 +149,13 @@ def test_forced_prefix() -> None:
             assert hypothesis.log_prob == pytest.approx(total, abs=1e-5)
 
 
+def test_a_long_prefix_is_not_cut() -> None:
+    prefix = [5, 6, 7] * 10
+    found = search(build(), *pad([[4, EOS]]), SearchConfig(beam=2, max_extra=3), [prefix])
+    assert found[0][0].ids[:30] == prefix
+    assert len(found[0][0].ids) <= 33
+
+
 @torch.no_grad()
 def test_samples_follow_the_models_distribution() -> None:
     """First tokens of 4,000 samples against the probabilities, within five standard errors."""

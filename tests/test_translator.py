@@ -1,10 +1,12 @@
 """Bundle and translator: what is saved comes back, and every line in is a line out."""
 
+import copy
 import json
 import pickle
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,9 +96,48 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     path.write_text(json.dumps(config | {"architecture": "mamba"}))
     with pytest.raises(ValueError, match=r"architecture is 'mamba', known are transformer"):
         load_bundle(tmp_path / "bundle")
-    path.write_text(json.dumps(config | {"network": config["network"] | {"num_layers": 3}}))
-    with pytest.raises(ValueError, match=r"safetensors does not fit .*encoder.2"):
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not JSON .*: copy the bundle again"):
         load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"num_layers": 3}}, r"30 weights are missing or too many, such as encoder.2"),
+        ({"network": {"d_ff": 32}}, r"size mismatch"),
+        ({"network": {"depth": 3}}, r"depth"),
+        ({"src_vocab_size": 9}, r"the tokenizer has 277 and 277 entries"),
+    ],
+)
+def test_files_that_do_not_belong_together(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    save(tmp_path / "bundle")
+    path = tmp_path / "bundle" / "config.json"
+    config = json.loads(path.read_text())
+    network = config["network"] | changes.get("network", {})
+    path.write_text(json.dumps(config | changes | {"network": network}))
+    expected = rf"bundle: its files do not fit config.json .*{message}.*take all from one bundle"
+    with pytest.raises(ValueError, match=expected):
+        load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("device", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match=rf"--device {device} cannot be used here .*try cpu"):
+        Translator.load(tmp_path, device)
+
+
+def test_weights_that_are_not_numbers_are_named() -> None:
+    model, tokenizer = parts()
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.decoder[0].feed_forward.inner.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the model's output is not a number"):
+        Translator(broken, tokenizer, SEARCH).translate(LINES)
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
@@ -176,6 +217,7 @@ def test_a_line_that_is_too_long() -> None:
     assert "".join(pieces).replace(" ", "") == long.replace(" ", "")
     assert all(len(ours.tokenizer.encode_src([piece])[0]) <= 30 for piece in pieces)
     assert pieces[0].endswith(".")
+    assert all(piece.endswith("。") for piece in ours._split("가나다라。마바사아。자차。"))
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])

@@ -100,21 +100,31 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     """
     folder = Path(folder)
     config = _read_config(folder)
-    shape = ARCHITECTURES[config["architecture"]](**config["network"])
     tokenizer = Tokenizer.load(folder)
-    with torch.device("meta"):  # no time is lost on weights that are replaced at once
-        model = shape.build(config["src_vocab_size"], config["tgt_vocab_size"])
-    path = folder / "model.safetensors"
-    weights = _read_weights(path, device)
+    weights = _read_weights(folder / "model.safetensors", device)
+    sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
+    try:
+        if sizes != (config["src_vocab_size"], config["tgt_vocab_size"]):
+            raise ValueError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
+        shape = ARCHITECTURES[config["architecture"]](**config["network"])
+        with torch.device("meta"):  # no time is lost on weights that are replaced at once
+            model = shape.build(*sizes)
+        _assign(model, weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder}: its files do not fit config.json ({reason}): take all from one bundle"
+        ) from None
+    return Bundle(model.to(device).eval(), tokenizer, config)
+
+
+def _assign(model: Seq2Seq, weights: dict[str, torch.Tensor]) -> None:
     unexpected = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     model.tie()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing or unexpected:
-        raise ValueError(
-            f"{path} does not fit {folder / 'config.json'}: missing {missing}, unexpected "
-            f"{unexpected}: take both files from one bundle"
-        )
-    return Bundle(model.to(device).eval(), tokenizer, config)
+        odd = [*missing, *unexpected]
+        raise ValueError(f"{len(odd)} weights are missing or too many, such as {odd[0]}")
 
 
 def _read_weights(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
@@ -135,16 +145,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a bundle ({found}): give the folder that `transformer fit` or "
             "`transformer average` wrote"
         )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): copy the bundle again") from None
     version = config.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version is {version}, this version of the package reads "
             f"{FORMAT_VERSION}: install the version that wrote the bundle"
         )
-    if config["architecture"] not in ARCHITECTURES:
+    if config.get("architecture") not in ARCHITECTURES:
         raise ValueError(
-            f"{path}: architecture is {config['architecture']!r}, known are "
+            f"{path}: architecture is {config.get('architecture')!r}, known are "
             f"{', '.join(ARCHITECTURES)}"
         )
     return config

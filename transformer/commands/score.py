@@ -29,7 +29,7 @@ def score(
     output: str | None = None,
     max_tokens: int = 2048,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
 ) -> None:
     """Scores given translations.
 
@@ -40,7 +40,7 @@ def score(
         output: File to write to, which must not exist; standard output if left out.
         max_tokens: Tokens in a batch, with padding.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto is bfloat16 on CUDA, float32 elsewhere.
+        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
 
     Raises:
         ValueError: If the files are of different length, or the bundle is at fault.

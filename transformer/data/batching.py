@@ -126,7 +126,7 @@ def collate(table: TokenTable, rows: Ints) -> Batch:
 
 def _padded(side: Ragged, rows: Ints) -> tuple[Ints, Ints]:
     starts, lengths = side.spans(rows)
-    steps = np.arange(lengths.max())
+    steps = np.arange(lengths.max(initial=1))
     real = steps < lengths[:, None]
     padded = np.zeros(real.shape, np.int64)
     padded[real] = side.values[(starts[:, None] + steps)[real]]

@@ -165,16 +165,21 @@ def write_table(
             for chunk in _chunks(corpus, tokenizer, rule, limit, counts):
                 writer.write_batch(_record_batch(chunk, schema))
             if not counts.pairs:
-                raise ValueError(
-                    f"{corpus.key}: no pair of {corpus.spec} is left: {counts.too_long} are longer "
-                    f"than data.max_length, {counts.empty} have an empty side"
-                )
+                raise nothing_left(corpus, counts)
             # The counts are known now; an empty batch carries them.
             metadata = {name: str(value) for name, value in vars(counts).items()}
             writer.write_batch(_record_batch(Encoded(), schema), custom_metadata=metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def nothing_left(corpus: Corpus, counts: Counts) -> ValueError:
+    """What to say about a corpus of which the length rule keeps nothing."""
+    return ValueError(
+        f"{corpus.key}: no pair of {corpus.spec} is left: {counts.too_long} are longer than "
+        f"data.max_length, {counts.empty} have an empty side"
+    )
 
 
 def _chunks(

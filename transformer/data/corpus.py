@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,12 +195,8 @@ class Hub(Corpus):
             yield from islice(self._rows(data), None if limit is None else limit - start)
 
     def _load(self) -> Any:
-        import datasets
-
         try:
-            return datasets.load_dataset(
-                self.name, self.config, split=self.split, streaming=self.streaming
-            )
+            return _load_dataset(self.name, self.config, self.split, self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, no such split
             reason = " ".join(str(error).split())
             raise ValueError(f"{self.key}: {self.spec} cannot be loaded ({reason})") from error
@@ -211,6 +208,13 @@ class Hub(Corpus):
         for columns in data.iter(batch_size=1000):  # much faster than row by row
             for values in zip(*columns.values(), strict=True):
                 yield self._pick(dict(zip(columns, values, strict=True)), self.spec)
+
+
+@cache  # the hub is asked each time
+def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
+    import datasets
+
+    return datasets.load_dataset(name, config, split=split, streaming=streaming)
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,6 @@ class DataModule(LightningDataModule):
         seed: Key of the order of the batches.
     """
 
-    # A set of few batches may leave a process without any.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         train: str | None = None,

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from transformer.data.batching import Batch, Plan, collate
-from transformer.data.cache import LengthRule, encode, id_type
+from transformer.data.cache import LengthRule, encode, id_type, nothing_left
 from transformer.data.corpus import Corpus
 from transformer.data.table import Counts, Ints, TokenTable
 from transformer.data.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ class TrainLoader:
             raise ValueError(
                 f"data: cannot resume in the middle of an epoch: its batches were cut with "
                 f"{before}, now there is {now}; resume with the same settings, or begin a new run "
-                "from these weights (init_from)"
+                "from these weights"
             )
         self._given = deque([position], maxlen=8)
 
@@ -200,16 +200,21 @@ class StreamLoader(TrainLoader):
         loader = self._loader(_Pools(*self._source, start.pool))
         for pool, table in enumerate(loader, start.pool):
             self.counts.add(table.counts)
+            if not len(table):
+                continue  # all of it was left out
             batches = self.plan.batches(table, np.arange(len(table)), (start.epoch, pool))
             mine = batches[self.rank :: self.plan.world]
             for number in range(start.batch if pool == start.pool else 0, len(mine)):
                 yield Position(start.epoch, pool, number + 1), collate(table, mine[number])
+        if not self.counts.pairs:
+            raise nothing_left(self._source[0], self.counts)
 
 
 class EvalLoader:
     """The batches of a whole validation or test set, longest first.
 
-    They are composed alike for any number of processes; process r takes r, r + world, ...
+    They are composed alike for any number of processes; process r takes r, r + world, ... and,
+    where there are fewer batches than processes, an empty one.
 
     Args:
         table: The tokenised set.
@@ -221,7 +226,8 @@ class EvalLoader:
     def __init__(self, table: TokenTable, max_tokens: int, rank: int = 0, world: int = 1) -> None:
         self.table = table
         batches = Plan(max_tokens).batches(table, np.arange(len(table)), None)
-        self._batches = batches[::-1][rank::world]
+        # Lightning leaves a process without any batch out, and the others would wait for it.
+        self._batches = batches[::-1][rank::world] or [np.arange(0)]
 
     def __len__(self) -> int:
         return len(self._batches)

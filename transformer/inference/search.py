@@ -32,7 +32,8 @@ class SearchConfig:
             6)^alpha (Wu et al. 2016, the paper's); `power`: length^alpha (CTranslate2, Hugging
             Face); `none`. The length counts target tokens with the end symbol.
         alpha: exponent of the length normalisation.
-        max_extra: target tokens allowed beyond the number of source tokens.
+        max_extra: target tokens allowed beyond the number of source tokens, or of a forced prefix
+            that is longer.
         sample: draw `n_best` independent translations instead of searching for the best.
         temperature: divides the logits before sampling.
         top_k: sample among the k most probable tokens only; 0 for all.
@@ -92,11 +93,10 @@ class _Open:
     """The sentences that are still being decoded, as tensors whose first size is B."""
 
     def __init__(
-        self, model: Seq2Seq, src: Tensor, lengths: Tensor, beams: int, max_extra: int
+        self, model: Seq2Seq, src: Tensor, lengths: Tensor, beams: int, limits: Tensor
     ) -> None:
         self.state = model.start(model.encode(src, lengths), beams)
         self.sentences = list(range(len(src)))  # their places in the batch that came in
-        limits = lengths + max_extra
         if model.max_length is not None:
             limits = limits.clamp(max=model.max_length)
         self.limits = limits.tolist()
@@ -153,10 +153,11 @@ def search(
     expand: Continuations = best_continuations
     if config.sample:
         expand = sampled_continuations(config.temperature, config.top_k, config.top_p, generator)
-    todo = _Open(model, src, src_lengths, beams, config.max_extra)
+    forced = _prefix_table(prefix, src)
+    limits = torch.maximum(src_lengths, (forced >= 0).sum(1)) + config.max_extra
+    todo = _Open(model, src, src_lengths, beams, limits)
     if config.sample:
         todo.scores.zero_()
-    forced = _prefix_table(prefix, src)
     finished: list[list[Hypothesis]] = [[] for _ in range(len(src))]
     length = 0
     while todo.sentences:
@@ -171,6 +172,11 @@ def search(
             scores, candidates.parents.gather(1, index), candidates.tokens.gather(1, index)
         )
         _close(todo, length, config, finished)
+    if not all(finished):
+        raise ValueError(
+            "the model's output is not a number: its weights are damaged, or too large for this "
+            "precision; try float32, or another checkpoint"
+        )
     return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]
 
 

@@ -38,6 +38,22 @@ class Scored(NamedTuple):
     tokens: int
 
 
+def find_device(name: str) -> str:
+    """The device of a name; `auto` is a CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: when there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here ({reason}): try cpu") from None
+    return name
+
+
 class Translator:
     """Translates lines with a model.
 
@@ -72,17 +88,19 @@ class Translator:
 
         Args:
             folder: written by `transformer fit` or `transformer average`.
-            device: `auto` takes a GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
-            precision: of the weights; `auto` is bfloat16 on CUDA and float32 elsewhere.
+            device: `auto` takes a CUDA GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
+            precision: of the weights; `auto` is bfloat16 on a GPU that computes in it, else
+                float32.
             options: `max_tokens` and `max_length`, as in the constructor.
 
         Raises:
-            ValueError: when the folder is no bundle.
+            ValueError: when the folder is no bundle, or the device is not there.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = find_device(device)
         if precision == "auto":
-            precision = "bfloat16" if device.startswith("cuda") else "float32"
+            # Cards that only emulate bfloat16 are slower with it.
+            fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(False)
+            precision = "bfloat16" if fast else "float32"
         bundle = load_bundle(folder, device)
         model = bundle.model.to(getattr(torch, precision))
         return cls(model, bundle.tokenizer, SearchConfig(**bundle.config["search"]), **options)
@@ -239,7 +257,7 @@ class Translator:
         if len(line) < 2 or len(self.tokenizer.encode_src([line])[0]) <= self.max_length:
             return [line]
         middle = len(line) // 2
-        for ends in (r"(?<=[.!?…。！？])\s+", r"\s+"):
+        for ends in (r"(?<=[.!?…])\s+|(?<=[。！？])(?=.)", r"\s+"):
             places = [match.start() for match in re.finditer(ends, line)]
             if places:
                 middle = min(places, key=lambda place: abs(place - middle))

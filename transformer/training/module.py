@@ -120,8 +120,7 @@ class Seq2SeqModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with the recipe's schedule, which moves once for each optimizer step."""
-        # A gradient scaler (16-mixed) unscales inside of a fused step: too late for the norm.
-        fused = self.device.type in ("cpu", "cuda", "mps") and self.trainer.precision != "16-mixed"
+        fused = self.device.type in ("cpu", "cuda", "mps")
         optimizer = torch.optim.AdamW(self.parameters(), lr=1.0, fused=fused, **self.adam)
 
         def rate(done: int) -> float:
@@ -224,6 +223,8 @@ class Seq2SeqModule(LightningModule):
 
     def _evaluate(self, prepared: Prepared) -> None:
         batch = prepared.batch
+        if not len(batch.ids):
+            return  # this process has none
         loss, nll = self.loss(prepared)
         for i, value in enumerate((loss.item(), nll.item(), prepared.tgt_tokens)):
             self._sums[i] += value
