@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
 import signal
 import struct
 import subprocess
 import sys
+import termios
 import time
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,9 @@ from toys import recipe
 
 from transformer import Translator
 from transformer.__main__ import main
-from transformer.training.runs import program
+from transformer.data.datamodule import DataModule
+from transformer.training.runs import best_precision, claim, program, resumable
+from transformer.training.stopping import Interrupted, StopSafely, goodbye
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {
@@ -120,6 +127,15 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "trainer.gradient_clip_algorithm is 'value'",
         ),
         (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["--trainer.precision", "16-mixed"], "trainer.precision 16-mixed cannot train here: use"),
+        (["--trainer.precision", "16"], "trainer.precision 16 cannot train here: use bf16-mixed"),
+        (["--patience", "3", "--data.val", "null"], "patience 3 counts validations, but there is"),
+        (
+            ["--trainer.val_check_interval=5", "--trainer.accumulate_grad_batches=2"],
+            "trainer.val_check_interval 5 counts batches and is not a multiple of "
+            "trainer.accumulate_grad_batches 2: use 6",
+        ),
+        (["--trainer.devices", "0"], "transformer: error: `Trainer(devices='0')` value is not"),
     ],
 )
 def test_mistakes_cost_one_line_and_leave_nothing(
@@ -135,6 +151,168 @@ def test_mistakes_cost_one_line_and_leave_nothing(
     assert message in said
     assert said.count("\n") == 1
     assert not Path("runs/toy").exists()
+
+
+@pytest.mark.parametrize("key", ["model", "data", "trainer"])
+def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    path = recipe(tmp_path)
+    path.write_text(re.sub(f"^{key}: .*$", f"{key}: 3", path.read_text(), flags=re.MULTILINE))
+    assert fit("--config", path) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: {key} is 3, not a group of settings" in said
+    assert said.count("\n") == 1
+
+
+def settings(**options: Any) -> Namespace:
+    """What `claim` looks at."""
+    return Namespace(**{"run_dir": None, "ckpt_path": None, "existing": "refuse", **options})
+
+
+def test_of_two_runs_one_gets_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "runs/empty").mkdir(parents=True)
+    for name in ("new", "empty"):
+        assert claim(settings(), name) == (Path("runs", name), True)
+        with pytest.raises(ValueError, match=f"runs/{name} exists already"):
+            claim(settings(), name)
+        assert claim(settings(existing="number"), name) == (Path(f"runs/{name}-2"), True)
+        assert claim(settings(existing="number"), name) == (Path(f"runs/{name}-3"), True)
+
+
+def test_of_two_runs_that_both_saw_no_folder_one_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert claim(settings(), "new")[1]
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(ValueError, match="runs/new exists already"):
+        claim(settings(), "new")
+
+
+def test_other_processes_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert claim(settings(), "new") == (Path("runs/new"), True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("TRANSFORMER_RUN_DIR", "runs/new-2")
+    assert claim(settings(), "new") == (Path("runs/new-2"), False)
+
+
+def test_a_refused_run_leaves_the_other_one_alone(tmp_path: Path) -> None:
+    """The other one has taken the folder and is still preparing its data."""
+    path = recipe(tmp_path)
+    claim(settings(), "toy")
+    assert fit("--config", path, "--logger", "none") == 2
+    assert os.listdir("runs/toy") == ["checkpoints"]
+
+
+def test_resuming_stays_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path)
+    options = ["--logger", "none", "--trainer.max_epochs", "1"]
+    assert fit("--config", path, *options, "--run_dir", "runs/a") == 0
+    capsys.readouterr()
+    last = "runs/a/checkpoints/last.ckpt"
+    assert fit("--config", path, *options, "--ckpt_path", last, "--run_dir", "runs/b") == 2
+    assert "run_dir is runs/b, but --ckpt_path runs/a/" in capsys.readouterr().err
+    assert not Path("runs/b").exists()
+
+    (Path("runs/a/bundle") / "mine").touch()
+    again = ["--logger", "none", "--trainer.max_epochs", "2"]
+    assert fit("--config", "runs/a/config.yaml", "--ckpt_path", last, *again) == 0
+    assert Path("runs/a/bundle-before-1/mine").exists()
+    assert not Path("runs/a/bundle/mine").exists()
+    said = capsys.readouterr().out
+    assert "The bundle that was in runs/a/bundle is now runs/a/bundle-before-1" in said
+
+    Path("runs/a").rename("runs/moved there")
+    moved = ["--config", "runs/moved there/config.yaml", "--trainer.max_epochs", "3"]
+    moved += ["--logger", "none", "--ckpt_path", "runs/moved there/checkpoints/last.ckpt"]
+    assert fit(*moved) == 2
+    said = capsys.readouterr().err
+    assert "give --run_dir 'runs/moved there' if the folder was moved" in said
+    assert fit(*moved, "--run_dir", "runs/moved there") == 0
+    assert Path("runs/moved there/bundle-before-2").exists()
+    translate = "transformer translate 'runs/moved there/bundle' "
+    assert translate in capsys.readouterr().out.replace("python -m ", "")
+
+
+def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    assert fit("--config", path, "--logger", "none", "--trainer.max_epochs", "1") == 0
+    config = yaml.safe_load(Path("runs/toy/config.yaml").read_text())
+    tokenizer = Namespace(**config["data"]["tokenizer"])
+    given = settings(
+        ckpt_path="runs/toy/checkpoints/last.ckpt", data=Namespace(tokenizer=tokenizer)
+    )
+    kept = resumable(given)
+    assert kept.keys() == {"recipe", "bundle", "wandb_id"}
+    assert kept["recipe"]["name"] == "toy"
+
+
+def test_bfloat16_only_where_the_gpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    emulated = lambda including_emulation=True: including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    assert best_precision("auto") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert best_precision("auto") == "bf16-mixed"
+    assert best_precision("cpu") == "32-true"
+
+
+def test_ctrl_c_while_data_is_prepared_stops_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare(self: DataModule) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(DataModule, "prepare_data", prepare)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert fit("--config", recipe(tmp_path), "--logger", "none") == 130
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    said = capsys.readouterr()
+    assert said.out.endswith("\nStopped at once; nothing was saved before.\n")
+    assert not said.err
+    assert not Path("runs/toy").exists()
+
+
+def test_ctrl_c_does_not_end_data_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with StopSafely(tmp_path) as stop:
+        monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a process that was forked here
+        signal.raise_signal(signal.SIGINT)
+    assert stop.signum == signal.SIGINT
+
+
+def test_printed_commands_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("runs/my run")
+    said = goodbye(Interrupted(signal.SIGINT, run / "checkpoints" / "x.ckpt", 7, 1), run)
+    commands = [shlex.split(line.split(": ")[1]) for line in said.splitlines()[2:]]
+    assert commands[0][-4:] == [
+        "--config", "runs/my run/config.yaml", "--ckpt_path", "runs/my run/checkpoints/x.ckpt"
+    ]  # fmt: skip
+    assert commands[1][-2:] == ["runs/my run/checkpoints/x.ckpt", "runs/my run/bundle-interrupted"]
+
+
+def on_a_terminal(command: list[str]) -> tuple[int, str]:
+    """Run a command on a terminal of 40 x 100; its exit code, and all that it wrote."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    process = subprocess.Popen(command, env=env, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    parts = []
+    with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+        while part := os.read(ours, 2**16):
+            parts.append(part)
+    os.close(ours)
+    return process.wait(timeout=60), b"".join(parts).decode()
+
+
+@pytest.mark.slow
+def test_a_live_bar_on_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "transformer", "fit", "--config", str(recipe(tmp_path))]
+    code, said = on_a_terminal([*command, "--logger", "none"])
+    assert code == 0, said
+    bars = re.findall(r"epoch [12]/2: +\d+% \|[^|\r\n]*\| \d+/\d+[^\r\n]*", said)
+    assert any("100%" in bar and "loss=" in bar and "left=" in bar for bar in bars), said
+    assert max(map(len, bars)) <= 100, "a bar that is wider than the terminal"
+    lines = re.findall(r"epoch ([12])/2  validation  loss [\d.]+  perplexity .*BLEU", said)
+    assert lines == ["1", "2"]
+    assert "test BLEU" in said
 
 
 def test_unknown_recipe_key_names_the_nearest(
@@ -162,7 +340,9 @@ def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = ["--logger", "none", "--model.learning_rate", "1e38", "--model.schedule", "constant"]
     assert fit("--config", recipe(tmp_path), *options, "--model.warmup_steps", "0") == 2
     said = capsys.readouterr().err
-    assert re.search(r"NaN or infinite at step \d: training stopped, nothing was overwritten", said)
+    assert re.search(
+        r"NaN or infinite at step \d: training stopped, no good checkpoint was replaced", said
+    )
     assert "none was saved before" in said
     assert not list(Path("runs/toy").glob("checkpoints/*"))
 
@@ -207,7 +387,7 @@ def test_ctrl_c_prints_the_command_that_resumes(tmp_path: Path) -> None:
     saved = Path("runs/toy/checkpoints/interrupted.ckpt")
     steps = torch.load(saved, weights_only=True)["global_step"]
     assert f"Stopped after step {steps:,}" in said
-    assert f"python -m transformer average {saved} runs/toy/bundle" in said
+    assert f"python -m transformer average {saved} runs/toy/bundle-interrupted" in said
 
     (command,) = re.findall(r"to resume: +python -m transformer fit (.*)", said)
     epochs = str(torch.load(saved, weights_only=True)["epoch"] + 2)

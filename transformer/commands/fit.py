@@ -7,11 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.commands.arguments import OneLineErrors
 from transformer.data.datamodule import DataModule
@@ -19,7 +20,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
 from transformer.training.meter import NotFinite
 from transformer.training.module import Seq2SeqModule
-from transformer.training.progress import progress
+from transformer.training.progress import LiveProgress, progress
 from transformer.training.report import (
     Split,
     evaluate,
@@ -32,13 +33,14 @@ from transformer.training.runs import (
     RUN_DIR,
     SaveConfig,
     be_quiet,
-    best_precision,
+    check,
+    check_groups,
+    choose_precision,
     claim,
-    program,
     recipe_name,
     resumable,
 )
-from transformer.training.stopping import Interrupted, StopSafely, diverged
+from transformer.training.stopping import Interrupted, StopSafely, diverged, goodbye, what_is_left
 from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
 
 DEFAULTS = {
@@ -62,7 +64,14 @@ def main(args: Sequence[str]) -> int:
         ValueError: for what the user can mend.
     """
     be_quiet()
-    cli = FitCLI(args)
+    try:
+        return train(FitCLI(args))
+    except MisconfigurationException as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def train(cli: FitCLI) -> int:
+    """Train, test, and write the bundle; returns the exit code."""
     try:
         with cli.stop:
             cli.trainer.fit(
@@ -72,9 +81,12 @@ def main(args: Sequence[str]) -> int:
     except NotFinite as error:
         raise diverged(error, cli.folder / "checkpoints", cli.model.peak) from error
     except Interrupted as stop:
-        return cli.say_goodbye(stop)
+        if not cli.trainer.is_global_zero:
+            return 0  # else Lightning kills the first process, which may still be printing
+        print(goodbye(stop, cli.folder), flush=True)
+        return 128 + stop.signum
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
-        print(f"\nStopped at once; what was saved before is in {cli.folder / 'checkpoints'}.")
+        print(what_is_left(cli.folder / "checkpoints"), flush=True)
         return 130
     finally:
         cli.tidy()
@@ -110,6 +122,14 @@ class FitCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.log = TrainingLog()
+        self.is_new = False
+        try:
+            self._build(args)
+        except BaseException:
+            self.tidy()
+            raise
+
+    def _build(self, args: Sequence[str]) -> None:
         super().__init__(
             Seq2SeqModule,
             DataModule,
@@ -154,20 +174,23 @@ class FitCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Lightning's own warns whenever arguments are passed in."""
         self.config = parser.parse_args(args)
+        check_groups(cast(FitParser, parser).files)
 
     def before_instantiate_classes(self) -> None:
         """Find the run folder and the checkpoint before anything is built."""
         config = self.config
+        check(config)
         self.ckpt_path: str | None = config.ckpt_path
         self.checkpoint = resumable(config) if config.ckpt_path else None
         self.name = recipe_name(config, self.checkpoint)
         self.temporary = bool(config.trainer.fast_dev_run) and not config.run_dir
-        self.folder = Path(tempfile.mkdtemp()) if self.temporary else claim(config, self.name)
-        self.is_new = not self.folder.exists()
+        if self.temporary:
+            self.folder, self.is_new = Path(tempfile.mkdtemp()), True
+        else:
+            self.folder, self.is_new = claim(config, self.name)
         config.run_dir = str(self.folder)
         os.environ[RUN_DIR] = config.run_dir
-        if config.trainer.precision is None:
-            config.trainer.precision = best_precision(config.trainer.accelerator)
+        choose_precision(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer with our logger, checkpoints and display."""
@@ -197,27 +220,13 @@ class FitCLI(LightningCLI):
             logger=given.logger or make_logger(kind, self.folder, self.name, run_id) or False,
             callbacks=[*(given.callbacks or []), *callbacks],
             default_root_dir=str(self.folder),
-            enable_progress_bar=any(c.__class__.__name__ == "LiveProgress" for c in callbacks),
+            enable_progress_bar=any(isinstance(c, LiveProgress) for c in callbacks),
         )
-
-    def say_goodbye(self, stop: Interrupted) -> int:
-        """Say how to go on after an interruption; returns the exit code."""
-        if not self.trainer.is_global_zero:
-            return 0  # else Lightning kills the first process, which may still be printing
-        print(
-            f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
-            f"{stop.checkpoint}\n"
-            f"  to resume:         {program()} fit --config {self.folder / 'config.yaml'} "
-            f"--ckpt_path {stop.checkpoint}\n"
-            f"  to make a bundle:  {program()} average {stop.checkpoint} {self.folder / 'bundle'}",
-            flush=True,
-        )
-        return 128 + stop.signum
 
     def tidy(self) -> None:
         """Leave no folder behind in which nothing was trained: it would be in the way."""
-        untrained = self.is_new and self.trainer.global_step == 0
-        if (untrained or self.temporary) and self.trainer.is_global_zero:
+        trainer: Trainer | None = getattr(self, "trainer", None)  # None: not even built
+        if self.is_new and (self.temporary or not trainer or trainer.global_step == 0):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

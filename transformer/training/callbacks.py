@@ -11,8 +11,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from transformer.training.meter import Reading
 from transformer.training.module import Seq2SeqModule
 
-INTERRUPTED = "interrupted.ckpt"
-
 
 class TrainingLog(Callback):
     """Reads the module's meter every `log_every_n_steps` and tells every logger.

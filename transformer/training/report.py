@@ -3,7 +3,7 @@
 import json
 import platform
 import shlex
-import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from transformer import __version__
-from transformer.bundle import save_bundle
+from transformer.bundle import TRAINING, save_bundle
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule
@@ -92,10 +92,13 @@ def save_final(
         The path of the picture, if there was a sentence to draw.
     """
     bundle = folder / "bundle"
-    if bundle.exists():  # this run ended here before, and was resumed
-        shutil.rmtree(bundle)
     card = model_card(module, numbers, weights)
-    save_bundle(bundle, module.model, module.tokenizer, card=card, **module.about)
+    if bundle.exists():  # this run ended here before, and was resumed
+        _put_aside(bundle)
+    training = {key: numbers[key] for key in TRAINING}
+    save_bundle(
+        bundle, module.model, module.tokenizer, card=card, training=training, **module.about
+    )
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     shown = samples(module, numbers["split"], 1) if numbers["split"] else []
@@ -104,6 +107,14 @@ def save_final(
     picture = folder / "attention.png"
     attention_figure(module, shown[0][0], shown[0][2]).savefig(picture, dpi=150)
     return picture
+
+
+def _put_aside(bundle: Path) -> None:
+    """Somebody may need the bundle of before, or the new one may not get written."""
+    names = (bundle.with_name(f"bundle-before-{n}") for n in range(1, sys.maxsize))
+    aside = next(path for path in names if not path.exists())
+    bundle.rename(aside)
+    print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
 
 
 def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> str:
@@ -174,8 +185,9 @@ def next_commands(folder: Path, module: Seq2SeqModule, split: Split | None) -> l
     """Commands that go on from here."""
     shown = samples(module, split, 1) if split else []
     sentence = shlex.quote(shown[0][0]) if shown else "..."
-    lines = [f"  {program()} translate {folder / 'bundle'} {sentence}"]
-    corpus = module.data.specs["test"] or module.data.specs["val"] or "<corpus>"
-    lines += [f"  {program()} test {folder / 'bundle'} --data.test {corpus} --beam 1"]
+    bundle = shlex.quote(str(folder / "bundle"))
+    lines = [f"  {program()} translate {bundle} {sentence}"]
+    corpus = shlex.quote(module.data.specs["test"] or module.data.specs["val"] or "<corpus>")
+    lines += [f"  {program()} test {bundle} --data.test {corpus} --beam 1"]
     offline = sorted(folder.glob("wandb/offline-run-*"))
-    return lines + [f"  {program('wandb')} sync {path}" for path in offline]
+    return lines + [f"  {program('wandb')} sync {shlex.quote(str(path))}" for path in offline]

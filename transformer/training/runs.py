@@ -2,49 +2,120 @@
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from transformer.training.averaging import read_checkpoint
 
 #: Tells the processes that Lightning starts where the first one writes.
 RUN_DIR = "TRANSFORMER_RUN_DIR"
+#: Whoever starts the processes numbers them in some of these.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
-def claim(config: Any, name: str) -> Path:
-    """The folder of the run; that of its checkpoint when it is resumed.
+def check_groups(files: Iterable[str]) -> None:
+    """Refuse recipes in which `model`, `data` or `trainer` is no group of settings.
+
+    Raises:
+        ValueError: which file and key; Lightning would train with defaults, or break.
+    """
+    for file in files:
+        groups = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        for key in ("model", "data", "trainer"):
+            if not isinstance(groups.get(key, {}), dict):
+                raise ValueError(
+                    f"{file}: {key} is {groups[key]!r}, not a group of settings: indent settings "
+                    "below it, or leave it out"
+                )
+
+
+def check(config: Any) -> None:
+    """Refuse settings that do not go together, before anything is built.
+
+    Raises:
+        ValueError: which ones.
+    """
+    precision = config.trainer.precision
+    if str(precision) in ("16", "16-mixed", "16-true"):
+        # The scaler's infinite gradients, which it skips, cannot be told from a run that diverged.
+        raise ValueError(
+            f"trainer.precision {precision} cannot train here: use bf16-mixed or 32-true"
+        )
+    if config.patience is not None and not config.data.val:
+        raise ValueError(
+            f"patience {config.patience} counts validations, but there is no data.val: give "
+            "data.val, or leave patience out"
+        )
+    interval, window = config.trainer.val_check_interval, config.trainer.accumulate_grad_batches
+    if isinstance(interval, int) and interval % (window or 1):
+        # Checkpoints of a validation inside of an optimizer step could not be resumed exactly.
+        raise ValueError(
+            f"trainer.val_check_interval {interval} counts batches and is not a multiple of "
+            f"trainer.accumulate_grad_batches {window}: use {-(-interval // window) * window}"
+        )
+
+
+def claim(config: Any, name: str) -> tuple[Path, bool]:
+    """The folder of the run, made here; that of its checkpoint when it is resumed.
+
+    Returns:
+        The folder, and whether this process has made it for itself.
 
     Raises:
         ValueError: when it is taken.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0" and RUN_DIR in os.environ:
-        return Path(os.environ[RUN_DIR])
-    if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
-        return Path(config.ckpt_path).parent.parent
     folder = Path(config.run_dir or Path("runs", name))
-    if _is_free(folder):
-        return folder
+    if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
+        return Path(os.environ.get(RUN_DIR, folder)), False
+    if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
+        return _folder_of(config), False
+    if _take(folder):
+        return folder, True
     if config.existing == "number":
-        return next(f for n in range(2, sys.maxsize) if _is_free(f := Path(f"{folder}-{n}")))
+        return next(f for n in range(2, sys.maxsize) if _take(f := Path(f"{folder}-{n}"))), True
     raise ValueError(
-        f"{folder} exists already: choose another --run_dir, resume it with "
-        f"--ckpt_path {folder / 'checkpoints' / 'last.ckpt'}, or take the next free number with "
-        "--existing number"
+        f"{folder} exists already: choose another --run_dir, resume it with --ckpt_path "
+        f"{shlex.quote(str(folder / 'checkpoints' / 'last.ckpt'))}, or take the next free number "
+        "with --existing number"
     )
 
 
-def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+def _folder_of(config: Any) -> Path:
+    folder = Path(config.ckpt_path).parent.parent
+    if config.run_dir and Path(config.run_dir).resolve() != folder.resolve():
+        raise ValueError(
+            f"run_dir is {config.run_dir}, but --ckpt_path {config.ckpt_path} is resumed in its "
+            f"own run folder: give --run_dir {shlex.quote(str(folder))} if the folder was moved, "
+            "else leave run_dir out"
+        )
+    return folder
+
+
+def _take(folder: Path) -> bool:
+    """Take a folder that is not there or empty, of several processes only for one of them."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    try:
+        (folder / "checkpoints").mkdir(parents=True)  # fails for all but one
+    except FileExistsError:
+        return False
+    return True
 
 
 def resumable(config: Any) -> dict[str, Any]:
-    """The checkpoint to resume.
+    """What is needed of the checkpoint to resume before Lightning reads it again.
+
+    Returns:
+        Its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
 
     Raises:
         ValueError: when it cannot be, or was trained with another vocabulary.
@@ -63,7 +134,7 @@ def resumable(config: Any) -> dict[str, Any]:
                 f"{config.ckpt_path} with the vocabulary of {trained.get(key)!r}: resume with the "
                 "checkpoint's value, or begin a new run"
             )
-    return checkpoint
+    return {key: checkpoint.get(key) for key in ("recipe", "bundle", "wandb_id")}
 
 
 def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
@@ -79,11 +150,19 @@ def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
     return path.parent.name if path.stem == "config" else path.stem
 
 
+def choose_precision(trainer: Any) -> None:
+    """Set the precision where the recipe's `trainer` leaves it open."""
+    if trainer.precision is None:
+        trainer.precision = best_precision(trainer.accelerator)
+    torch.set_float32_matmul_precision("high")  # TF32 for what is computed in float32
+
+
 def best_precision(accelerator: Any) -> str:
     """bfloat16 where CUDA computes in it, else float32."""
     wanted = accelerator in ("auto", "gpu", "cuda")
-    can = wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if can else "32-true"
+    # Older GPUs only emulate it, slower than they compute in float32.
+    can = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if wanted and can else "32-true"
 
 
 def program(name: str = "transformer") -> str:
@@ -95,7 +174,7 @@ def program(name: str = "transformer") -> str:
     here = path.with_name(name)
     if not here.exists() or (found and here.samefile(found)):
         return name
-    return os.path.relpath(here)
+    return shlex.quote(os.path.relpath(here))
 
 
 class SaveConfig(Callback):
@@ -126,4 +205,3 @@ def be_quiet() -> None:
         ours.handlers = [logging.StreamHandler(sys.stdout)]
     warnings.filterwarnings("ignore", module=r"lightning(\.|$)")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    torch.set_float32_matmul_precision("high")

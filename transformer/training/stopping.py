@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from transformer.training.meter import NotFinite
+from transformer.training.runs import program
 
 INTERRUPTED = "interrupted.ckpt"
 
@@ -37,7 +39,8 @@ class StopSafely(Checkpoint):
     All processes stop at the same step, the one before which any of them got the signal. Where a
     validation follows the step it is finished first, so that a resumed run repeats and skips
     nothing. As a `Checkpoint` it runs after the checkpoints of the same step. It watches the
-    signals inside of `with stop: trainer.fit(...)`.
+    signals inside of `with stop: trainer.fit(...)`. Before the first step and after the last one
+    there is nothing to finish: Ctrl-C stops at once.
 
     Args:
         folder: where `interrupted.ckpt` goes.
@@ -48,6 +51,8 @@ class StopSafely(Checkpoint):
         self.signum = 0
         self._originals: dict[int, Any] = {}
         self._last_step = 0
+        self._training = False
+        self._process = os.getpid()
 
     def __enter__(self) -> "StopSafely":
         """Watch for Ctrl-C: before there are data workers, for they inherit the handler."""
@@ -64,6 +69,7 @@ class StopSafely(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
         self._watch(signal.SIGTERM)
+        self._training = True
         self._last_step = trainer.global_step
 
     def on_train_batch_end(
@@ -79,6 +85,7 @@ class StopSafely(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A signal during the last validation: training is over, the final model is not made."""
+        self._training = False
         if _any_process(trainer, bool(self.signum)):
             self._stop(trainer)
 
@@ -92,11 +99,13 @@ class StopSafely(Checkpoint):
             signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
+        # Data workers get Ctrl-C, too, but must outlive the step.
+        here = os.getpid() == self._process
+        if self.signum or (here and not self._training):
             signal.signal(signum, signal.SIG_DFL)
             raise KeyboardInterrupt
         self.signum = signum
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if here and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             # Not print(): the handler may have interrupted one.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
@@ -115,13 +124,32 @@ def _any_process(trainer: Trainer, flag: bool) -> bool:
     return trainer.strategy.reduce_boolean_decision(flag, all=False)
 
 
+def goodbye(stop: Interrupted, folder: Path) -> str:
+    """How to go on after an interruption of the run in `folder`."""
+    names = stop.checkpoint, folder / "config.yaml", folder / "bundle-interrupted"
+    checkpoint, config, bundle = (shlex.quote(str(name)) for name in names)
+    return (
+        f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
+        f"{stop.checkpoint}\n"
+        f"  to resume:         {program()} fit --config {config} --ckpt_path {checkpoint}\n"
+        f"  to make a bundle:  {program()} average {checkpoint} {bundle}"
+    )
+
+
+def what_is_left(folder: Path) -> str:
+    """What a stop in the middle of something has left in the folder of checkpoints."""
+    saved = any(folder.glob("*.ckpt"))
+    left = f"what was saved before is in {folder}" if saved else "nothing was saved before"
+    return f"\nStopped at once; {left}."
+
+
 def diverged(error: NotFinite, folder: Path, learning_rate: float) -> ValueError:
     """What to tell the user about a loss that became NaN."""
     saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     resumable = [path for path in saved if not path.name.startswith("weights-")]
     good = f"the last good checkpoint is {resumable[-1]}" if resumable else "none was saved before"
     return ValueError(
-        f"{error}: training stopped, nothing was overwritten, {good}; try a lower "
+        f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
         f"model.learning_rate (now {learning_rate:g}), more model.warmup_steps, or "
         "trainer.gradient_clip_val: 1.0"
     )
