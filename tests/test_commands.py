@@ -15,7 +15,7 @@ import torch
 from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
 
 from transformer.__main__ import main
-from transformer.bundle import load_bundle
+from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.text import BREAKS
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.inference.translator import Translator
@@ -238,7 +238,10 @@ def test_test_leaves_scores_and_hypotheses(
     )
     assert numbers["loss"] > nll  # smoothed
     assert numbers["parameters"] == sum(p.numel() for p in load_bundle(bundle).model.parameters())
-    assert numbers["seconds"] > 0
+    assert numbers["test_seconds"] > 0
+    # How it was trained comes from the bundle.
+    assert (numbers["recipe"], numbers["steps"], numbers["seconds"]) == ("toy", 120, None)
+    assert numbers.keys() >= {*TRAINING, "loss"}
     assert "torch" in numbers["versions"]
     assert printed[-3] == f"BLEU {numbers['bleu']:.2f}   {numbers['signature']}"
 
@@ -280,7 +283,13 @@ def checkpoint(path: Path, seed: int, **changes: Any) -> Transformer:
     about = {
         "architecture": "transformer",
         "network": asdict(shape),
-        "about": {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}},
+        "about": {
+            "src": "en",
+            "tgt": "xx",
+            "search": asdict(SEARCH),
+            "evaluation": {},
+            "max_length": 60,
+        },
         "tokenizer": tokenizer.to_text(),
     }
     weights = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}

@@ -122,6 +122,19 @@ def test_heads_must_divide() -> None:
         TransformerConfig(d_model=100)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"d_model": -8}, "d_model is -8"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
+    ],
+)
+def test_sizes_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"model.network.{message}: it must be"):
+        TransformerConfig(**values)
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "swish"])
 def test_activation(activation: Any) -> None:
     model = build(replace(SMALL, activation=activation))

@@ -51,8 +51,10 @@ def translator(max_tokens: int = 2048, max_length: int = 512) -> Translator:
 def save(folder: Path, shared: bool = True) -> tuple[Transformer, Tokenizer]:
     model, tokenizer = parts(shared)
     card = "# Card\n"
-    about = {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}}
-    save_bundle(folder, model, tokenizer, card=card, **about)  # type: ignore[arg-type]
+    about: dict[str, Any] = {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}}
+    about["max_length"] = 60
+    about["training"] = {"recipe": "toy", "steps": 120}
+    save_bundle(folder, model, tokenizer, card=card, **about)
     return model, tokenizer
 
 
@@ -72,6 +74,7 @@ def test_a_bundle_comes_back_whole(tmp_path: Path, shared: bool) -> None:
     assert (config["src"], config["tgt"], config["format_version"]) == ("en", "xx", 1)
     ours, theirs = Translator(model, tokenizer, SEARCH), Translator.load(tmp_path / "bundle")
     assert theirs.config == SEARCH
+    assert theirs.max_length == 60  # beyond what it was trained with a model loses text
     assert theirs.translate(LINES) == ours.translate(LINES)
 
 
@@ -173,20 +176,31 @@ def test_n_best_and_alignments() -> None:
     assert sorted((t.score for t in found), reverse=True) == [t.score for t in found]
     for translation in found:
         assert translation.alignment is not None
-        assert [t for _, t in translation.alignment] == list(range(len(translation.pieces)))
+        assert [t for _, t in translation.alignment] == list(range(len(translation.text.split())))
         assert "".join(translation.pieces) == translation.text
     assert translator().n_best([""], alignments=True) == [[("", 0.0, 0.0, [], [])]]
 
 
-def test_alignment_is_the_most_attended_source_piece() -> None:
+def test_alignment_is_the_most_attended_source_word() -> None:
     ours = translator()
     found = ours.n_best(LINES[:1], alignments=True)[0][0]
     weights, src_pieces, tgt_pieces = ours.attention(LINES[0], found.text)
     assert weights.shape == (2, 2, len(tgt_pieces), len(src_pieces))
     assert tgt_pieces[:-1] == found.pieces
     assert src_pieces[-1] == tgt_pieces[-1] == "</s>"
-    best = weights.mean((0, 1)).argmax(-1).tolist()[:-1]
-    assert found.alignment == [(s, t) for t, s in enumerate(best)]
+
+    def word_of(text: str, pieces: list[str], index: int) -> int:
+        """By counting the spaces before the last character of a piece."""
+        end = len("".join(pieces[: index + 1]).rstrip())
+        return text[:end].count(" ")
+
+    mean = weights.mean((0, 1))
+    sums = torch.zeros(len(found.text.split()), len(LINES[0].split()))
+    for t in range(len(tgt_pieces) - 1):
+        for s in range(len(src_pieces) - 1):
+            row, column = word_of(found.text, tgt_pieces, t), word_of(LINES[0], src_pieces, s)
+            sums[row, column] += mean[t, s]
+    assert found.alignment == [(s, t) for t, s in enumerate(sums.argmax(-1).tolist())]
 
 
 def test_prefix() -> None:
@@ -217,6 +231,7 @@ def test_a_line_that_is_too_long() -> None:
     assert "".join(pieces).replace(" ", "") == long.replace(" ", "")
     assert all(len(ours.tokenizer.encode_src([piece])[0]) <= 30 for piece in pieces)
     assert pieces[0].endswith(".")
+    assert ours._split("A b. C d! " * 9) == ["A b.", "C d!"] * 9
     assert all(piece.endswith("。") for piece in ours._split("가나다라。마바사아。자차。"))
 
 

@@ -21,6 +21,10 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Seq2Seq
 
 FORMAT_VERSION = 1
+#: What a bundle knows of its training, and `results.json` repeats; `seconds` include validation.
+TRAINING = (
+    "recipe", "epochs", "steps", "seconds", "src_tokens_per_second", "tgt_tokens_per_second",
+)  # fmt: skip
 
 
 class Bundle(NamedTuple):
@@ -39,7 +43,9 @@ def save_bundle(
     src: str,
     tgt: str,
     search: dict[str, Any],
+    max_length: int,
     evaluation: dict[str, Any],
+    training: dict[str, Any],
     card: str,
 ) -> None:
     """Write a bundle, whole or not at all.
@@ -51,7 +57,9 @@ def save_bundle(
         src: name of the source language.
         tgt: name of the target language.
         search: search settings to translate with where none are given.
+        max_length: longest training sentence, in tokens.
         evaluation: how `fit` computed its scores: label_smoothing, score_tokenize, score_lowercase.
+        training: how it was trained, as far as it is known: the keys of `TRAINING`.
         card: the model card, Markdown.
 
     Raises:
@@ -70,7 +78,9 @@ def save_bundle(
         "src": src,
         "tgt": tgt,
         "search": search,
+        "max_length": max_length,
         "evaluation": evaluation,
+        "training": training,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

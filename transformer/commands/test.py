@@ -10,11 +10,11 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from transformer.bundle import load_bundle
+from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.arguments import Parser
 from transformer.data.datamodule import DataModule
 from transformer.inference.search import SearchConfig
-from transformer.inference.translator import Precision
+from transformer.inference.translator import Precision, find_device
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import versions
 from transformer.training.runs import be_quiet, best_precision
@@ -23,7 +23,7 @@ DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the refere
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
 given is the bundle's: languages, search, and how its recipe computes scores."""
 # What only training asks for.
-TRAINING = {"train", "val", "tokenizer", "max_length", "too_long", "limit", "streaming"}
+ONLY_TRAINING = {"train", "val", "tokenizer", "max_length", "too_long", "limit", "streaming"}
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     """Runs the command."""
     parser = Parser(prog="transformer test", description=DESCRIPTION)
     parser.add(score_bundle, {"bundle": None}, skip={"data"})
-    parser.add_class_arguments(DataModule, "data", skip={*TRAINING, "num_workers", "seed"})
+    parser.add_class_arguments(DataModule, "data", skip={*ONLY_TRAINING, "num_workers", "seed"})
     parser.add(SearchConfig, {})
     # Without defaults, so that those of the bundle apply.
     score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})
@@ -95,9 +95,10 @@ def score_bundle(
         "loss": module.scores["loss"],
         "perplexity": module.scores["perplexity"],
         "test": data["test"],
+        "test_seconds": round(seconds, 3),
         "bundle": str(bundle),
         "parameters": model.count_parameters(),
-        "seconds": round(seconds, 3),
+        **{key: config["training"].get(key) for key in TRAINING},
         "versions": versions(),
     }
     write(folder, numbers, module)
@@ -113,7 +114,7 @@ def beside(bundle: str, corpus: str) -> Path:
 
 def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precision) -> float:
     """Runs the test as `fit` does at its end; returns the seconds."""
-    accelerator, _, number = device.partition(":")
+    accelerator, _, number = find_device(device).partition(":")
     lightning_precision: Any = PRECISIONS.get(precision) or best_precision(accelerator)
     trainer = Trainer(
         accelerator=accelerator,

@@ -14,7 +14,7 @@ DESCRIPTION = """Translate texts, files or standard input. One line comes out fo
 goes in; an empty one stays empty. With --n_best above 1, --scores or --alignments the output is
 columns, separated by tabs: with --n_best the number of the input line; with --scores the score
 (length-normalised) and the log-probability in nats; the translation; with --alignments pairs of
-positions `source-target`, counted in tokens from 0. Search options that are not given are the
+`source-target`, numbers of words from 0. Search options that are not given are the
 bundle's."""
 CHUNK = 2000  # lines that are sorted by length together
 
@@ -40,7 +40,7 @@ def translate(
     too_long: Literal["refuse", "split"] = "refuse",
     seed: int | None = None,
     max_tokens: int = 2048,
-    max_length: int = 512,
+    max_length: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     **search: Any,
@@ -53,12 +53,13 @@ def translate(
         input: Files to translate, UTF-8, one text a line, plain or .gz.
         output: File to write to, which must not exist; standard output if left out.
         scores: Print scores, too.
-        alignments: Print which source token each target token looked at most.
+        alignments: Print which source word each target word looked at most.
         prefix: Text with which every translation must begin.
         too_long: Refuse a line above --max_length, or split it at sentence ends.
         seed: Of --sample; another result each time if left out.
         max_tokens: Source tokens in a batch, with padding.
-        max_length: Longest line, in tokens.
+        max_length: Longest line, in tokens; the longest of the training if left out, beyond which
+            a model loses text.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on CUDA, float32 elsewhere.
         search: Fields of SearchConfig.
@@ -70,12 +71,11 @@ def translate(
     columns = scores or alignments or n_best > 1
     if columns and too_long == "split":
         raise ValueError("--too_long split goes with neither --n_best, --scores nor --alignments")
+    longest = {} if max_length is None else {"max_length": max_length}
     source = read(texts, input)
     done = 0
     with writing(output) as stream:
-        translator = Translator.load(
-            bundle, device, precision, max_tokens=max_tokens, max_length=max_length
-        )
+        translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
         options = {**search, "prefix": prefix, "generator": generator(translator.device, seed)}
         for chunk in chunks(source, CHUNK):
             lines = checked(translator, chunk, too_long)

@@ -10,7 +10,7 @@ import codecs
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +147,14 @@ class Tokenizer:
     def tgt_pieces(self, ids: list[int]) -> list[str]:
         """A readable label for each target id."""
         return _pieces(self._tgt, ids)
+
+    def src_words(self, ids: list[int]) -> list[int]:
+        """Number of the word, separated by spaces, in which each source id ends; from 0."""
+        return _words(self._src, ids)
+
+    def tgt_words(self, ids: list[int]) -> list[int]:
+        """The same for target ids."""
+        return _words(self._tgt, ids)
 
     def to_text(self) -> dict[str, str]:
         """File name -> JSON text: one file, or one for each side."""
@@ -285,3 +293,10 @@ def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
         else:
             pieces.append(decoder.decode(bytes(BYTE_OF[c] for c in side.id_to_token(i) or "")))
     return pieces
+
+
+def _words(side: hf.Tokenizer, ids: list[int]) -> list[int]:
+    if isinstance(side.model, models.WordLevel):
+        return list(range(len(ids)))
+    texts = accumulate(_pieces(side, ids))
+    return [max(len(text.split()) - 1, 0) for text in texts]

@@ -21,7 +21,8 @@ class Translation(NamedTuple):
     """One translation of a line.
 
     text: detokenised. score: length-normalised log-probability. log_prob: in nats. pieces: the
-    target tokens. alignment: pairs (source piece, target piece) of positions, where asked for.
+    target tokens. alignment: pairs (source word, target word), where asked for; words are what
+    spaces separate, counted from 0.
     """
 
     text: str
@@ -62,7 +63,8 @@ class Translator:
         tokenizer: the one it was trained with.
         config: search settings used where a call gives none.
         max_tokens: padded source tokens in a batch.
-        max_length: longest source line, in tokens.
+        max_length: longest source line, in tokens. Beyond the lengths that it was trained with
+            a model loses text; a bundle knows that length.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class Translator:
             device: `auto` takes a CUDA GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
             precision: of the weights; `auto` is bfloat16 on a GPU that computes in it, else
                 float32.
-            options: `max_tokens` and `max_length`, as in the constructor.
+            options: `max_tokens` and `max_length`, as in the constructor; `max_length` is the
+                longest that the bundle was trained with when left out.
 
         Raises:
             ValueError: when the folder is no bundle, or the device is not there.
@@ -103,6 +106,7 @@ class Translator:
             precision = "bfloat16" if fast else "float32"
         bundle = load_bundle(folder, device)
         model = bundle.model.to(getattr(torch, precision))
+        options.setdefault("max_length", bundle.config["max_length"])
         return cls(model, bundle.tokenizer, SearchConfig(**bundle.config["search"]), **options)
 
     def translate(
@@ -142,7 +146,7 @@ class Translator:
         Args:
             lines: source sentences, untokenised.
             prefix: text with which every translation must begin.
-            alignments: also say which source piece each target piece looked at most.
+            alignments: also say which source word each target word looked at most.
             generator: source of randomness when sampling.
             overrides: fields of `SearchConfig`, such as beam=5, n_best=5.
 
@@ -227,11 +231,16 @@ class Translator:
         ]
 
     def _alignment(self, src: list[int], tgt: list[int]) -> list[tuple[int, int]]:
-        """For each target piece the source piece with the most attention, over layers and heads."""
+        """For each target word the source word with the most attention, over layers and heads."""
         if not tgt:
             return []
         weights = self._cross_attention(src, [*tgt, BOS])  # the last id only closes the row
-        return [(s, t) for t, s in enumerate(weights.mean((0, 1))[:-1].argmax(-1).tolist())]
+        weights = weights.mean((0, 1))[:-1, :-1]  # the end symbols are no words
+        src_words, tgt_words = self.tokenizer.src_words(src[:-1]), self.tokenizer.tgt_words(tgt)
+        words = weights.new_zeros(tgt_words[-1] + 1, src_words[-1] + 1)
+        rows, columns = torch.tensor(tgt_words)[:, None], torch.tensor(src_words)
+        words.index_put_((rows, columns), weights, accumulate=True)
+        return [(s, t) for t, s in enumerate(words.argmax(-1).tolist())]
 
     def _batches(self, sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
         """Indices of (index, length) in batches of like length whose padding stays in budget."""
@@ -252,14 +261,13 @@ class Translator:
             )
 
     def _split(self, line: str) -> list[str]:
-        """The line in parts within the limit, cut as near its middle as a good place allows."""
+        """A line beyond the limit as its sentences; one that still is, in halves at a space."""
         line = line.strip()
         if len(line) < 2 or len(self.tokenizer.encode_src([line])[0]) <= self.max_length:
             return [line]
-        middle = len(line) // 2
-        for ends in (r"(?<=[.!?…])\s+|(?<=[。！？])(?=.)", r"\s+"):
-            places = [match.start() for match in re.finditer(ends, line)]
-            if places:
-                middle = min(places, key=lambda place: abs(place - middle))
-                break
-        return self._split(line[:middle]) + self._split(line[middle:])
+        parts = [part for part in re.split(r"(?<=[.!?…])\s+|(?<=[。！？])", line) if part]
+        if len(parts) == 1:
+            spaces = [match.start() for match in re.finditer(r"\s+", line)] or [len(line) // 2]
+            middle = min(spaces, key=lambda place: abs(place - len(line) // 2))
+            parts = [line[:middle], line[middle:]]
+        return [short for part in parts for short in self._split(part)]

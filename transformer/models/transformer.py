@@ -55,6 +55,13 @@ class TransformerConfig:
     tied: Literal["three_way", "two_way", "none"] = "three_way"
 
     def __post_init__(self) -> None:
+        for name in ("d_model", "d_ff", "num_heads", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"model.network.{name} is {getattr(self, name)}: it must be 1 or more"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.network.dropout is {self.dropout}: it must be in [0, 1)")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"model.network.d_model {self.d_model} is not divisible by "

@@ -93,7 +93,12 @@ def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, card: s
     config = ARCHITECTURES[about["architecture"]](**about["network"])
     network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     load_network(network, checkpoint)
-    save_bundle(folder, network, tokenizer, card=card, **about["about"])
+    training = {
+        "recipe": checkpoint["recipe"].get("name"),
+        "epochs": checkpoint.get("epoch"),
+        "steps": checkpoint.get("global_step"),
+    }
+    save_bundle(folder, network, tokenizer, card=card, training=training, **about["about"])
 
 
 def load_network(network: Seq2Seq, checkpoint: dict[str, Any]) -> None:

@@ -60,6 +60,8 @@ class Seq2SeqModule(LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
+        if learning_rate < 0:
+            raise ValueError(f"model.learning_rate is {learning_rate:g}: it must not be negative")
         self.config = network
         self.label_smoothing = label_smoothing
         self.schedule = schedule
@@ -257,6 +259,7 @@ class Seq2SeqModule(LightningModule):
             "src": self.data.src,
             "tgt": self.data.tgt,
             "search": asdict(self.search_config),
+            "max_length": self.data.rule.max_length,
             "evaluation": self.evaluation,
         }
 
