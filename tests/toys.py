@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from transformer.data.batching import Batch
+from transformer.data.cache import LengthRule
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig
@@ -109,6 +110,7 @@ class FixedData(LightningDataModule):
 
     allow_zero_length_dataloader_with_multiple_devices = True
     src, tgt = "de", "en"
+    rule = LengthRule(max_length=60)
 
     def __init__(self, groups: list[int], val: list[int]) -> None:
         super().__init__()
