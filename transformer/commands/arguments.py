@@ -258,3 +258,21 @@ def recipes_folder() -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def check_groups(files: Iterable[str]) -> None:
+    """Refuse recipes in which `model`, `data` or `trainer` is no group of settings.
+
+    Raises:
+        ValueError: which file and key; Lightning would train with defaults, or break.
+    """
+    import yaml
+
+    for file in files:
+        groups = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        for key in ("model", "data", "trainer"):
+            if not isinstance(groups.get(key, {}), dict):
+                raise ValueError(
+                    f"{file}: {key} is {groups[key]!r}, not a group of settings: indent settings "
+                    "below it, or leave it out"
+                )

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from transformer.commands.arguments import OneLineErrors
+from transformer.commands.arguments import OneLineErrors, check_groups
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
@@ -34,7 +34,6 @@ from transformer.training.runs import (
     SaveConfig,
     be_quiet,
     check,
-    check_groups,
     choose_precision,
     claim,
     recipe_name,

@@ -6,12 +6,10 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from transformer.training.averaging import read_checkpoint
@@ -20,22 +18,6 @@ from transformer.training.averaging import read_checkpoint
 RUN_DIR = "TRANSFORMER_RUN_DIR"
 #: Whoever starts the processes numbers them in some of these.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-
-
-def check_groups(files: Iterable[str]) -> None:
-    """Refuse recipes in which `model`, `data` or `trainer` is no group of settings.
-
-    Raises:
-        ValueError: which file and key; Lightning would train with defaults, or break.
-    """
-    for file in files:
-        groups = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        for key in ("model", "data", "trainer"):
-            if not isinstance(groups.get(key, {}), dict):
-                raise ValueError(
-                    f"{file}: {key} is {groups[key]!r}, not a group of settings: indent settings "
-                    "below it, or leave it out"
-                )
 
 
 def check(config: Any) -> None:
