@@ -531,3 +531,15 @@ def test_commands_to_copy_name_a_program_that_can_be_found(
     assert (program(), program("wandb")) == ("transformer", "wandb")
     monkeypatch.setattr(sys, "argv", ["somewhere/transformer/__main__.py", "fit"])
     assert program() == "python -m transformer"
+
+
+@pytest.mark.parametrize(("key", "mode"), [("0" * 40, None), (None, "offline")])
+def test_wandb_is_online_where_there_is_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, mode: str | None
+) -> None:
+    from transformer.training import tracking
+
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    logger: Any = tracking.make_logger("wandb", tmp_path, "name", None)
+    assert logger._wandb_init.get("mode") == mode

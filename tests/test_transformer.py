@@ -208,3 +208,19 @@ def test_reordered_beams_and_kept_sentences_equal_the_whole() -> None:
             kept = torch.tensor([1])
             state.keep(kept)
             src, lengths, past = src[kept], lengths[kept], past[kept]
+
+
+def test_initial_weights_are_xaviers() -> None:
+    """Uniform within sqrt(6 / (fan in + fan out)); biases zero; embeddings of variance 1 / D."""
+    torch.manual_seed(0)
+    model = TransformerConfig(d_model=64, d_ff=256, num_heads=4, num_layers=2).build(500, 500)
+    linears = [
+        m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.output
+    ]
+    assert len(linears) == 2 * (2 + 2) + 2 * (4 + 2)
+    for linear in linears:
+        bound = (6 / (linear.in_features + linear.out_features)) ** 0.5
+        assert 0.98 * bound < linear.weight.abs().max() <= bound
+        assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert linear.bias.abs().max() == 0
+    assert model.src_embedding.tokens.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)

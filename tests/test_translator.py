@@ -249,3 +249,18 @@ def test_samples_repeat_by_seed() -> None:
     generators = [torch.Generator().manual_seed(7) for _ in range(2)]
     first, second = (ours.n_best(LINES, generator=g, sample=True, n_best=4) for g in generators)
     assert first == second
+
+
+def test_batches_are_sorted_and_stay_in_budget() -> None:
+    sizes = list(enumerate([5, 30, 4, 4, 90, 6, 30, 7]))
+    batches = list(translator(max_tokens=60)._batches(sizes))
+    assert sorted(index for batch in batches for index in batch) == list(range(8))
+    lengths = [[sizes[index][1] for index in batch] for batch in batches]
+    assert [length for batch in lengths for length in batch] == [4, 4, 5, 6, 7, 30, 30, 90]
+    for batch in lengths:
+        assert len(batch) * max(batch) <= 60 or len(batch) == 1
+
+
+def test_a_string_is_not_a_list_of_lines() -> None:
+    with pytest.raises(TypeError, match=r"give a list of lines, such as \['the cat'\]"):
+        translator().translate("the cat")

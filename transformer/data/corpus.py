@@ -86,7 +86,8 @@ class Corpus:
                 raise ValueError(
                     f"{self.key}: {where}: column {name!r} {found}; "
                     f"there are {', '.join(map(repr, columns)) or 'none'} "
-                    "(data.src and data.tgt name the columns)"
+                    "(data.src and data.tgt name the columns; where a TSV has no header, "
+                    "data.columns lists them all)"
                 )
         return Pair(columns[self.src], columns[self.tgt])
 

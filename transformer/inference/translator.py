@@ -127,6 +127,8 @@ class Translator:
         Raises:
             ValueError: when a line is too long and is not to be split.
         """
+        if isinstance(lines, str):
+            raise TypeError(f"give a list of lines, such as [{lines!r}]")
         parts = [self._split(line) if too_long == "split" else [line] for line in lines]
         flat = [part for line in parts for part in line]
         best = iter([found[0].text for found in self.n_best(flat, **overrides)])
