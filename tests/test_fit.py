@@ -543,3 +543,17 @@ def test_wandb_is_online_where_there_is_a_key(
         monkeypatch.setenv("WANDB_API_KEY", key)
     logger: Any = tracking.make_logger("wandb", tmp_path, "name", None)
     assert logger._wandb_init.get("mode") == mode
+
+
+def test_what_a_run_without_steps_wrote_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, "recipes/toys/none.yaml")
+    assert fit("--config", path, "--logger", "none", "--trainer.max_steps", "0") == 0
+    said = capsys.readouterr().out
+    run = Path("runs/toys/none")
+    assert str(run / "attention.png") in said
+    assert (run / "attention.png").is_file()
+    results = json.loads((run / "results.json").read_text())
+    assert results["steps"] == 0
+    assert results["chrf_signature"].startswith("nrefs:1|case:mixed")

@@ -77,6 +77,7 @@ def train(cli: FitCLI) -> int:
                 cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True
             )
         finish(cli)
+        cli.is_new = cli.temporary  # what is written down stays, even where no step was asked for
     except NotFinite as error:
         raise diverged(error, cli.folder / "checkpoints", cli.model.peak) from error
     except Interrupted as stop:

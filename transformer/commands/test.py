@@ -92,6 +92,7 @@ def score_bundle(
         "bleu": module.scores["bleu"],
         "chrf": module.scores["chrf"],
         "signature": module.score.signature,
+        "chrf_signature": module.score.chrf_signature,
         "loss": module.scores["loss"],
         "perplexity": module.scores["perplexity"],
         "test": data["test"],

@@ -63,6 +63,7 @@ def results(
         "bleu": scores.get("bleu"),
         "chrf": scores.get("chrf"),
         "signature": module.score.signature,
+        "chrf_signature": module.score.chrf_signature,
         "loss": scores.get("loss"),
         "perplexity": scores.get("perplexity"),
         "split": split,
