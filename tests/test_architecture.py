@@ -12,6 +12,7 @@ TENSORS = {"torch", "numpy"}
 
 # room -> what it may import from inside the house, and from outside beyond the standard library
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "allocator": (set(), set()),
     "models": (set(), {"torch"}),
     "data": (set(), TENSORS | {"tokenizers", "datasets", "pyarrow"}),
     "evaluation": (set(), TENSORS | {"torchmetrics", "sacrebleu", "matplotlib"}),
@@ -22,7 +23,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         TENSORS | {"lightning", "wandb"},
     ),
     "commands": (
-        {"models", "data", "evaluation", "bundle", "inference", "training"},
+        {"allocator", "models", "data", "evaluation", "bundle", "inference", "training"},
         TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),
     # The lazy public names; the command table reaches the commands by name only.

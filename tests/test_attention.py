@@ -51,6 +51,24 @@ def test_fused_and_weight_returning_paths_agree(causal: bool, padded: bool, mask
         assert written.weights[2, :, :, 1:].abs().max() == 0
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_bfloat16_in_training_agrees_with_float32(causal: bool) -> None:
+    """On a CPU this is another kernel; bfloat16 has 8 bits, so errors are some 2^-8."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(3, 2, 6, 8).bfloat16().requires_grad_() for _ in range(3)]
+    outer = torch.randn(3, 2, 6, 8)
+    lengths = None if causal else torch.tensor([6, 4, 1])
+    values = attention(inputs[0], inputs[1], inputs[2], causal=causal, lengths=lengths).values
+    assert values.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(values, inputs, outer.bfloat16())
+
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    expected = attention(exact[0], exact[1], exact[2], causal=causal, lengths=lengths).values
+    torch.testing.assert_close(values.float(), expected, atol=2e-2, rtol=2e-2)
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, exact, outer), strict=True):
+        torch.testing.assert_close(found.float(), wanted, atol=5e-2, rtol=5e-2)
+
+
 def test_padding_changes_nothing() -> None:
     torch.manual_seed(0)
     query, key, value = heads(1, 2, 3, 4), heads(1, 2, 5, 4), heads(1, 2, 5, 4)

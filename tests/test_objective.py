@@ -103,3 +103,28 @@ def test_inverse_sqrt_and_constant() -> None:
     assert lr("constant", 9000) == pytest.approx(0.005)
     assert lr("constant", 1, warmup=0) == pytest.approx(0.005)
     assert lr("inverse_sqrt", 4, warmup=0) == pytest.approx(0.0025)
+
+
+def test_bfloat16_logits_lose_no_more_than_their_own_rounding() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(4, 50, 64), torch.randn(1000, 64) / 8
+    targets = torch.randint(0, 1000, (4, 50))
+    rows = target_rows(torch.tensor([50, 40, 30, 1]), 50)
+
+    def both(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        h, w = (t.to(dtype).requires_grad_() for t in (hidden, weight))
+        loss, _ = label_smoothed_loss(lambda x: x @ w.T, h, targets, rows, 0.1)
+        return loss, *(g.float() for g in torch.autograd.grad(loss, (h, w)))
+
+    for found, expected in zip(both(torch.bfloat16), both(torch.float32), strict=True):
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 2**-7 * expected.norm()
+
+
+def test_an_operation_that_needs_its_result_again_is_refused() -> None:
+    """The gradient is written over the logits: a projection that ends in tanh would be wrong."""
+    hidden, weight, targets, lengths = batch()
+    rows = target_rows(lengths, 5)
+    loss, _ = label_smoothed_loss(lambda h: (h @ weight.T).tanh(), hidden, targets, rows, 0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

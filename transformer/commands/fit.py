@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import OneLineErrors, check_groups
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
@@ -191,6 +192,7 @@ class FitCLI(LightningCLI):
         config.run_dir = str(self.folder)
         os.environ[RUN_DIR] = config.run_dir
         choose_precision(config.trainer)
+        keep_freed_memory()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer with our logger, checkpoints and display."""

@@ -45,7 +45,7 @@ def attention(
             cannot be used.
     """
     mask = _written_mask(key.size(-2), lengths, mask)
-    if not need_weights:
+    if not (need_weights or _fused_is_slow(query)):
         # The fused kernel has no room for both: `is_causal` is a mask of its own.
         if causal and mask is not None:
             mask, causal = mask & _causal_mask(query), False
@@ -58,6 +58,16 @@ def attention(
         scores_BHTS = scores_BHTS.masked_fill(~mask, -math.inf)
     weights_BHTS = scores_BHTS.softmax(-1)
     return Attended(weights_BHTS @ value, weights_BHTS)
+
+
+def _fused_is_slow(query: Tensor) -> bool:
+    """Whether the fused kernel's backward pass would take longer than softmax written out.
+
+    Measured in bfloat16 on two AMX cores, forward and backward of 132 sentences with 31 tokens and
+    8 heads of 64: fused 54 ms, fused in float32 22 ms, written out 16 ms (in float32 21 ms against
+    19 ms fused).
+    """
+    return query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
 
 
 def _written_mask(size: int, lengths: Tensor | None, mask: Tensor | None) -> Tensor | None:

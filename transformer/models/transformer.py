@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.models.attention import MultiHeadAttention, attention
+from transformer.models.dropout import Dropout
 from transformer.models.positions import LearnedPositions, SinusoidalPositions
 from transformer.models.seq2seq import Memory, Seq2Seq
 from transformer.models.state import TransformerState
@@ -88,14 +89,14 @@ class Residual(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.pre = config.norm == "pre"
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """x: (..., D) -> (..., D)."""
         if self.pre:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+            return self.dropout(sublayer(self.norm(x)), x)
+        return self.norm(self.dropout(sublayer(x), x))
 
 
 class FeedForward(nn.Module):
@@ -200,11 +201,15 @@ class Embedding(nn.Module):
             if config.positions == "sinusoidal"
             else LearnedPositions(config.max_positions, config.d_model)
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (B, T) of the positions 0..T-1 -> (B, T, D)."""
-        return self.dropout(self.tokens(ids) * self.scale + self.positions(0, ids.size(1)))
+        x = self.tokens(ids) * self.scale + self.positions(0, ids.size(1))
+        if torch.is_autocast_enabled(x.device.type):
+            # The residual sums of all layers go on in the type in which they begin.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return self.dropout(x)
 
     def step(self, ids: Tensor, position: int) -> Tensor:
         """Ids (B, N) that all stand at one position -> (B, N, D)."""

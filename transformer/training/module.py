@@ -227,10 +227,13 @@ class Seq2SeqModule(LightningModule):
         batch = prepared.batch
         if not len(batch.ids):
             return  # this process has none
-        loss, nll = self.loss(prepared)
+        # On a CPU in full precision, as a bundle is evaluated there.
+        device = self.device.type
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and device != "cpu"):
+            loss, nll = self.loss(prepared)
+            found = search(self.model, batch.src, batch.src_lengths, self.search_config)
         for i, value in enumerate((loss.item(), nll.item(), prepared.tgt_tokens)):
             self._sums[i] += value
-        found = search(self.model, batch.src, batch.src_lengths, self.search_config)
         hypotheses = self.tokenizer.decode([best[0].ids for best in found])
         ids = batch.ids.tolist()
         self.score.update(hypotheses, [self._references[i] for i in ids])

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+import timeit
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,18 +134,38 @@ def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
 
 
 def choose_precision(trainer: Any) -> None:
-    """Set the precision where the recipe's `trainer` leaves it open."""
+    """Set the precision of training where the recipe's `trainer` leaves it open."""
     if trainer.precision is None:
         trainer.precision = best_precision(trainer.accelerator)
+        if trainer.accelerator in ("auto", "cpu") and _trains_on_cpu(trainer.accelerator):
+            trainer.precision = "bf16-mixed" if _bfloat16_is_fast() else "32-true"
     torch.set_float32_matmul_precision("high")  # TF32 for what is computed in float32
 
 
 def best_precision(accelerator: Any) -> str:
-    """bfloat16 where CUDA computes in it, else float32."""
+    """Of evaluation: bfloat16 where CUDA computes in it, else float32."""
     wanted = accelerator in ("auto", "gpu", "cuda")
     # Older GPUs only emulate it, slower than they compute in float32.
     can = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if wanted and can else "32-true"
+
+
+def _trains_on_cpu(accelerator: str) -> bool:
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or not gpu
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether matrix products in bfloat16 take less than half of the time of float32.
+
+    Some CPUs only emulate bfloat16. With AMX the products are about eight times as fast, and a
+    training step of the tiny Transformer 1.3 times, of the base model 2.6 times.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(512, 512, dtype=dtype)
+        seconds[dtype] = min(timeit.repeat("m @ m", globals={"m": matrix}, number=1, repeat=5))
+    return seconds[torch.bfloat16] < seconds[torch.float32] / 2
 
 
 def program(name: str = "transformer") -> str:
