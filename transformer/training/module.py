@@ -163,6 +163,11 @@ class Seq2SeqModule(LightningModule):
         self._step_tokens += prepared.tgt_tokens
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Prepared, batch_idx: int) -> None:
+        """Let go of the gradients of a step that was taken; Lightning would keep them forward."""
+        if not self._step_tokens:
+            self.zero_grad()
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
