@@ -1,5 +1,6 @@
 # make train   sets up, trains a recipe, shows translations       make test    sets up, runs every test
 # make check   linter, types, fast tests                          make clean   removes .venv and caches
+# make bench   measures speed beside other packages
 PYTHON ?= python3
 RECIPE ?= recipes/quickstart.yaml
 ARGS ?=
@@ -7,14 +8,15 @@ BIN = .venv/bin
 # Several test processes share the machine: one thread for each.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help setup train test check lint clean
+.PHONY: help setup train test check lint bench clean
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
 	@echo "make test      set up, linter, types, every test (under 10 minutes)"
 	@echo "make check     set up, linter, types, fast tests (under 3 minutes)"
+	@echo "make bench [ARGS=...] [DEVICE=cuda]   set up, measure speed beside other packages (ARGS=--help)"
 	@echo "make setup     the virtual environment .venv alone (PYTHON=$(PYTHON))"
-	@echo "make clean     remove .venv and caches; runs/ stays"
+	@echo "make clean     remove .venv and caches; runs/ and .bench/ stay"
 
 setup: .venv/.stamp
 
@@ -40,6 +42,9 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,1 @@
+"""Speed of this package beside others, measured in one run: `make bench`."""
