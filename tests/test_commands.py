@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -244,6 +245,23 @@ def test_test_leaves_scores_and_hypotheses(
     assert numbers.keys() >= {*TRAINING, "loss"}
     assert "torch" in numbers["versions"]
     assert printed[-3] == f"BLEU {numbers['bleu']:.2f}   {numbers['signature']}"
+
+
+def test_test_in_bfloat16_scores_the_rounded_weights(
+    run: Any, bundle: str, corpus: str, tmp_path: Path
+) -> None:
+    options = ["--data.test", corpus, "--data.cache", tmp_path / "cache", "--device", "cpu"]
+    perplexity = {}
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        run("test", bundle, *options, "--run_dir", folder, "--precision", precision)
+        perplexity[precision] = json.loads((folder / "results.json").read_text())["perplexity"]
+    scored = Translator.load(bundle, "cpu", "bfloat16").score(
+        LINES, Path(f"{corpus}.xx").read_text().splitlines()
+    )
+    nll = -sum(s.log_prob for s in scored) / sum(s.tokens for s in scored)
+    assert math.log(perplexity["bfloat16"]) == pytest.approx(nll, rel=1e-2)
+    assert perplexity["bfloat16"] != perplexity["float32"]
 
 
 def test_test_finds_a_folder_and_never_overwrites_it(

@@ -24,7 +24,7 @@ of the bundle's translations. Writes results.json and hypotheses.txt into a run 
 given is the bundle's: languages, search, and how its recipe computes scores."""
 # What only training asks for.
 ONLY_TRAINING = {"train", "val", "tokenizer", "max_length", "too_long", "limit", "streaming"}
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}
 
 
 def main(args: Sequence[str]) -> int:
