@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from transformer.inference import search as search_module
+from transformer.inference.continuations import best_continuations
 from transformer.inference.search import SearchConfig, length_penalty, pad, search
 from transformer.models import Transformer, TransformerConfig
 
@@ -204,3 +206,38 @@ def test_learned_positions_bound_the_output() -> None:
 def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SearchConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vocabulary", [9, 99, 100, 250, 1000, 10_000])
+@pytest.mark.parametrize("forced", [False, True])
+def test_best_continuations_are_the_best_of_all(vocabulary: int, forced: bool) -> None:
+    """Against topk over every continuation of every beam; groups of tokens change nothing."""
+    torch.manual_seed(vocabulary)
+    logits = torch.randn(6, 4, vocabulary, dtype=torch.float64)
+    scores = -torch.rand(6, 4, dtype=torch.float64).cumsum(1)
+    scores[0, 1:] = float("-inf")  # as in the first step
+    prefix = torch.tensor([3, -1, 5, -1, -1, 0]) if forced else None
+    log_probs = logits.log_softmax(-1)
+    if prefix is not None:
+        for row in (0, 2, 5):
+            other = torch.arange(vocabulary) != prefix[row]
+            log_probs[row, :, other] = float("-inf")
+    expected, places = (scores[:, :, None] + log_probs).flatten(1).topk(8, -1)
+
+    found = best_continuations(scores, logits.clone(), prefix)
+    torch.testing.assert_close(found.scores[:, :8], expected)
+    real = expected > float("-inf")
+    chosen = found.parents * vocabulary + found.tokens
+    assert torch.equal(chosen[:, :8][real], places[real])
+
+
+def test_blocks_of_sentences_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    model = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=2).build(300, 300).eval()
+    src = torch.randint(4, 300, (7, 6))
+    lengths = torch.tensor([6, 5, 4, 3, 6, 2, 1])
+    config = SearchConfig(beam=3, max_extra=4)
+    whole = search_module.search(model, src, lengths, config)
+    monkeypatch.setattr(search_module, "BLOCK", 6)  # two sentences
+    parts = search_module.search(model, src, lengths, config)
+    assert [[h.ids for h in found] for found in whole] == [[h.ids for h in f] for f in parts]

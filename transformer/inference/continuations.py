@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 NEVER = float("-inf")
+GROUP = 100  # tokens whose maximum is looked at first
 
 
 class Candidates(NamedTuple):
@@ -31,23 +32,41 @@ def best_continuations(scores: Tensor, logits: Tensor, prefix: Tensor | None) ->
         logits: (B, N, V), of the next token; they are used up.
         prefix: (B,), the token a sentence must continue with, negative where it is free.
     """
-    beams = scores.size(1)
-    open_logits = logits if prefix is None else _forced(logits, prefix)
-    values, tokens = open_logits.topk(min(2 * beams, logits.size(-1)), -1)
-    # Normalising is a constant for a beam: subtract it from the few that the beam may win with.
-    values = values + (scores - _logsumexp_(logits))[:, :, None]
-    best, index = values.flatten(1).topk(min(2 * beams, values[0].numel()), -1)
-    return Candidates(best, index // values.size(-1), tokens.flatten(1).gather(1, index))
+    # In place: what is written to fresh memory takes longer than to compute it.
+    log_probs = torch.log_softmax(logits, -1, out=logits)
+    if prefix is not None:
+        log_probs = _forced(log_probs, prefix)
+    vocabulary = log_probs.size(-1)
+    count = min(2 * scores.size(1), log_probs[0].numel())
+    totals, places = _promising(scores, log_probs, count)
+    best, index = totals.topk(count, -1)
+    places = places.gather(1, index)
+    return Candidates(best, places // vocabulary, places % vocabulary)
 
 
-def _logsumexp_(logits: Tensor) -> Tensor:
-    """Log of the sum of exp over the last dimension, in place of the logits.
+def _promising(scores: Tensor, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Some totals (B, C) that include the `count` best of all N * V, and their places among all.
 
-    `torch.logsumexp` writes to fresh memory, which for 10,000 logits a beam takes twice as long as
-    computing them.
+    The best lie in the `count` groups of tokens with the highest maxima. To look for those takes
+    a tenth of the time of `topk` over 10,000 logits, which took as long as computing them.
     """
-    top = logits.amax(-1, keepdim=True)
-    return logits.sub_(top).exp_().sum(-1).log_() + top.squeeze(-1)
+    batch, beams, vocabulary = log_probs.shape
+    groups = vocabulary // GROUP
+    grouped = groups * GROUP if beams * groups > count else 0
+    starts = torch.arange(0, beams * vocabulary, vocabulary, device=scores.device)
+    rest = torch.arange(grouped, vocabulary, device=scores.device)
+    places = [(starts[:, None] + rest).flatten().expand(batch, -1)]
+    totals = [(log_probs[:, :, grouped:] + scores[:, :, None]).flatten(1)]
+    if grouped:
+        maxima = log_probs[:, :, :grouped].unflatten(-1, (groups, GROUP)).amax(-1)
+        chosen = (maxima + scores[:, :, None]).flatten(1).topk(count, -1, sorted=False).indices
+        parents = chosen // groups
+        firsts = starts[parents] + chosen % groups * GROUP
+        inside = firsts[:, :, None] + torch.arange(GROUP, device=scores.device)
+        found = log_probs.flatten(1).gather(1, inside.flatten(1)).view_as(inside)
+        places.append(inside.flatten(1))
+        totals.append((found + scores.gather(1, parents)[:, :, None]).flatten(1))
+    return torch.cat(totals, 1), torch.cat(places, 1)
 
 
 def sampled_continuations(

@@ -1,10 +1,13 @@
-"""The Transformer's decoding state: a key/value cache that is written once and never moved.
+"""The Transformer's decoding state: a key/value cache that is written once and hardly ever moved.
 
-Shapes: B sentences, N beams, H heads, S source, K head size, P positions decoded so far.
+Shapes: L layers, B sentences, N beams, H heads, S source, K head size, P positions decoded so far.
 """
 
 import torch
 from torch import Tensor
+
+POSITIONS = 16  # room at first; doubled whenever it is full
+VECTOR = 16  # on a CPU softmax over 14 float32 keys takes 14 times as long as over 16
 
 
 class TransformerState:
@@ -23,20 +26,24 @@ class TransformerState:
     """
 
     def __init__(self, memory: list[tuple[Tensor, Tensor]], lengths: Tensor, beams: int) -> None:
-        self.memory = memory
         self.beams = beams
         self.position = 0
         self.mask: Tensor | None = None
-        self.lengths: Tensor | None = lengths
-        self._slots: list[list[Tensor]] = [[] for _ in memory]
+        keys, values = (torch.stack(parts) for parts in zip(*memory, strict=True))
+        size = -(-keys.size(3) // VECTOR) * VECTOR
+        self._memory = [_keys(keys, size, keys), _values(values, size, values)]
+        self._slots = [_keys(keys, POSITIONS * beams), _values(values, POSITIONS * beams)]
+        self.memory_mask = _padding_mask(lengths, size)
         self._ancestors = lengths.new_zeros(len(lengths), beams, 0)
         self._own = torch.arange(beams, device=lengths.device)
-        if len(lengths) == 1:
-            self.lengths = None  # a sentence alone has no padding
 
     def advance(self) -> None:
         """Make room for one more position, where every beam stands in its own slot."""
         self.position += 1
+        keys, values = self._slots
+        if self.position * self.beams > keys.size(3):
+            room = 2 * keys.size(3)
+            self._slots = [_keys(keys, room, keys), _values(values, room, values)]
         if self.beams == 1:
             return  # a single beam has no other's past to hide
         own = self._own.expand(len(self._ancestors), self.beams)[:, :, None]
@@ -46,16 +53,15 @@ class TransformerState:
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write this step's keys and values (B, H, N, K); return all, (B, H, N * P, K)."""
-        filled, needed = (self.position - 1) * self.beams, self.position * self.beams
-        slots = self._slots[layer]
-        if not slots or slots[0].size(2) < needed:
-            slots[:] = [
-                _grown(old, new, filled)
-                for old, new in zip(slots or (None, None), (key, value), strict=True)
-            ]
-        for slot, new in zip(slots, (key, value), strict=True):
-            slot[:, :, filled:needed] = new
-        return slots[0][:, :, :needed], slots[1][:, :, :needed]
+        end = self.position * self.beams
+        keys, values = (slots[layer, :, :, :end] for slots in self._slots)
+        keys[:, :, end - self.beams :] = key
+        values[:, :, end - self.beams :] = value
+        return keys, values
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, K) of the memory; S may be padded, as `memory_mask` says."""
+        return self._memory[0][layer], self._memory[1][layer]
 
     def reorder(self, beams: Tensor) -> None:
         """Let beam n of sentence b go on from what was beam `beams[b, n]`; beams: (B, N)."""
@@ -64,19 +70,45 @@ class TransformerState:
             self._ancestors = self._ancestors.gather(1, index)
 
     def keep(self, sentences: Tensor) -> None:
-        """Drop all sentences but these; sentences: (B',), indices into the batch."""
-        self.memory = [(key[sentences], value[sentences]) for key, value in self.memory]
+        """Drop all sentences but these; sentences: (B',), indices into the batch.
+
+        Only those are copied that change their place: a few when the last ones fill the places of
+        those that leave.
+        """
+        places = torch.arange(len(sentences), device=sentences.device)
+        moved = places[sentences != places]
+        filled = self.position * self.beams
+        for part in (*self._memory, *(slots[:, :, :, :filled] for slots in self._slots)):
+            part[:, moved] = part[:, sentences[moved]]
+        self._memory = [part[:, : len(sentences)] for part in self._memory]
+        self._slots = [slots[:, : len(sentences)] for slots in self._slots]
         self._ancestors = self._ancestors[sentences]
-        if self.lengths is not None:
-            self.lengths = self.lengths[sentences]
-        for slots in self._slots:
-            slots[:] = [slot[sentences] for slot in slots]
+        if self.memory_mask is not None:
+            self.memory_mask = self.memory_mask[sentences]
 
 
-def _grown(old: Tensor | None, new: Tensor, filled: int) -> Tensor:
-    """A buffer with twice the room (16 positions at first) and the old contents."""
-    batch, heads, beams, size = new.shape
-    grown = new.new_empty(batch, heads, max(16 * beams, 2 * filled), size)
-    if old is not None:
-        grown[:, :, :filled] = old[:, :, :filled]
-    return grown
+def _values(like: Tensor, room: int, filled: Tensor | None = None) -> Tensor:
+    """An empty (L, B, H, room, K), or one that begins with what is filled, followed by zeros."""
+    cache = like.new_empty(*like.shape[:3], room, like.size(4))
+    return cache if filled is None else _fill(cache, filled)
+
+
+def _keys(like: Tensor, room: int, filled: Tensor | None = None) -> Tensor:
+    """The same, but transposed in a CPU's memory: a few queries meet such keys in half the time."""
+    if not like.is_cpu:
+        return _values(like, room, filled)
+    cache = like.new_empty(*like.shape[:3], like.size(4), room).mT
+    return cache if filled is None else _fill(cache, filled)
+
+
+def _fill(cache: Tensor, filled: Tensor) -> Tensor:
+    size = filled.size(3)
+    cache[:, :, :, :size] = filled
+    cache[:, :, :, size:] = 0
+    return cache
+
+
+def _padding_mask(lengths: Tensor, size: int) -> Tensor | None:
+    """Which of the memory's positions are real, (B, 1, 1, S); None where all are."""
+    real = torch.arange(size, device=lengths.device) < lengths[:, None, None, None]
+    return None if bool(real.all()) else real

@@ -178,9 +178,9 @@ class DecoderLayer(nn.Module):
 
         def look(x: Tensor) -> Tensor:
             query = self.cross_attention.project_query(x)
-            key, value = state.memory[layer]
+            key, value = state.memory(layer)
             return self.cross_attention.merge(
-                attention(query, key, value, lengths=state.lengths).values
+                attention(query, key, value, mask=state.memory_mask).values
             )
 
         x = self.residuals[1](self.residuals[0](x, attend), look)
