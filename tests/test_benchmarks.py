@@ -139,6 +139,13 @@ def test_cuda_is_skipped_where_there_is_none(
     assert capsys.readouterr().out == "no CUDA device here: nothing measured\n"
 
 
+@pytest.mark.parametrize("option", ["work", "shapes", "peers"])
+def test_a_misspelt_name_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([f"--{option}", "hugginface"])
+    assert f"--{option} has no 'hugginface', there are: " in capsys.readouterr().err
+
+
 def test_the_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--quick", "--steps", "1", "--threads", "1", "--bench", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -73,7 +73,13 @@ def entries(field: tuple[Entry, ...], options: argparse.Namespace) -> list[Entry
 
 def main(args: list[str]) -> int:
     """Measures, prints, and keeps the numbers."""
-    options = arguments().parse_args(args)
+    parser = arguments()
+    options = parser.parse_args(args)
+    known = {"work": WORKS, "shapes": works.SHAPES, "peers": peers()}
+    for name, words in known.items():
+        for word in (getattr(options, name) or "").split(","):
+            if word and word not in words:
+                parser.error(f"--{name} has no {word!r}, there are: {', '.join(words)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
         return 0
