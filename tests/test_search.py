@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -241,3 +242,32 @@ def test_blocks_of_sentences_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(search_module, "BLOCK", 6)  # two sentences
     parts = search_module.search(model, src, lengths, config)
     assert [[h.ids for h in found] for found in whole] == [[h.ids for h in f] for f in parts]
+
+
+@pytest.mark.parametrize("kept", [[0, 4, 2, 3], [4, 3, 0], [1], [2, 1, 0, 4, 3]])
+@torch.no_grad()
+def test_sentences_that_stay_go_on_wherever_they_are_put(kept: list[int]) -> None:
+    """Beyond the first room of the cache, against a state that had them in that order at once."""
+    model = build()
+    src, lengths = pad(SOURCES)
+    order = torch.tensor(kept)
+    state = model.start(model.encode(src, lengths), 3)
+    expected = model.start(model.encode(src[order], lengths[order]), 3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(14):
+        token = torch.randint(3, VOCAB, (5, 3), generator=generator)
+        beams = torch.randint(0, 3, (5, 3), generator=generator)
+        model.step(token, state)
+        model.step(token[order], expected)
+        state.reorder(beams)
+        expected.reorder(beams[order])
+    state.keep(order)
+    for _ in range(5):
+        token = torch.randint(3, VOCAB, (len(kept), 3), generator=generator)
+        torch.testing.assert_close(model.step(token, state)[0], model.step(token, expected)[0])
+
+
+def test_a_search_stops_when_nobody_waits() -> None:
+    stop = Event()
+    stop.set()
+    assert search(build(), *pad(SOURCES), SearchConfig(), stop=stop) == [[]] * len(SOURCES)

@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from transformer.bundle import load_bundle, save_bundle
 from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig, pad
-from transformer.inference.translator import Translator
+from transformer.inference.translator import TooLongError, Translator
+from transformer.inference.workers import in_threads
 from transformer.models import Transformer, TransformerConfig
 
 LINES = ["the cat sees a dog .", "a dog sleeps .", "the old man reads the long book in a garden ."]
@@ -170,6 +173,35 @@ def test_small_batches_give_the_same_translations() -> None:
     assert translator(max_tokens=40).translate(lines) == translator().translate(lines)
 
 
+def test_batches_side_by_side_give_the_same_translations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The n-best of one thread, in the order of the lines, and the errors of the threads."""
+    lines = [*LINES * 30, "", *(f"a dog sees {n} cats ." for n in range(20))]
+    expected = translator(max_tokens=300).n_best(lines, n_best=2)
+    asked: list[tuple[int, int]] = []
+
+    def watched(function: Any, items: Any, workers: int) -> Any:
+        asked.append((len(items), workers))
+        return in_threads(function, items, workers)
+
+    monkeypatch.setattr("transformer.inference.translator.in_threads", watched)
+    monkeypatch.setattr("transformer.inference.translator.count_workers", lambda device: 2)
+    found = translator(max_tokens=300).n_best(lines, n_best=2)
+    for line, others in zip(found, expected, strict=True):
+        assert [t.text for t in line] == [t.text for t in others]
+        scores = [t.score for t in others]
+        assert [t.score for t in line] == pytest.approx(scores, abs=1e-5)
+    assert asked[0][0] > 3
+    assert asked[0][1] == 2
+    model, tokenizer = parts()
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.decoder[0].feed_forward.inner.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="the model's output is not a number"):
+        Translator(broken, tokenizer, SEARCH).translate(lines)
+    translator().translate(lines, sample=True)
+    assert asked[-1][1] == 1  # samples depend on the seed alone
+
+
 def test_n_best_and_alignments() -> None:
     found = translator().n_best(LINES[:1], n_best=3, alignments=True)[0]
     assert len(found) == 3
@@ -222,8 +254,9 @@ def test_forced_decoding_agrees_with_the_search() -> None:
 def test_a_line_that_is_too_long() -> None:
     ours = translator(max_length=30)
     long = "The cat sleeps. " * 3 + "x" * 60
-    with pytest.raises(ValueError, match=r"line 2 has \d+ tokens, the limit is 30"):
+    with pytest.raises(TooLongError, match=r"line 2 has \d+ tokens, the limit is 30") as error:
         ours.translate([LINES[1], long])
+    assert error.value.index == 1
     found = ours.translate([LINES[1], long], too_long="split")
     assert len(found) == 2
     assert found[0] == ours.translate(LINES[1:2])[0]
@@ -233,6 +266,33 @@ def test_a_line_that_is_too_long() -> None:
     assert pieces[0].endswith(".")
     assert ours._split("A b. C d! " * 9) == ["A b.", "C d!"] * 9
     assert all(piece.endswith("。") for piece in ours._split("가나다라。마바사아。자차。"))
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+def test_loading_does_not_import_torchs_compiler(tmp_path: Path, positions: str) -> None:
+    """Random numbers on the meta device did, which took as long as importing torch."""
+    _, tokenizer = parts()
+    shape = replace(SHAPE, positions=positions)  # type: ignore[arg-type]
+    model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    about: dict[str, Any] = {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}}
+    save_bundle(tmp_path / "b", model, tokenizer, card="", max_length=60, training={}, **about)
+    code = (
+        "import sys; from transformer import Translator; "
+        f"Translator.load({str(tmp_path / 'b')!r}, 'cpu').translate(['a dog'], max_extra=2); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_loaded_weights_lie_as_products_read_them(tmp_path: Path) -> None:
+    """Transposed in memory, equal in value; the embeddings' rows stay whole."""
+    model, _ = save(tmp_path / "bundle")
+    loaded = Translator.load(tmp_path / "bundle", "cpu").model
+    assert isinstance(loaded, Transformer)
+    assert loaded.output.weight.stride(0) == 1
+    assert loaded.tgt_embedding.tokens.weight.stride(1) == 1
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
@@ -253,7 +313,7 @@ def test_samples_repeat_by_seed() -> None:
 
 def test_batches_are_sorted_and_stay_in_budget() -> None:
     sizes = list(enumerate([5, 30, 4, 4, 90, 6, 30, 7]))
-    batches = list(translator(max_tokens=60)._batches(sizes))
+    batches = list(translator()._batches(sizes, 60))
     assert sorted(index for batch in batches for index in batch) == list(range(8))
     lengths = [[sizes[index][1] for index in batch] for batch in batches]
     assert [length for batch in lengths for length in batch] == [4, 4, 5, 6, 7, 30, 30, 90]

@@ -16,11 +16,17 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Seq2Seq
 
 FORMAT_VERSION = 1
+INITIALISERS = (
+    init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_
+)  # fmt: skip
 #: What a bundle knows of its training, and `results.json` repeats; `seconds` include validation.
 TRAINING = (
     "recipe", "epochs", "steps", "seconds", "src_tokens_per_second", "tgt_tokens_per_second",
@@ -117,7 +123,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         if sizes != (config["src_vocab_size"], config["tgt_vocab_size"]):
             raise ValueError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
         shape = ARCHITECTURES[config["architecture"]](**config["network"])
-        with torch.device("meta"):  # no time is lost on weights that are replaced at once
+        with torch.device("meta"), _NoRandomNumbers():  # the weights are replaced at once
             model = shape.build(*sizes)
         _assign(model, weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -126,6 +132,18 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
             f"{folder}: its files do not fit config.json ({reason}): take all from one bundle"
         ) from None
     return Bundle(model.to(device).eval(), tokenizer, config)
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Skips initial values: on the meta device they would import torch's compiler, in 0.9 s."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _assign(model: Seq2Seq, weights: dict[str, torch.Tensor]) -> None:

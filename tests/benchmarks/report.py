@@ -104,8 +104,8 @@ def decoding(result: dict[str, Any]) -> str:
         ])  # fmt: skip
     title = (
         "## Decoding, tiny, beam 5\n\nEach with its best batch of "
-        f"{', '.join(map(str, result['batches']))} sentences; `same`: share of the translations "
-        "that are ours, too."
+        f"{', '.join(map(str, result['batches']))} sentences, ours with those it makes itself; "
+        "`same`: share of the translations that are ours, too."
     )
     return "\n\n".join([title, _table(columns, rows), *_against_best(result["rows"])])
 

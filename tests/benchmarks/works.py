@@ -1,6 +1,7 @@
 """The kinds of work: what contestants are told to do, and what becomes of their answers."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def decode(
 
     def turn(contestant: Contestant) -> dict[str, Any]:
         rates = {}
-        for size in BATCHES:
+        for size in _batches(contestant):
             answer = contestant.ask(do="translate", sentences=sentences, batch=size)
             rates[size] = answer["tgt_tokens"] / answer["seconds"]
         contestant.about["ids"] = answer["ids"]
@@ -200,13 +201,18 @@ def _row(contestant: Contestant, ours: Contestant) -> dict[str, Any]:
     }
 
 
+def _batches(contestant: Contestant) -> Sequence[Any]:
+    """The sizes to try; a contestant that makes its own batches is asked once a turn."""
+    return contestant.about.get("batches", BATCHES)
+
+
 def _choose_batch(contestant: Contestant) -> None:
     """Takes the rate of each turn at the batch size with the highest median."""
     if not contestant.turns:
         return
     medians = {
         size: statistics.median(turn["rates"][size] for turn in contestant.turns)
-        for size in BATCHES
+        for size in _batches(contestant)
     }
     best = max(medians, key=lambda size: medians[size])
     contestant.about.update(batch=best, medians=medians)

@@ -1,14 +1,16 @@
 """`transformer translate`: text in, translations out."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 
+from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import Parser
 from transformer.commands.text import BREAKS, Line, chunks, read, writing
 from transformer.inference.search import SearchConfig
-from transformer.inference.translator import Precision, Translation, Translator
+from transformer.inference.translator import Precision, TooLongError, Translation, Translator
 
 DESCRIPTION = """Translate texts, files or standard input. One line comes out for each line that
 goes in; an empty one stays empty. With --n_best above 1, --scores or --alignments the output is
@@ -39,7 +41,7 @@ def translate(
     prefix: str = "",
     too_long: Literal["refuse", "split"] = "refuse",
     seed: int | None = None,
-    max_tokens: int = 2048,
+    max_tokens: int = 4096,
     max_length: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -74,37 +76,44 @@ def translate(
     longest = {} if max_length is None else {"max_length": max_length}
     source = read(texts, input)
     done = 0
+    keep_freed_memory()
     with writing(output) as stream:
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
         options = {**search, "prefix": prefix, "generator": generator(translator.device, seed)}
         for chunk in chunks(source, CHUNK):
-            lines = checked(translator, chunk, too_long)
-            if not columns:
-                for text in translator.translate(lines, too_long=too_long, **options):
-                    print(text.translate(BREAKS), file=stream)
-            else:
-                for found in translator.n_best(lines, alignments=alignments, **options):
-                    done += 1
-                    for row in rows(found, scores):
-                        print(*[done] * (n_best > 1), *row, sep="\t", file=stream)
+            lines = checked(chunk)
+            with place_of_a_long_line(chunk, translator.max_length):
+                if not columns:
+                    for text in translator.translate(lines, too_long=too_long, **options):
+                        print(text.translate(BREAKS), file=stream)
+                else:
+                    for found in translator.n_best(lines, alignments=alignments, **options):
+                        done += 1
+                        for row in rows(found, scores):
+                            print(*[done] * (n_best > 1), *row, sep="\t", file=stream)
             stream.flush()
 
 
-def checked(translator: Translator, chunk: list[Line], too_long: str) -> list[str]:
-    """Returns the texts of a chunk, after a look at each line's encoding and length."""
+def checked(chunk: list[Line]) -> list[str]:
+    """Returns the texts of a chunk, after a look at each line's encoding."""
     for place, text in chunk:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"{place}: not UTF-8 ({error.reason}), convert it first") from None
-    texts = [line.text for line in chunk]
-    for line, ids in zip(chunk, translator.tokenizer.encode_src(texts), strict=True):
-        if len(ids) > translator.max_length and too_long == "refuse":
-            raise ValueError(
-                f"{line.place}: {len(ids)} tokens, --max_length is {translator.max_length}: "
-                "shorten it, raise --max_length, or give --too_long split"
-            )
-    return texts
+    return [line.text for line in chunk]
+
+
+@contextmanager
+def place_of_a_long_line(chunk: list[Line], limit: int) -> Iterator[None]:
+    """Lets the error about a line that is too long say where the line stands."""
+    try:
+        yield
+    except TooLongError as error:
+        raise ValueError(
+            f"{chunk[error.index].place}: {error.tokens} tokens, --max_length is {limit}: "
+            "shorten it, raise --max_length, or give --too_long split"
+        ) from None
 
 
 def rows(found: list[Translation], scores: bool) -> Iterator[list[str]]:

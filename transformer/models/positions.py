@@ -50,7 +50,8 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, max_positions: int, d_model: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.randn(max_positions, d_model) * d_model**-0.5)
+        self.table = nn.Parameter(torch.empty(max_positions, d_model))
+        nn.init.normal_(self.table, std=d_model**-0.5)
 
     def forward(self, start: int, length: int) -> Tensor:
         """Vectors (length, D) of the positions start .. start + length - 1.

@@ -29,10 +29,15 @@ class TransformerState:
         self.beams = beams
         self.position = 0
         self.mask: Tensor | None = None
-        keys, values = (torch.stack(parts) for parts in zip(*memory, strict=True))
-        size = -(-keys.size(3) // VECTOR) * VECTOR
-        self._memory = [_keys(keys, size, keys), _values(values, size, values)]
-        self._slots = [_keys(keys, POSITIONS * beams), _values(values, POSITIONS * beams)]
+        layers, (keys, values) = len(memory), memory[0]
+        size = keys.size(2) + (-keys.size(2) % VECTOR if keys.is_cpu else 0)
+        self._memory = [_room(layers, keys, size, True), _room(layers, values, size)]
+        self._slots = [_room(layers, keys, POSITIONS * beams, True)]
+        self._slots.append(_room(layers, values, POSITIONS * beams))
+        for part, filled in zip(self._memory, zip(*memory, strict=True), strict=True):
+            part[:, :, :, keys.size(2) :] = 0  # hidden by the mask, but zero times NaN is NaN
+            for layer, tensor in enumerate(filled):
+                part[layer, :, :, : keys.size(2)] = tensor
         self.memory_mask = _padding_mask(lengths, size)
         self._ancestors = lengths.new_zeros(len(lengths), beams, 0)
         self._own = torch.arange(beams, device=lengths.device)
@@ -40,10 +45,8 @@ class TransformerState:
     def advance(self) -> None:
         """Make room for one more position, where every beam stands in its own slot."""
         self.position += 1
-        keys, values = self._slots
-        if self.position * self.beams > keys.size(3):
-            room = 2 * keys.size(3)
-            self._slots = [_keys(keys, room, keys), _values(values, room, values)]
+        if self.position * self.beams > self._slots[0].size(3):
+            self._slots = [_doubled(slots) for slots in self._slots]
         if self.beams == 1:
             return  # a single beam has no other's past to hide
         own = self._own.expand(len(self._ancestors), self.beams)[:, :, None]
@@ -87,25 +90,21 @@ class TransformerState:
             self.memory_mask = self.memory_mask[sentences]
 
 
-def _values(like: Tensor, room: int, filled: Tensor | None = None) -> Tensor:
-    """An empty (L, B, H, room, K), or one that begins with what is filled, followed by zeros."""
-    cache = like.new_empty(*like.shape[:3], room, like.size(4))
-    return cache if filled is None else _fill(cache, filled)
+def _room(layers: int, like: Tensor, size: int, keys: bool = False) -> Tensor:
+    """Fresh memory (L, B, H, size, K) for tensors like (B, H, S, K).
+
+    On a CPU the keys lie transposed in it: their product with a few queries takes half the time.
+    """
+    if keys and like.is_cpu:
+        return like.new_empty(layers, *like.shape[:2], like.size(3), size).mT
+    return like.new_empty(layers, *like.shape[:2], size, like.size(3))
 
 
-def _keys(like: Tensor, room: int, filled: Tensor | None = None) -> Tensor:
-    """The same, but transposed in a CPU's memory: a few queries meet such keys in half the time."""
-    if not like.is_cpu:
-        return _values(like, room, filled)
-    cache = like.new_empty(*like.shape[:3], like.size(4), room).mT
-    return cache if filled is None else _fill(cache, filled)
-
-
-def _fill(cache: Tensor, filled: Tensor) -> Tensor:
-    size = filled.size(3)
-    cache[:, :, :, :size] = filled
-    cache[:, :, :, size:] = 0
-    return cache
+def _doubled(slots: Tensor) -> Tensor:
+    """The slots with twice the room, as they lie in memory."""
+    room = _room(len(slots), slots[0], 2 * slots.size(3), slots.stride(3) == 1)
+    room[:, :, :, : slots.size(3)] = slots
+    return room
 
 
 def _padding_mask(lengths: Tensor, size: int) -> Tensor | None:

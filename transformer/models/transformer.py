@@ -183,8 +183,8 @@ class DecoderLayer(nn.Module):
                 attention(query, key, value, mask=state.memory_mask).values
             )
 
-        x = self.residuals[1](self.residuals[0](x, attend), look)
-        return self.residuals[2](x, self.feed_forward)
+        first, second, third = self.residuals
+        return third(second(first(x, attend), look), self.feed_forward)
 
 
 class Embedding(nn.Module):

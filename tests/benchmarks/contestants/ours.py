@@ -19,10 +19,10 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from transformer.allocator import keep_freed_memory
-from transformer.bundle import load_bundle
 from transformer.data.batching import Batch
 from transformer.data.tokenizer import Tokenizer
-from transformer.inference.search import SearchConfig, pad, search
+from transformer.inference.search import SearchConfig
+from transformer.inference.translator import Translator
 from transformer.models import TransformerConfig
 from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule
@@ -30,7 +30,7 @@ from transformer.training.runs import be_quiet, choose_precision
 from transformer.training.stopping import StopSafely
 from transformer.training.tracking import make_logger
 
-from ..worker import Handlers, Ids, Workload, by_length, claim_stdout, run, serve, translated
+from ..worker import Handlers, Workload, claim_stdout, run, serve, translated
 
 PRECISIONS = {"default": None, "float32": "32-true", "bf16": "bf16-mixed"}
 
@@ -196,11 +196,10 @@ def train(job: dict[str, Any], folder: Path) -> None:
 
 
 def build(job: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
-    """Decoding of a bundle."""
+    """Decoding with a `Translator` as it is without settings: it makes its own batches."""
     workload = Workload(job["workload"])
-    model = load_bundle(job["bundle"], job["device"]).model
-    if job["device"] == "cuda":
-        model = model.to(torch.bfloat16)  # what the Translator would choose
+    translator = Translator.load(job["bundle"], job["device"])
+    keep_freed_memory()  # as `transformer translate` does
     config = SearchConfig(
         beam=job["beam"], length_norm="power", alpha=job["alpha"], max_extra=job["max_extra"]
     )
@@ -208,26 +207,17 @@ def build(job: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
     def translate(command: dict[str, Any]) -> dict[str, Any]:
         src = workload.test_src[: command["sentences"]]
         start = time.perf_counter()
-        found = decode(model, src, config, command["batch"], job["device"])
+        found = [hypotheses[0].ids for hypotheses in translator.search(src, config)]
         return translated(time.perf_counter() - start, src, found)
 
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    parameters = list(translator.model.parameters())
     ready = {
         "versions": {"torch": torch.__version__},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "setting": dtype,
+        "parameters": sum(p.numel() for p in parameters),
+        "setting": str(parameters[0].dtype).removeprefix("torch."),
+        "batches": ["its own"],
     }
     return {"translate": translate}, ready
-
-
-def decode(model: Any, src: Ids, config: SearchConfig, size: int, device: str) -> Ids:
-    """The best hypothesis of each sentence."""
-    found: Ids = [[] for _ in src]
-    for rows in by_length(src, size):
-        ids, lengths = pad([src[row] for row in rows], device)
-        for row, hypotheses in zip(rows, search(model, ids, lengths, config), strict=True):
-            found[row] = hypotheses[0].ids
-    return found
 
 
 def _now() -> float:
