@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from transformer.allocator import keep_freed_memory
+from transformer.allocator import keep_few_kernels, keep_freed_memory
 from transformer.commands.arguments import OneLineErrors, check_groups
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
@@ -191,8 +191,9 @@ class FitCLI(LightningCLI):
             self.folder, self.is_new = claim(config, self.name)
         config.run_dir = str(self.folder)
         os.environ[RUN_DIR] = config.run_dir
-        choose_precision(config.trainer)
         keep_freed_memory()
+        keep_few_kernels(config.model.network.d_model)
+        choose_precision(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer with our logger, checkpoints and display."""

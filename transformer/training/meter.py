@@ -25,6 +25,11 @@ class Prepared(NamedTuple):
     tgt_tokens: int
     cells: int
 
+    def pin(self) -> "Prepared":
+        """The same in pinned memory, from which a GPU can fetch it by itself."""
+        batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
+        return self._replace(batch=batch, rows=self.rows.pin_memory())
+
 
 def prepare(batch: Batch) -> Prepared:
     """Count a batch's tokens while it is still on the host."""

@@ -41,6 +41,8 @@ class Seq2SeqModule(LightningModule):
         score_tokenize: sacreBLEU's tokenizer for the target language: `13a` for most, `zh`,
             `ja-mecab`, `ko-mecab`, `char` or `flores200`.
         score_lowercase: ignore case in BLEU.
+        compile: translate the network and the loss into kernels of their own with torch.compile,
+            once for all shapes; for long runs on a GPU. It takes about a minute at the start.
         seed: of the initial weights and of dropout.
     """
 
@@ -57,6 +59,7 @@ class Seq2SeqModule(LightningModule):
         search: SearchConfig = SearchConfig(),  # noqa: B008 - frozen
         score_tokenize: str = "13a",
         score_lowercase: bool = False,
+        compile: bool = False,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -69,6 +72,7 @@ class Seq2SeqModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.search_config = search
+        self.compiles = compile
         self.seed = seed
         #: How scores are computed, by the names of the arguments; a bundle carries it.
         self.evaluation = {
@@ -115,6 +119,8 @@ class Seq2SeqModule(LightningModule):
         torch.manual_seed(self.seed)
         sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
         self.network = self.config.build(*sizes)
+        if self.compiles:
+            self.network.compile(dynamic=True)  # each batch has a shape of its own
         # Buffers are constants here. Left to DDP, their broadcast would wait for processes that
         # have no validation batch left.
         buffers = [name for name, _ in self.named_buffers()]
@@ -144,15 +150,18 @@ class Seq2SeqModule(LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
         """Count tokens on the host, where it costs the device nothing."""
-        return prepare(batch)
+        prepared = prepare(batch)
+        # From pinned memory a batch travels while the GPU still works on the one before.
+        return prepared.pin() if self.device.type == "cuda" else prepared
 
     def loss(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
         """Label-smoothed loss and negative log-likelihood, in nats, summed over target tokens."""
         batch = prepared.batch
         hidden = self.model(batch.src, batch.src_lengths, batch.tgt_in)
         return label_smoothed_loss(
-            self.model.project, hidden, batch.tgt_out, prepared.rows, self.label_smoothing
-        )
+            self.model.project, hidden, batch.tgt_out, prepared.rows, self.label_smoothing,
+            self.compiles,
+        )  # fmt: skip
 
     def training_step(self, prepared: Prepared, batch_idx: int) -> Tensor:
         """The loss summed over tokens; `configure_gradient_clipping` divides it."""

@@ -5,6 +5,7 @@ processes is decided in `module.py`.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,7 @@ def label_smoothed_loss(
     targets: Tensor,
     rows: Tensor,
     smoothing: float,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy with label smoothing (Szegedy et al. 2016; paper, section 5.4), summed.
 
@@ -52,6 +54,7 @@ def label_smoothed_loss(
         targets: (B, T) long, the tokens to predict.
         rows: (N,) long, the real positions, from `target_rows`.
         smoothing: the mass taken from the reference token, in [0, 1).
+        compiled: let torch.compile fuse what comes after the projection.
 
     Returns:
         The smoothed loss, with a gradient, and the plain negative log-likelihood without one; both
@@ -59,12 +62,12 @@ def label_smoothed_loss(
     """
     logits = project(hidden.flatten(0, 1).index_select(0, rows))
     labels = targets.flatten().index_select(0, rows)
-    loss, nll = _SmoothedCrossEntropy.apply(logits, labels, smoothing)
+    loss, nll = _SmoothedCrossEntropy.apply(logits, labels, smoothing, compiled)
     return loss, nll
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
-    """Both sums; the gradient takes the place of the logits, while a chunk is in the cache.
+    """Both sums; the gradient takes the place of the logits.
 
     A linear layer does not need its result again. Of an operation that does, autograd would notice
     that it was overwritten, and say so.
@@ -72,29 +75,58 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, smoothing: float
+        ctx: Any, logits: Tensor, labels: Tensor, smoothing: float, compiled: bool
     ) -> tuple[Tensor, Tensor]:
-        exact = torch.promote_types(logits.dtype, torch.float32)
-        step = max(1, (_GPU_CHUNK if logits.is_cuda else _CPU_CHUNK) // logits.shape[1])
-        # One workspace for all chunks: fresh memory would have to be cleared by the system first.
-        workspace = logits.new_empty(min(step, len(logits)), logits.shape[1], dtype=exact)
-        loss, nll = logits.new_zeros((), dtype=exact), logits.new_zeros((), dtype=exact)
-        for chunk, label in zip(logits.split(step), labels[:, None].split(step), strict=True):
-            values = workspace[: len(chunk)].copy_(chunk)
-            chosen, mean = values.gather(1, label), values.mean(1, keepdim=True)
-            log_total = _softmax_(values)
-            nll += (log_total - chosen).sum()
-            loss += (log_total - (1 - smoothing) * chosen - smoothing * mean).sum()
-            if ctx.needs_input_grad[0]:
-                chunk.copy_(_gradient_(values, label, smoothing))
+        sums = _fused() if compiled else _in_chunks
+        loss, nll = sums(logits, labels[:, None], smoothing, ctx.needs_input_grad[0])
         ctx.gradient = logits
         ctx.mark_non_differentiable(nll)
         return loss, nll
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(outer[0]), None, None
+        return gradient.mul_(outer[0]), None, None, None
+
+
+def _in_chunks(
+    logits: Tensor, labels: Tensor, smoothing: float, backward: bool
+) -> tuple[Tensor, Tensor]:
+    """The sums over rows (N, V) with labels (N, 1), while a chunk of rows is in the cache."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    step = max(1, (_GPU_CHUNK if logits.is_cuda else _CPU_CHUNK) // logits.shape[1])
+    # One workspace for all chunks: fresh memory would have to be cleared by the system first.
+    workspace = logits.new_empty(min(step, len(logits)), logits.shape[1], dtype=exact)
+    loss, nll = logits.new_zeros((), dtype=exact), logits.new_zeros((), dtype=exact)
+    for chunk, label in zip(logits.split(step), labels.split(step), strict=True):
+        values = workspace[: len(chunk)].copy_(chunk)
+        chosen, mean = values.gather(1, label), values.mean(1, keepdim=True)
+        log_total = _softmax_(values)
+        nll += (log_total - chosen).sum()
+        loss += (log_total - (1 - smoothing) * chosen - smoothing * mean).sum()
+        if backward:
+            chunk.copy_(_gradient_(values, label, smoothing))
+    return loss, nll
+
+
+@cache
+def _fused() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same without a workspace: what is float32 never leaves the registers of a GPU."""
+
+    def sums(
+        logits: Tensor, labels: Tensor, smoothing: float, backward: bool
+    ) -> tuple[Tensor, Tensor]:
+        values = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        log_total = values.logsumexp(1, keepdim=True)
+        chosen, mean = values.gather(1, labels), values.mean(1, keepdim=True)
+        if backward:
+            tokens = torch.arange(logits.shape[1], device=logits.device)
+            target = torch.where(tokens == labels, 1 - smoothing, 0.0) + smoothing / len(tokens)
+            logits.copy_((values - log_total).exp() - target)
+        loss = log_total - (1 - smoothing) * chosen - smoothing * mean
+        return loss.sum(), (log_total - chosen).sum()
+
+    return torch.compile(sums, dynamic=True)
 
 
 def _softmax_(values: Tensor) -> Tensor:

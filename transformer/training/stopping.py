@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -36,11 +38,11 @@ class Interrupted(Exception):
 class StopSafely(Checkpoint):
     """On Ctrl-C or SIGTERM: finish the optimizer step, save everything, stop. A second one kills.
 
-    All processes stop at the same step, the one before which any of them got the signal. Where a
-    validation follows the step it is finished first, so that a resumed run repeats and skips
-    nothing. As a `Checkpoint` it runs after the checkpoints of the same step. It watches the
-    signals inside of `with stop: trainer.fit(...)`. Before the first step and after the last one
-    there is nothing to finish: Ctrl-C stops at once.
+    Several processes stop at the same step, the one after that in which any of them got the
+    signal. Where a validation follows the step it is finished first, so that a resumed run repeats
+    and skips nothing. As a `Checkpoint` it runs after the checkpoints of the same step. It watches
+    the signals inside of `with stop: trainer.fit(...)`. Before the first step and after the last
+    one there is nothing to finish: Ctrl-C stops at once.
 
     Args:
         folder: where `interrupted.ckpt` goes.
@@ -53,6 +55,7 @@ class StopSafely(Checkpoint):
         self._last_step = 0
         self._training = False
         self._process = os.getpid()
+        self._votes: _Votes | None = None
 
     def __enter__(self) -> "StopSafely":
         """Watch for Ctrl-C: before there are data workers, for they inherit the handler."""
@@ -71,6 +74,11 @@ class StopSafely(Checkpoint):
         self._watch(signal.SIGTERM)
         self._training = True
         self._last_step = trainer.global_step
+        if trainer.world_size > 1:
+            self._votes = _Votes()
+            # Lightning asks the GPUs before every batch whether it saw the SIGTERM that it does
+            # not get any more, and waits for the answer until they have nothing left to do.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,20 +87,24 @@ class StopSafely(Checkpoint):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        ends = trainer.is_last_batch or _validates_after(trainer, batch_idx)
-        if not ends and _any_process(trainer, bool(self.signum)):
-            self._stop(trainer)
+        signum = self._votes.cast(self.signum) if self._votes else self.signum
+        if signum and not (trainer.is_last_batch or _validates_after(trainer, batch_idx)):
+            self._stop(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A signal during the last validation: training is over, the final model is not made."""
         self._training = False
-        if _any_process(trainer, bool(self.signum)):
-            self._stop(trainer)
+        signum = self.signum
+        if self._votes:
+            self._votes.cast(signum)
+            signum = self._votes.count()
+        if signum:
+            self._stop(trainer, signum)
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self, trainer: Trainer, signum: int) -> None:
         path = self.folder / INTERRUPTED
         trainer.save_checkpoint(path)
-        raise Interrupted(self.signum, path, trainer.global_step, trainer.current_epoch + 1)
+        raise Interrupted(signum, path, trainer.global_step, trainer.current_epoch + 1)
 
     def _watch(self, signum: int) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -120,8 +132,35 @@ def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % every == 0
 
 
-def _any_process(trainer: Trainer, flag: bool) -> bool:
-    return trainer.strategy.reduce_boolean_decision(flag, all=False)
+class _Votes:
+    """What all processes say of stopping: the number of a signal, or 0 for going on.
+
+    They vote on the hosts, where nobody waits for a GPU, and a vote travels during the next step.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._vote = torch.tensor(0)
+        self._travelling: dist.Work | None = None
+
+    def cast(self, signum: int) -> int:
+        """Vote; returns the outcome of the vote before this one."""
+        before = self.count()
+        self._vote = torch.tensor(signum)
+        self._travelling = dist.all_reduce(
+            self._vote, dist.ReduceOp.MAX, self._group, async_op=True
+        )
+        return before
+
+    def count(self) -> int:
+        """The outcome of the last vote: the highest number of all processes."""
+        if self._travelling:
+            self._travelling.wait()
+        return int(self._vote)
+
+
+def _nothing() -> None:
+    pass
 
 
 def goodbye(stop: Interrupted, folder: Path) -> str:

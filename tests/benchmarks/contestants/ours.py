@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from transformer.allocator import keep_freed_memory
+from transformer.allocator import keep_few_kernels, keep_freed_memory
 from transformer.data.batching import Batch
 from transformer.data.tokenizer import Tokenizer
 from transformer.inference.search import SearchConfig
@@ -177,7 +177,8 @@ def train(job: dict[str, Any], folder: Path) -> None:
     """Trains until the arena has seen enough."""
     out = claim_stdout()
     be_quiet()
-    keep_freed_memory()  # as `transformer fit` does
+    keep_freed_memory()  # as `transformer fit` does, and the next line
+    keep_few_kernels(job["shape"]["d_model"])
     workload = Workload(job["workload"])
     gate = Gate(workload, job["setting"], out)
     accelerator = "gpu" if job["device"] == "cuda" else "cpu"

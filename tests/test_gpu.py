@@ -1,0 +1,139 @@
+"""What training on a GPU rests on, as far as it can be seen without one."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import Tensor
+
+from transformer.data.batching import Batch
+from transformer.models import PRESETS, TransformerConfig
+from transformer.training.meter import Prepared, prepare
+from transformer.training.module import Seq2SeqModule
+from transformer.training.objective import label_smoothed_loss, target_rows
+
+SIZE = 50  # of the vocabulary
+
+
+def batch(rows: int, src: int, tgt: int) -> Batch:
+    def ids(length: int) -> Tensor:
+        return torch.randint(4, SIZE, (rows, length))
+
+    def lengths(longest: int) -> Tensor:
+        found = torch.randint(1, longest + 1, (rows,))
+        found[0] = longest
+        return found
+
+    length = lengths(tgt)
+    return Batch(torch.arange(rows), ids(src), lengths(src), ids(tgt), ids(tgt), length)
+
+
+def moved(prepared: Prepared, device: str) -> Prepared:
+    on_device = Batch(*(tensor.to(device) for tensor in prepared.batch))
+    return prepared._replace(batch=on_device, rows=prepared.rows.to(device))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_training_step_never_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, clip: float | None
+) -> None:
+    """On the meta device tensors have no values: to ask for one is an error."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    module = Seq2SeqModule(PRESETS["tiny"])
+    network = PRESETS["tiny"].build(SIZE, SIZE)
+    for embedding in (network.src_embedding, network.tgt_embedding):
+        embedding.positions(0, 1)  # what is filled in the first step alone
+    module.network = network.to("meta").train()
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=2
+    )
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.ones((), device="meta").item()
+    for shape in ((3, 4, 5), (2, 9, 6)):
+        prepared = moved(prepare(batch(*shape)), "meta")
+        module.training_step(prepared, 0).backward()
+    optimizer = torch.optim.AdamW(module.parameters())
+    module.configure_gradient_clipping(optimizer, clip)
+    optimizer.step()
+
+
+def test_batches_are_pinned_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    module = Seq2SeqModule(PRESETS["tiny"])
+    given = batch(2, 3, 4)
+    module.on_before_batch_transfer(given, 0)
+    assert not pinned
+    monkeypatch.setattr(Seq2SeqModule, "device", torch.device("cuda"))
+    prepared = module.on_before_batch_transfer(given, 0)
+    assert [tensor is other for tensor, other in zip(pinned, given, strict=False)] == [True] * 6
+    assert pinned[-1] is prepared.rows
+
+
+def test_one_graph_serves_all_shapes() -> None:
+    """Whole, without a break; only what follows from a size of 1 may be another one."""
+    torch._dynamo.reset()
+    network = PRESETS["tiny"].build(SIZE, SIZE).eval()
+    shapes = [(3, 4, 5), (2, 9, 6), (7, 16, 3), (5, 300, 8), (4, 12, 270), (16, 8, 8), (9, 64, 64)]
+    batches = [batch(*shape) for shape in shapes]
+    expected = [network(b.src, b.src_lengths, b.tgt_in) for b in batches]
+    network.compile(dynamic=True, fullgraph=True, backend="eager")
+    torch._dynamo.utils.counters.clear()
+    for given, hidden in zip(batches, expected, strict=True):
+        found = network(given.src, given.src_lengths, given.tgt_in)
+        torch.testing.assert_close(found, hidden)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_loss_is_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(300, 16) / 4).to(dtype).requires_grad_()
+
+    def results(hidden: Tensor, targets: Tensor, rows: Tensor, compiled: bool) -> Any:
+        loss, nll = label_smoothed_loss(
+            lambda h: h @ weight.T, hidden, targets, rows, 0.1, compiled
+        )
+        return loss, nll, *torch.autograd.grad(loss / 3, (hidden, weight))
+
+    for rows, length in ((3, 5), (7, 4), (20, 31)):
+        hidden = torch.randn(rows, length, 16, dtype=dtype, requires_grad=True)
+        targets = torch.randint(0, 300, (rows, length))
+        real = target_rows(torch.randint(1, length + 1, (rows,)), length)
+        plain, fused = (results(hidden, targets, real, compiled) for compiled in (False, True))
+        rtol, atol = (2e-2, 2e-3) if dtype == torch.bfloat16 else (1e-5, 1e-6)
+        torch.testing.assert_close(fused, plain, rtol=rtol, atol=atol)
+
+
+@pytest.mark.slow
+def test_training_compiled_takes_the_same_steps() -> None:
+    """Loss and gradients of the module's own compiled step, over batches of different shapes."""
+    shape = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.0)
+    modules = [Seq2SeqModule(shape, compile=compiled) for compiled in (False, True)]
+    tokenizer = SimpleNamespace(src_vocab_size=SIZE, tgt_vocab_size=SIZE)
+    for module in modules:
+        module._trainer = SimpleNamespace(  # type: ignore[assignment]
+            datamodule=SimpleNamespace(tokenizer=tokenizer), global_step=0, global_rank=0,
+            world_size=1, accumulate_grad_batches=1,
+        )  # fmt: skip
+        module.configure_model()
+    for given in (batch(3, 4, 5), batch(6, 9, 7), batch(4, 20, 12)):
+        losses = []
+        for module in modules:
+            loss, _ = module.loss(prepare(given))
+            module.zero_grad()
+            loss.backward()
+            losses.append(loss)
+        torch.testing.assert_close(losses[1], losses[0])
+        plain, compiled = (
+            {name: weight.grad for name, weight in module.named_parameters()} for module in modules
+        )
+        torch.testing.assert_close(compiled, plain)
