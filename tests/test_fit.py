@@ -326,6 +326,15 @@ def test_unknown_recipe_key_names_the_nearest(
     assert f"{path}:4" in said
 
 
+@pytest.mark.slow
+def test_a_compiled_run_goes_all_the_way(tmp_path: Path) -> None:
+    """With dropout, validation, the search, and a bundle that knows nothing of it."""
+    path = recipe(tmp_path, "recipes/toys/compiled.yaml")
+    args = ["--logger", "none", "--model.compile", "true", "--trainer.max_epochs", "1"]
+    assert fit("--config", path, *args) == 0
+    assert len(Translator.load(tmp_path / "runs/toys/compiled/bundle", "cpu").translate(["a"])) == 1
+
+
 def test_fast_dev_run_goes_all_the_way_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

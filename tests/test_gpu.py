@@ -77,18 +77,23 @@ def test_batches_are_pinned_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert pinned[-1] is prepared.rows
 
 
-def test_one_graph_serves_all_shapes() -> None:
-    """Whole, without a break; only what follows from a size of 1 may be another one."""
+@pytest.mark.parametrize("training", [False, True])
+def test_one_graph_serves_all_shapes(training: bool) -> None:
+    """Whole, without a break; another one when the tables of positions had to grow."""
     torch._dynamo.reset()
-    network = PRESETS["tiny"].build(SIZE, SIZE).eval()
+    network = PRESETS["tiny"].build(SIZE, SIZE).train(training)
     shapes = [(3, 4, 5), (2, 9, 6), (7, 16, 3), (5, 300, 8), (4, 12, 270), (16, 8, 8), (9, 64, 64)]
     batches = [batch(*shape) for shape in shapes]
     expected = [network(b.src, b.src_lengths, b.tgt_in) for b in batches]
     network.compile(dynamic=True, fullgraph=True, backend="eager")
     torch._dynamo.utils.counters.clear()
-    for given, hidden in zip(batches, expected, strict=True):
-        found = network(given.src, given.src_lengths, given.tgt_in)
-        torch.testing.assert_close(found, hidden)
+    with torch.autocast("cpu", torch.bfloat16, enabled=training):
+        for given, hidden in zip(batches, expected, strict=True):
+            found = network(given.src, given.src_lengths, given.tgt_in)
+            if training:
+                found.sum().backward()
+            else:
+                torch.testing.assert_close(found, hidden)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
 
 

@@ -64,8 +64,8 @@ def entries(field: tuple[Entry, ...], options: argparse.Namespace) -> list[Entry
     if options.quick:
         wanted = ["torch_nn"]
     found = [e for e in field if e.module == works.OURS or (e.peer or e.module) in wanted]
-    if options.device == "cuda":
-        found = [entry for entry in found if entry.on_gpu]
+    gpu = options.device == "cuda"
+    found = [entry for entry in found if (entry.on_gpu if gpu else entry.on_cpu)]
     if options.quick:
         found = [replace(entry, settings=entry.settings[:1]) for entry in found]
     return found

@@ -27,17 +27,20 @@ class Entry:
         settings: the variants in which it takes part; the best one counts.
         peer: the environment that it runs in; None for this one.
         on_gpu: whether it takes part there.
+        on_cpu: the same for a CPU.
     """
 
     module: str
     settings: tuple[str, ...]
     peer: str | None = None
     on_gpu: bool = False
+    on_cpu: bool = True
 
 
 PLAIN = ("float32", "bf16")
 TRAINING = (
-    Entry("ours", ("default", *PLAIN), on_gpu=True),
+    Entry("ours", ("default", *PLAIN)),
+    Entry("ours", ("default+compile", "default", "float32"), on_gpu=True, on_cpu=False),
     Entry(
         "huggingface",
         (*PLAIN, "float32+compile", "bf16+compile"),

@@ -16,14 +16,16 @@ from lightning.pytorch import Callback, Trainer
 
 from transformer.allocator import keep_freed_memory
 from transformer.models import PRESETS
+from transformer.training.callbacks import TrainingLog
 from transformer.training.meter import prepare
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import be_quiet, choose_precision
+from transformer.training.stopping import StopSafely
 
 from .arena import environment, spread
 from .workload import Text
 
-WARM_UP, STEPS = 10, 30
+WARM_UP, STEPS = 10, 60
 
 
 def input_share(text: Text, bench: Path, threads: int) -> dict[str, Any]:
@@ -98,12 +100,13 @@ def _train(corpus: str | None, max_tokens: int, bench: str, count: int) -> None:
     choose_precision(chosen)
     clock = Clock()
     with TemporaryDirectory() as folder:
+        callbacks = [clock, TrainingLog(), StopSafely(Path(folder))]  # as in `transformer fit`
         trainer = Trainer(
             accelerator="cpu", devices=count, strategy="ddp" if count > 1 else "auto",
-            precision=chosen.precision, max_steps=WARM_UP + STEPS, max_epochs=-1, callbacks=[clock],
-            limit_val_batches=0, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            default_root_dir=folder,
+            precision=chosen.precision, max_steps=WARM_UP + STEPS, max_epochs=-1,
+            callbacks=callbacks, limit_val_batches=0, num_sanity_val_steps=0, logger=False,
+            enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False, default_root_dir=folder,
         )  # fmt: skip
         data = Text(corpus, max_tokens).data(Path(bench) / "cache")
         trainer.fit(Seq2SeqModule(PRESETS["tiny"]), datamodule=data)

@@ -21,7 +21,7 @@ class Dropout(nn.Dropout):
         """dropout(y), added to x where it is given; y and x have the same shape."""
         if not self.training or not self.p:
             return y if x is None else x + y
-        if y.is_cpu:
+        if y.is_cpu and not torch.compiler.is_compiling():
             return _Masked.apply(y, x, self.p)
         dropped = F.dropout(y, self.p)
         return dropped if x is None else x + dropped

@@ -156,7 +156,7 @@ class Gate(Callback):
 
 def precision(setting: str, accelerator: str) -> Any:
     """What `transformer fit` would set for the Trainer on this device."""
-    trainer = SimpleNamespace(precision=PRECISIONS[setting], accelerator=accelerator)
+    trainer = SimpleNamespace(precision=PRECISIONS[setting.split("+")[0]], accelerator=accelerator)
     choose_precision(trainer)
     return trainer.precision
 
@@ -170,6 +170,7 @@ def module_of(job: dict[str, Any]) -> Seq2SeqModule:
         schedule="inverse_sqrt",
         learning_rate=job["learning_rate"],
         warmup_steps=job["warmup_steps"],
+        compile=job["setting"].endswith("+compile"),
     )
 
 
