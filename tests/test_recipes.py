@@ -39,7 +39,7 @@ def test_a_recipe_runs(
     args += ["--data.src", "de", "--data.tgt", "en", "--data.cache", str(tmp_path / "cache")]
     # A model that has seen one batch never ends a sentence: do not wait for all 50 extra tokens.
     args += ["--data.tokenizer.vocab_size", "300", "--model.search.max_extra", "2"]
-    # For a GPU and days of training: for one batch it would compile for a minute.
+    # For a GPU and days of training: for one batch it would compile for minutes.
     args += ["--model.compile", "false"]
     assert main([*args, "--trainer.accelerator", "cpu"]) == 0
     printed = capsys.readouterr().out

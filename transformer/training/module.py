@@ -42,7 +42,8 @@ class Seq2SeqModule(LightningModule):
             `ja-mecab`, `ko-mecab`, `char` or `flores200`.
         score_lowercase: ignore case in BLEU.
         compile: translate the network and the loss into kernels of their own with torch.compile,
-            once for all shapes; for long runs on a GPU. It takes about a minute at the start.
+            once for all shapes, in the first steps, which then take minutes: for long runs on a
+            GPU.
         seed: of the initial weights and of dropout.
     """
 

@@ -111,7 +111,7 @@ def _in_chunks(
 
 @cache
 def _fused() -> Callable[..., tuple[Tensor, Tensor]]:
-    """The same without a workspace: what is float32 never leaves the registers of a GPU."""
+    """The same by torch.compile, which needs no float32 copy of the logits to be written."""
 
     def sums(
         logits: Tensor, labels: Tensor, smoothing: float, backward: bool
