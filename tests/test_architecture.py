@@ -15,7 +15,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "allocator": (set(), set()),
     "models": (set(), {"torch"}),
     "data": (set(), TENSORS | {"tokenizers", "datasets", "pyarrow"}),
-    "evaluation": (set(), TENSORS | {"torchmetrics", "sacrebleu", "matplotlib"}),
+    "evaluation": (set(), TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}),
     "bundle": ({"models", "data.tokenizer"}, {"torch", "safetensors"}),
     "inference": ({"models", "data.tokenizer", "bundle"}, {"torch"}),
     "training": (

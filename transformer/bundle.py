@@ -21,7 +21,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
-from transformer.models import ARCHITECTURES, Seq2Seq
+from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
 
 FORMAT_VERSION = 1
 INITIALISERS = (
@@ -74,10 +74,9 @@ def save_bundle(
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another folder, or move it away")
-    names = {type_: name for name, type_ in ARCHITECTURES.items()}
     config = {
         "format_version": FORMAT_VERSION,
-        "architecture": names[type(model.config)],
+        "architecture": architecture_of(model.config),
         "network": asdict(model.config),
         "src_vocab_size": tokenizer.src_vocab_size,
         "tgt_vocab_size": tokenizer.tgt_vocab_size,

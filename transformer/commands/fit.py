@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import shutil
 import tempfile
@@ -15,12 +17,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.allocator import keep_few_kernels, keep_freed_memory
-from transformer.commands.arguments import OneLineErrors, check_groups
+from transformer.commands.arguments import (
+    CONFIG_OPTIONS,
+    OneLineErrors,
+    check_groups,
+    with_recipes_found,
+)
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
+from transformer.models import ARCHITECTURES
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
 from transformer.training.meter import NotFinite
-from transformer.training.module import Seq2SeqModule
+from transformer.training.module import module_of
 from transformer.training.progress import LiveProgress, progress
 from transformer.training.report import (
     Split,
@@ -110,6 +118,32 @@ def finish(cli: FitCLI) -> None:
         print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
 
 
+def architecture(args: Sequence[str]) -> str:
+    """What kind of model the command line, or else the last of its recipes, asks for.
+
+    Known before everything else is parsed, since the options of `model.network` depend on it.
+
+    Raises:
+        ValueError: when there is no such architecture.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--architecture")
+    peek.add_argument(*CONFIG_OPTIONS, action="append", default=[])
+    given, _ = peek.parse_known_args(with_recipes_found(args))
+    named = [(given.architecture, "--")] if given.architecture else []
+    for file in reversed(given.config):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says it better
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            if isinstance(content, dict) and "architecture" in content:
+                named.append((content["architecture"], f"{file}: "))
+    name, where = named[0] if named else ("transformer", "")
+    if name not in ARCHITECTURES:
+        raise ValueError(
+            f"{where}architecture {name!r} is unknown: use {' or '.join(ARCHITECTURES)}"
+        )
+    return str(name)
+
+
 class FitParser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser, with errors in one line."""
 
@@ -132,7 +166,7 @@ class FitCLI(LightningCLI):
 
     def _build(self, args: Sequence[str]) -> None:
         super().__init__(
-            Seq2SeqModule,
+            module_of(architecture(args)),
             DataModule,
             save_config_callback=None,
             trainer_defaults=DEFAULTS,
@@ -148,6 +182,13 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a run needs beyond model, data and trainer."""
         add = parser.add_argument
+        add(
+            "--architecture",
+            type=str,
+            default="transformer",
+            help=f"Kind of model, which decides about the settings of model.network: "
+            f"{', '.join(ARCHITECTURES)}.",
+        )
         add("--run_dir", type=str | None, help="Run folder; runs/<recipe's path> when left out.")
         add(
             "--existing",

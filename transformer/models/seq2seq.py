@@ -18,6 +18,17 @@ class Memory(NamedTuple):
     lengths: Tensor
 
 
+class Shape(Protocol):
+    """The settings of a model: a frozen dataclass, one for each entry of `ARCHITECTURES`."""
+
+    @property
+    def d_model(self) -> int:
+        """Size of the hidden states."""
+
+    def build(self, src_vocab_size: int, tgt_vocab_size: int) -> "Seq2Seq":
+        """A freshly initialised model of this shape."""
+
+
 class State(Protocol):
     """Where decoding stands, for B sentences with N beams each. It is passed from step to step."""
 
@@ -34,6 +45,10 @@ class Seq2Seq(nn.Module, ABC):
     config: Any
     #: Longest sequence that the model can read or write, in tokens; None for any length.
     max_length: int | None = None
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What it is, as the beginning of a sentence."""
 
     @abstractmethod
     def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:

@@ -261,6 +261,9 @@ class Transformer(Seq2Seq):
         if self.config.tied != "none":
             self.output.weight = self.tgt_embedding.tokens.weight
 
+    def describe(self) -> str:
+        return "A Transformer (Vaswani et al. 2017)"
+
     def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:
         x = self.src_embedding(src)
         for layer in self.encoder:

@@ -14,9 +14,9 @@ from torch.nn.utils import get_total_norm
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
-from transformer.evaluation.metrics import TranslationScore
+from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
 from transformer.inference.search import SearchConfig, search
-from transformer.models import ARCHITECTURES, Seq2Seq, TransformerConfig
+from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
 from transformer.training.meter import Meter, Prepared, prepare, sum_over_processes
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
 
@@ -41,6 +41,8 @@ class Seq2SeqModule(LightningModule):
         score_tokenize: sacreBLEU's tokenizer for the target language: `13a` for most, `zh`,
             `ja-mecab`, `ko-mecab`, `char` or `flores200`.
         score_lowercase: ignore case in BLEU.
+        score_detokenized: the text is tokenised as Moses does it: also give BLEU of the
+            detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
         compile: translate the network and the loss into kernels of their own with torch.compile,
             once for all shapes, in the first steps, which then take minutes: for long runs on a
             GPU.
@@ -49,7 +51,7 @@ class Seq2SeqModule(LightningModule):
 
     def __init__(
         self,
-        network: TransformerConfig = TransformerConfig(),  # noqa: B008 - frozen
+        network: Shape = TransformerConfig(),  # noqa: B008 - frozen
         label_smoothing: float = 0.1,
         schedule: Schedule = "noam",
         learning_rate: float = 1.0,
@@ -60,6 +62,7 @@ class Seq2SeqModule(LightningModule):
         search: SearchConfig = SearchConfig(),  # noqa: B008 - frozen
         score_tokenize: str = "13a",
         score_lowercase: bool = False,
+        score_detokenized: bool = False,
         compile: bool = False,
         seed: int = 1,
     ) -> None:
@@ -80,8 +83,12 @@ class Seq2SeqModule(LightningModule):
             "label_smoothing": label_smoothing,
             "score_tokenize": score_tokenize,
             "score_lowercase": score_lowercase,
+            "score_detokenized": score_detokenized,
         }
         self.score = TranslationScore(tokenize=score_tokenize, lowercase=score_lowercase)
+        self.detokenized = (
+            TranslationScore(lowercase=score_lowercase) if score_detokenized else None
+        )
         #: Name and settings of the run, plain values; every checkpoint carries them.
         self.recipe: dict[str, Any] = {}
         self.network: Seq2Seq | None = None
@@ -251,7 +258,11 @@ class Seq2SeqModule(LightningModule):
             self._sums[i] += value
         hypotheses = self.tokenizer.decode([best[0].ids for best in found])
         ids = batch.ids.tolist()
-        self.score.update(hypotheses, [self._references[i] for i in ids])
+        references = [self._references[i] for i in ids]
+        self.score.update(hypotheses, references)
+        if self.detokenized:
+            detokenize = moses_detokenizer(self.data.tgt)
+            self.detokenized.update(detokenize(hypotheses), detokenize(references))
         self.translations.update(zip(ids, hypotheses, strict=True))
 
     def _log_scores(self, split: Literal["val", "test"]) -> None:
@@ -259,6 +270,9 @@ class Seq2SeqModule(LightningModule):
         tokens = max(tokens, 1.0)
         scores = self.score.compute()
         self.score.reset()
+        if self.detokenized:
+            scores["bleu_detokenized"] = self.detokenized.compute()["bleu"]
+            self.detokenized.reset()
         self.scores = {
             "loss": loss / tokens,
             "nll": nll / tokens,
@@ -284,10 +298,9 @@ class Seq2SeqModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to go on, or to make a bundle, without the recipe's files."""
         self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
-        names = {type_: name for name, type_ in ARCHITECTURES.items()}
         checkpoint["bundle"] = {
-            "architecture": names[type(self.config)],
-            "network": asdict(self.config),
+            "architecture": architecture_of(self.config),
+            "network": asdict(cast(Any, self.config)),
             "about": self.about,
             "tokenizer": self.tokenizer.to_text(),
         }
@@ -314,12 +327,29 @@ class Seq2SeqModule(LightningModule):
         )
 
     def _check_shape(self, trained: dict[str, Any]) -> None:
-        for key, value in asdict(self.config).items():
+        for key, value in asdict(cast(Any, self.config)).items():
             if key != "dropout" and trained.get(key) != value:
                 raise ValueError(
                     f"model.network.{key} is {value!r}, but the checkpoint was trained with "
                     f"{trained.get(key)!r}: resume with its value, or begin a new run"
                 )
+
+
+def module_of(architecture: str) -> type[Seq2SeqModule]:
+    """The module whose signature has the settings of this architecture: options are made from it.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+    """
+    shape = ARCHITECTURES[architecture]
+
+    class Module(Seq2SeqModule):
+        __doc__ = Seq2SeqModule.__doc__
+
+        def __init__(self, network: shape = shape(), **settings: Any) -> None:  # type: ignore[valid-type] # noqa: B008 - frozen
+            super().__init__(network=network, **settings)
+
+    return Module
 
 
 def _key(*numbers: int) -> int:

@@ -64,6 +64,7 @@ def results(
         "chrf": scores.get("chrf"),
         "signature": module.score.signature,
         "chrf_signature": module.score.chrf_signature,
+        **detokenized(module, scores),
         "loss": scores.get("loss"),
         "perplexity": scores.get("perplexity"),
         "split": split,
@@ -75,6 +76,16 @@ def results(
         "tgt_tokens_per_second": round(totals["tgt_tokens"] / seconds, 1),
         "recipe": module.recipe.get("name"),
         "versions": versions(),
+    }
+
+
+def detokenized(module: Seq2SeqModule, scores: dict[str, float]) -> dict[str, Any]:
+    """BLEU of the detokenised text, and its signature, where the recipe asks for them."""
+    if module.detokenized is None:
+        return {}
+    return {
+        "bleu_detokenized": scores.get("bleu_detokenized"),
+        "signature_detokenized": module.detokenized.signature,
     }
 
 
@@ -125,7 +136,7 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
     lines = [
         f"# {data.src} → {data.tgt}",
         "",
-        f"A Transformer (Vaswani et al. 2017) that translates {data.src} into {data.tgt}, trained "
+        f"{module.model.describe()} that translates {data.src} into {data.tgt}, trained "
         f"with the recipe `{numbers['recipe']}`.",
         "",
         *(_score_lines(numbers) if numbers["split"] else ["It was not tested.", ""]),

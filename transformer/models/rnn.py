@@ -1,0 +1,291 @@
+"""The recurrent encoder–decoder: what there was before the Transformer, with attention or without.
+
+One decoder for every rung of the ladder. At each step its state s_t and a context vector a_t make
+tanh(W [a_t; s_t]), which predicts the next token (Luong et al. 2015, equation 5). Without
+attention a_t is the same at every step: what the encoder says when it has read everything
+(Sutskever et al. 2014, Cho et al. 2014). With it a_t is a weighted sum of all encoder states.
+
+Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from transformer.models.attention import SCORES, Attended, attention
+from transformer.models.dropout import Dropout
+from transformer.models.seq2seq import Memory, Seq2Seq
+
+NO_ATTENTION = "none"
+CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+@dataclass(frozen=True)
+class RNNConfig:
+    """The shape of a recurrent encoder–decoder.
+
+    Args:
+        d_model: size of embeddings and hidden states; each direction of the encoder has half.
+        num_layers: layers of the bidirectional encoder, and as many of the decoder.
+        dropout: on embeddings, between layers, and on what the next token is predicted from.
+        cell: `gru` (Cho et al. 2014) or `lstm` (Hochreiter and Schmidhuber 1997).
+        attention: `none`, or the score: `dot` (Luong et al. 2015), `scaled_dot` (divided by
+            sqrt(d_model)), `additive` (Bahdanau et al. 2015).
+        input_feeding: let the decoder also read what its last token was predicted from (Luong et
+            al. 2015, section 3.3); its steps cannot be computed at once then.
+    """
+
+    d_model: int = 256
+    num_layers: int = 1
+    dropout: float = 0.1
+    cell: Literal["gru", "lstm"] = "gru"
+    attention: str = "additive"
+    input_feeding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d_model < 2 or self.d_model % 2:
+            raise ValueError(
+                f"model.network.d_model is {self.d_model}: it must be even, since each direction "
+                "of the encoder has half of it"
+            )
+        if self.num_layers < 1:
+            raise ValueError(f"model.network.num_layers is {self.num_layers}: it must be 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.network.dropout is {self.dropout}: it must be in [0, 1)")
+        known = [NO_ATTENTION, *SCORES]
+        if self.attention not in known:
+            near = get_close_matches(self.attention, known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"model.network.attention is {self.attention!r}: it must be one of "
+                f"{', '.join(known)}; the nearest is {near!r}"
+            )
+
+    def build(self, src_vocab_size: int, tgt_vocab_size: int) -> "RNN":
+        """A freshly initialised model of this shape."""
+        return RNN(self, src_vocab_size, tgt_vocab_size)
+
+
+class Bidirectional(nn.Module):
+    """A recurrent layer that reads forwards, and one that reads backwards: h_i = [→h_i; ←h_i]."""
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__()
+        cell, size = CELLS[config.cell], config.d_model
+        self.ahead = cell(size, size // 2, batch_first=True)
+        self.back = cell(size, size // 2, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x: (B, S, D) with lengths (B,) -> (B, S, D); what stands at padding means nothing."""
+        # Turning each sentence round by itself needs no packing, for which lengths would have to
+        # come from the device.
+        positions = torch.arange(x.size(1), device=x.device)
+        mirrored = lengths[:, None] - 1 - positions
+        index = torch.where(mirrored >= 0, mirrored, positions)[:, :, None]
+        ahead, _ = self.ahead(x)
+        back, _ = self.back(x.gather(1, index.expand_as(x)))
+        return torch.cat([ahead, back.gather(1, index.expand_as(back))], -1)
+
+
+def context_vector(memory: Memory) -> Tensor:
+    """What either direction says when it has read everything, (B, D): the fixed context vector."""
+    half = memory.hidden.size(-1) // 2
+    last = (memory.lengths - 1)[:, None, None].expand(-1, 1, half)
+    ahead = memory.hidden[:, :, :half].gather(1, last).squeeze(1)
+    return torch.cat([ahead, memory.hidden[:, 0, half:]], -1)
+
+
+class Keys(NamedTuple):
+    """What a decoder looks at: keys and values (B, 1, S, D), and the source lengths (B,)."""
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+
+class Attention(nn.Module):
+    """Attention with one of the scores: a_t is the sum of all h_i, weighted by softmax(score).
+
+    Args:
+        score: a name in `SCORES`.
+        size: D.
+    """
+
+    def __init__(self, score: str, size: int) -> None:
+        super().__init__()
+        function, projects, vector = SCORES[score]
+        self.query = nn.Linear(size, size, bias=False) if projects else nn.Identity()
+        self.key = nn.Linear(size, size, bias=False) if projects else nn.Identity()
+        self.function = function
+        self.vector = nn.Parameter(torch.empty(size)) if vector else None
+        if self.vector is not None:
+            nn.init.uniform_(self.vector, -(size**-0.5), size**-0.5)
+
+    def read(self, memory: Memory) -> Keys:
+        """Keys and values, once for each sentence."""
+        return Keys(self.key(memory.hidden)[:, None], memory.hidden[:, None], memory.lengths)
+
+    def forward(self, states: Tensor, memory: Keys, need_weights: bool = False) -> Attended:
+        """States (B, T, D) -> context vectors (B, T, D) and weights (B, 1, T, S)."""
+        score = self.function if self.vector is None else partial(self.function, v=self.vector)
+        values, weights = attention(
+            self.query(states)[:, None], memory.keys, memory.values,
+            score=score, lengths=memory.lengths, need_weights=need_weights,
+        )  # fmt: skip
+        return Attended(values.squeeze(1), weights)
+
+
+class FixedContext(nn.Module):
+    """No attention: the context vector is the same at every step.
+
+    In the words of attention it has two heads, one for each direction of the encoder, with weight
+    1 on the last token and on the first, whatever the decoder asks.
+    """
+
+    def read(self, memory: Memory) -> Keys:
+        """The context vector as the only value; the keys keep the number of source tokens."""
+        return Keys(memory.hidden[:, None], context_vector(memory)[:, None, None], memory.lengths)
+
+    def forward(self, states: Tensor, memory: Keys, need_weights: bool = False) -> Attended:
+        """States (B, T, D) -> context vectors (B, T, D) and weights (B, 2, T, S)."""
+        values = memory.values[:, 0].expand_as(states)
+        if not need_weights:
+            return Attended(values, None)
+        weights = states.new_zeros(len(states), 2, states.size(1), memory.keys.size(2))
+        weights[torch.arange(len(states)), 0, :, memory.lengths - 1] = 1
+        weights[:, 1, :, 0] = 1
+        return Attended(values, weights)
+
+
+class RNNState:
+    """Where decoding stands: hidden states that move with their beam, and the memory's keys.
+
+    Args:
+        hidden: what the decoder's cell carries on, each (L, B, N, D): h, and c of an LSTM.
+        memory: keys and values, once for each sentence.
+        fed: (B, N, D), what the last token was predicted from.
+    """
+
+    def __init__(self, hidden: tuple[Tensor, ...], memory: Keys, fed: Tensor) -> None:
+        self.hidden, self.memory, self.fed = hidden, memory, fed
+
+    def reorder(self, beams: Tensor) -> None:
+        """Let beam n of sentence b go on from what was beam `beams[b, n]`; beams: (B, N)."""
+        index = beams[:, :, None].expand_as(self.fed)
+        self.hidden = tuple(h.gather(2, index.expand_as(h)) for h in self.hidden)
+        self.fed = self.fed.gather(1, index)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drop all sentences but these; sentences: (B',), indices into the batch."""
+        self.hidden = tuple(h[:, sentences] for h in self.hidden)
+        self.memory = Keys(*(part[sentences] for part in self.memory))
+        self.fed = self.fed[sentences]
+
+
+class RNN(Seq2Seq):
+    """A recurrent encoder–decoder, with any attention or none.
+
+    Args:
+        config: its shape.
+        src_vocab_size: number of source tokens.
+        tgt_vocab_size: number of target tokens.
+    """
+
+    config: RNNConfig
+
+    def __init__(self, config: RNNConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        size, layers = config.d_model, config.num_layers
+        self.src_embedding = nn.Embedding(src_vocab_size, size)
+        self.tgt_embedding = nn.Embedding(tgt_vocab_size, size)
+        self.encoder = cast(
+            list[Bidirectional], nn.ModuleList(Bidirectional(config) for _ in range(layers))
+        )
+        self.parts = 2 if config.cell == "lstm" else 1  # of the state that a cell carries on
+        self.bridge = nn.Linear(size, self.parts * layers * size)
+        self.decoder = CELLS[config.cell](
+            size * 2 if config.input_feeding else size, size, layers,
+            batch_first=True, dropout=config.dropout if layers > 1 else 0.0,
+        )  # fmt: skip
+        self.attention: Attention | FixedContext = (
+            FixedContext()
+            if config.attention == NO_ATTENTION
+            else Attention(config.attention, size)
+        )
+        self.merge = nn.Linear(2 * size, size, bias=False)
+        self.output = nn.Linear(size, tgt_vocab_size)
+        self.dropout = Dropout(config.dropout)
+        for embedding in (self.src_embedding, self.tgt_embedding):
+            nn.init.normal_(embedding.weight, std=size**-0.5)
+        for linear in (self.bridge, self.merge, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(self.bridge.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def describe(self) -> str:
+        score = self.config.attention.replace("_", " ")
+        how = "without attention" if score == NO_ATTENTION else f"with {score} attention"
+        return f"A recurrent encoder–decoder ({self.config.cell.upper()}) {how}"
+
+    def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:
+        x = self.src_embedding(src)
+        for layer in self.encoder:
+            x = layer(self.dropout(x), src_lengths)
+        return Memory(x, src_lengths)
+
+    def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
+        state = self.start(self.encode(src, src_lengths))
+        return self._decode(tgt_in, state)[0]
+
+    def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
+        state = self.start(self.encode(src, src_lengths))
+        weights = self._decode(tgt_in, state, need_weights=True)[1]
+        assert weights is not None
+        return weights[:, None]
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)
+
+    def start(self, memory: Memory, beams: int = 1) -> RNNState:
+        first = torch.tanh(self.bridge(context_vector(memory)))
+        hidden = first.view(len(first), self.parts, -1, 1, self.config.d_model)
+        hidden = hidden.expand(-1, -1, -1, beams, -1).permute(1, 2, 0, 3, 4)
+        fed = first.new_zeros(len(first), beams, self.config.d_model)
+        return RNNState(tuple(hidden), self.attention.read(memory), fed)
+
+    def step(self, token: Tensor, state: RNNState) -> tuple[Tensor, RNNState]:
+        hidden, _ = self._advance(token[:, :, None], state)
+        return hidden, state
+
+    def _decode(
+        self, tgt_in: Tensor, state: RNNState, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """All target steps of one beam, at once where none waits for the one before."""
+        size = 1 if self.config.input_feeding else tgt_in.size(1)
+        parts = [
+            self._advance(tokens[:, None], state, need_weights) for tokens in tgt_in.split(size, 1)
+        ]
+        hidden, weights = zip(*parts, strict=True)
+        return torch.cat(hidden, 1), torch.cat(weights, 2) if need_weights else None
+
+    def _advance(
+        self, tokens: Tensor, state: RNNState, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """T tokens for each of N beams, of which one is 1: (B, N, T) -> (B, N * T, D), weights."""
+        batch, beams, _ = tokens.shape
+        x = self.dropout(self.tgt_embedding(tokens))
+        if self.config.input_feeding:
+            x = torch.cat([x, state.fed[:, :, None].to(x)], -1)
+        flat = tuple(h.flatten(1, 2).contiguous() for h in state.hidden)
+        states, after = self.decoder(x.flatten(0, 1), flat if self.parts == 2 else flat[0])
+        after = after if self.parts == 2 else (after,)
+        state.hidden = tuple(h.unflatten(1, (batch, beams)) for h in after)
+        states = states.reshape(batch, -1, self.config.d_model)
+        context, weights = self.attention(states, state.memory, need_weights)
+        hidden = self.dropout(torch.tanh(self.merge(torch.cat([context, states], -1))))
+        state.fed = hidden.view_as(state.fed) if self.config.input_feeding else state.fed
+        return hidden, weights
