@@ -10,6 +10,8 @@ from transformer import __version__
 
 COMMANDS = {
     "fit": "train a model from a recipe, test it, and leave a bundle",
+    "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
+    "table": "write the results of reproduced recipes into a Markdown file, with a plot",
     "test": "score a bundle on a test set: loss, perplexity, BLEU, chrF",
     "score": "log-probability of given translations, one for each line",
     "translate": "translate text, files or standard input with a bundle",

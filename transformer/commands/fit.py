@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -71,9 +71,16 @@ def main(args: Sequence[str]) -> int:
     Raises:
         ValueError: for what the user can mend.
     """
+    with lightning_errors():
+        return train(FitCLI(args))
+
+
+@contextlib.contextmanager
+def lightning_errors() -> Iterator[None]:
+    """Turns what Lightning finds wrong with settings into errors of ours, and keeps it quiet."""
     be_quiet()
     try:
-        return train(FitCLI(args))
+        yield
     except MisconfigurationException as error:
         raise ValueError(" ".join(str(error).split())) from error
 
@@ -110,7 +117,7 @@ def finish(cli: FitCLI) -> None:
     scores = evaluate(trainer, module, split) if split else {}
     if not trainer.is_global_zero:
         return
-    numbers = results(trainer, module, cli.log, scores, split)
+    numbers = results(trainer, module, cli.log, scores, split, weights)
     picture = save_final(cli.folder, module, numbers, weights)
     log_bundle(trainer, cli.folder / "bundle", cli.name, numbers)
     print(summary(cli.folder, module, numbers, weights, picture), flush=True)

@@ -107,6 +107,11 @@ class DataModule(LightningDataModule):
         """Training pairs left out because one side is empty; in a stream, so far."""
         return self._counts().empty
 
+    def corpora(self) -> list[Corpus]:
+        """The corpora that are named, found but not read yet."""
+        self._check()
+        return [self._corpus(split) for split, spec in self.specs.items() if spec is not None]
+
     def prepare_data(self) -> None:
         """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached."""
         self._check()

@@ -29,7 +29,8 @@ def stat(path: Path) -> list[str | int]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _open(path: Path) -> IO[bytes]:
+def unzipped(path: Path) -> IO[bytes]:
+    """A file's bytes, those inside where it is gzipped."""
     return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
@@ -38,7 +39,7 @@ def seekable(path: Path) -> IO[bytes]:
     if not path.name.endswith(".gz"):
         return path.open("rb")
     copy = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
-    with _open(path) as stream:
+    with unzipped(path) as stream:
         shutil.copyfileobj(stream, copy)
     copy.seek(0)
     return copy
@@ -48,7 +49,7 @@ def lines(path: Path, key: str) -> Iterator[str]:
     """The lines of a UTF-8 file. A line ends at a newline only, not at U+2028 and its like."""
     number = 0
     try:
-        with _open(path) as stream:
+        with unzipped(path) as stream:
             for number, line in enumerate(stream, start=1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield text.removesuffix("\n").removesuffix("\r")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
@@ -66,6 +66,11 @@ class TranslationScore(Metric):
             "chrf": self._chrf._compute_score_from_stats(self.chrf_statistics.tolist()).score,
         }
 
+    def once(self, pairs: Sequence[tuple[str, str]]) -> float:
+        """BLEU of some (hypothesis, reference) pairs by themselves; the sums are not touched."""
+        hypotheses, references = zip(*pairs, strict=True)
+        return float(self._bleu.corpus_score(hypotheses, [references]).score)
+
     @property
     def signature(self) -> str:
         """sacreBLEU's signature of the BLEU score, to be reported beside it."""
@@ -79,6 +84,55 @@ class TranslationScore(Metric):
     def _sum(self, metric: BLEU | CHRF, hypotheses: Sequence[str], refs: Sequence[str]) -> Tensor:
         statistics = metric._extract_corpus_statistics(hypotheses, [refs])
         return torch.tensor(statistics, dtype=torch.long).sum(0).to(self.device)
+
+
+class LengthBin(NamedTuple):
+    """BLEU of the sentences whose source has `shortest` to `longest` words."""
+
+    shortest: int
+    longest: int
+    sentences: int
+    bleu: float
+
+
+def bleu_by_length(
+    score: TranslationScore,
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    width: int = 5,
+) -> list[LengthBin]:
+    """Corpus BLEU of the short sentences, of longer ones, and so on.
+
+    Args:
+        score: How BLEU is computed; its sums are not touched.
+        sources: Words between blanks are counted here.
+        hypotheses: A translation of each.
+        references: The reference for each.
+        width: Words from one bin to the next.
+
+    Returns:
+        The bins that are not empty: 1 to `width` words, `width` + 1 to 2 `width`, ...
+    """
+    bins: dict[int, list[tuple[str, str]]] = {}
+    for source, *pair in zip(sources, hypotheses, references, strict=True):
+        bins.setdefault(max(len(source.split()) - 1, 0) // width, []).append((pair[0], pair[1]))
+    return [
+        LengthBin(number * width + 1, (number + 1) * width, len(pairs), score.once(pairs))
+        for number, pairs in sorted(bins.items())
+    ]
+
+
+def bleu_of_longest_third(
+    score: TranslationScore,
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+) -> float:
+    """Corpus BLEU of the third of the sentences whose sources have the most words."""
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i].split()))
+    longest = order[len(order) * 2 // 3 :]
+    return score.once([(hypotheses[i], references[i]) for i in longest])
 
 
 @cache

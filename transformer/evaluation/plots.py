@@ -1,8 +1,9 @@
-"""Pictures of attention, drawn without pyplot's global state and with labels in any script."""
+"""Pictures of attention and of BLEU by length, without pyplot's global state, in any script."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import cycle
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ LATIN = "DejaVu Sans"  # comes with matplotlib
 CELL = 0.34  # inches, for labels of 10 points
 CELL_OF_LONG = 0.2  # beyond LONG pieces, with labels of 7 points
 LONG = 40
+FEW = 10  # sentences
 
 
 def attention_heatmap(
@@ -63,6 +65,38 @@ def attention_heatmap(
         axes.set_title(f"head {number}", fontsize=9)
     figure.colorbar(mesh, ax=[main, *small], label="attention weight", shrink=0.8, aspect=30)
     figure.suptitle(title, fontfamily=_families(title), fontsize=12, parse_math=False)
+    return figure
+
+
+def bleu_by_length(
+    curves: Mapping[str, Sequence[tuple[int, int, int, float]]], title: str = ""
+) -> Figure:
+    """Draws BLEU against the length of the source, one line for each system.
+
+    Args:
+        curves: For each system its bins: shortest and longest source in words, sentences, BLEU.
+        title: Printed above.
+
+    Returns:
+        A figure; below each bin stands how many sentences it has. Bins of fewer than 10 are left
+        out, since BLEU of so few says nothing.
+    """
+    curves = {name: [b for b in bins if b[2] >= FEW] for name, bins in curves.items()}
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, bins), marker in zip(curves.items(), cycle("osD^vPX*"), strict=False):
+        middles = [(shortest + longest) / 2 for shortest, longest, *_ in bins]
+        axes.plot(middles, [bleu for *_, bleu in bins], marker=marker, label=name)
+    bins = max(curves.values(), key=len)
+    labels = [f"{shortest}–{longest}\n{count:,}" for shortest, longest, count, _ in bins]
+    axes.set_xticks([(shortest + longest) / 2 for shortest, longest, *_ in bins], labels)
+    axes.set_xlabel("words of the source; below them the number of sentences")
+    axes.set_ylabel("BLEU")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    axes.set_title(title, parse_math=False)
     return figure
 
 

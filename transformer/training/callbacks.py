@@ -21,6 +21,8 @@ class TrainingLog(Callback):
 
     def __init__(self) -> None:
         self.totals = {"seconds": 0.0, "training_seconds": 0.0, "src_tokens": 0, "tgt_tokens": 0}
+        #: BLEU of each validation so far.
+        self.curve: list[float] = []
         #: The newest numbers, by the names that the loggers get.
         self.latest: dict[str, float] = {}
         #: When this process began to train, and after which optimizer step.
@@ -58,6 +60,7 @@ class TrainingLog(Callback):
         if trainer.state.fn == "fit":
             self._tick(training=False)
             scores = cast(Seq2SeqModule, pl_module).scores
+            self.curve.append(round(scores["bleu"], 2))
             self._log(trainer, {f"val/{key}": value for key, value in scores.items()})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,12 +74,14 @@ class TrainingLog(Callback):
         reading = cast(Seq2SeqModule, pl_module).meter.read(trainer)
         self._tick(training=bool(trainer.training))
         checkpoint["totals"] = _added(self.totals, reading)
+        checkpoint["curve"] = list(self.curve)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go on counting."""
         self.totals = dict(checkpoint["totals"])
+        self.curve = list(checkpoint["curve"])
 
     def _tick(self, training: bool) -> None:
         now = time.monotonic()

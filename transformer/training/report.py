@@ -2,17 +2,20 @@
 
 import json
 import platform
+import re
 import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from transformer import __version__
 from transformer.bundle import TRAINING, save_bundle
+from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule
@@ -55,8 +58,18 @@ def results(
     log: TrainingLog,
     scores: dict[str, float],
     split: Split | None,
+    weights: str,
 ) -> dict[str, Any]:
-    """What `results.json` holds; scores are null where there was nothing to test on."""
+    """What `results.json` holds; scores are null where there was nothing to test on.
+
+    Args:
+        trainer: after training.
+        module: with the final weights.
+        log: the totals of the run.
+        scores: of the final weights.
+        split: what they were scored on.
+        weights: which weights they are, in words.
+    """
     totals = log.totals
     seconds = max(totals["training_seconds"], 1e-9)
     return {
@@ -67,7 +80,14 @@ def results(
         **detokenized(module, scores),
         "loss": scores.get("loss"),
         "perplexity": scores.get("perplexity"),
+        **_by_length(module, split),
         "split": split,
+        "test": module.data.specs[split] if split else None,
+        "src": module.data.src,
+        "tgt": module.data.tgt,
+        "validation_bleu": log.curve,
+        "model": module.model.describe(),
+        "weights": weights,
         "parameters": module.model.count_parameters(),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -75,8 +95,34 @@ def results(
         "src_tokens_per_second": round(totals["src_tokens"] / seconds, 1),
         "tgt_tokens_per_second": round(totals["tgt_tokens"] / seconds, 1),
         "recipe": module.recipe.get("name"),
+        "seed": module.seed,
+        "precision": str(trainer.precision),
+        "machine": machine(module),
         "versions": versions(),
     }
+
+
+def _by_length(module: Seq2SeqModule, split: Split | None) -> dict[str, Any]:
+    """BLEU by the words of the source; of several processes none has all the translations."""
+    sources, references = module.data.texts(split) if split else ([], [])
+    if not sources or len(module.translations) < len(sources):
+        return {}
+    texts = sources, [module.translations[i] for i in range(len(sources))], references
+    return {
+        "bleu_by_length": [list(b) for b in bleu_by_length(module.score, *texts)],
+        "bleu_longest_third": bleu_of_longest_third(module.score, *texts),
+    }
+
+
+def machine(module: Seq2SeqModule) -> str:
+    """The GPU, or the processor and how many threads it computes with."""
+    if module.device.type == "cuda":
+        return torch.cuda.get_device_name(module.device)
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    name = found[1] if found else platform.processor() or platform.machine()
+    amx = ", AMX" if info.exists() and "amx_bf16" in info.read_text() else ""
+    return f"{' '.join(name.split())}{amx}, {torch.get_num_threads()} threads"
 
 
 def detokenized(module: Seq2SeqModule, scores: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""`transformer reproduce` and `transformer table`: checksums, the curve, rows, table and plot."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sacrebleu
+from toys import recipe, write_corpus
+
+from transformer.__main__ import main
+from transformer.evaluation.metrics import TranslationScore, bleu_by_length, bleu_of_longest_third
+from transformer.training.reproduction import CHECKSUMS, mean_curve, where
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with checksums beside it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    path = recipe(tmp_path, "recipes/toys/toy.yaml")
+    sums = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted((tmp_path / "corpus").iterdir())
+    ]
+    (path.parent / CHECKSUMS).write_text("".join(sums))
+    return path
+
+
+def reproduce(path: Path, *options: str) -> int:
+    return main(["reproduce", str(path), "--logger", "none", "--data.num_workers", "0", *options])
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_reproduce_appends_rows_and_table_shows_them(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("1", "2"):
+        assert reproduce(toy, "--existing", "number", "--seed_everything", seed) == 0
+    printed = capsys.readouterr().out
+    assert "6 files of text are those of the recipe; measured runs: 0" in printed
+    changed = ("--existing=number", "--model.learning_rate", "0.02")
+    assert reproduce(toy, *changed, "--results", "runs/results.jsonl") == 0
+    found = rows(tmp_path / "runs/results.jsonl")
+    assert [row["changes"] for row in found] == [["data.num_workers=0"]] * 2 + [
+        ["data.num_workers=0", "model.learning_rate=0.02"]
+    ]
+    assert [row["seed"] for row in found] == [1, 2, 1]
+    first = found[0]
+    assert first["recipe"] == "toys/toy"
+    assert len(first["validation_bleu"]) == first["epochs"] == 2
+    assert sum(bin_[2] for bin_ in first["bleu_by_length"]) == 10
+    assert (tmp_path / "runs/pictures/toys-toy.png").stat().st_size > 1000
+
+    target = tmp_path / "runs/README.md"
+    target.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert main(["table", "runs/results.jsonl", "runs/README.md"]) == 0
+    text = target.read_text()
+    assert text.startswith("before\n<!-- results -->\n") and text.endswith(
+        "<!-- /results -->\nafter\n"
+    )
+    assert "old" not in text
+    mean = (found[0]["bleu"] + found[1]["bleu"]) / 2
+    lines = [line for line in text.splitlines() if line.startswith("| [toys/toy](toys/toy.yaml)")]
+    assert len(lines) == 2 and lines[0].endswith("| 1, 2 |")
+    assert f"| {mean:.2f} (" in lines[0]
+    assert "`model.learning_rate=0.02`" in lines[1]
+    assert "](pictures/bleu_by_length-" in text
+    assert len(list((tmp_path / "runs/pictures").glob("bleu_by_length-*.png"))) == 1
+    before = text
+    assert main(["table", "runs/results.jsonl", "runs/README.md"]) == 0
+    assert target.read_text() == before  # written twice, it is the same
+
+
+def test_the_curve_of_measured_runs_is_compared(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformer.commands.reproduce.recipes_folder", lambda: toy.parent.parent)
+    measured = {"recipe": "toys/toy", "changes": [], "validation_bleu": [100.0, 100.0]}
+    other = {**measured, "recipe": "toys/other"}
+    text = "".join(json.dumps(row) + "\n" for row in (measured, other))
+    (toy.parent.parent / "results.jsonl").write_text(text)
+    assert reproduce(toy) == 0
+    printed = capsys.readouterr().out
+    assert "measured runs: 1" in printed
+    assert printed.count("OFF the curve: BLEU") == 2
+
+
+def test_other_text_is_refused(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "other", {"train": 40, "val": 4, "test": 4})
+    assert reproduce(toy, "--corpus", "other") == 2
+    error = capsys.readouterr().err
+    assert "other/train.de: its text has the SHA-256" in error and "use `transformer fit`" in error
+    assert not (tmp_path / "runs" / "toys" / "toy").exists()
+    (tmp_path / "other" / "dev.de").write_text("eins\n")
+    (tmp_path / "other" / "dev.en").write_text("one\n")
+    assert reproduce(toy, "--data.train", "other/dev") == 2
+    assert "has no dev.de, but test.de" in capsys.readouterr().err
+
+
+def test_gzipped_text_has_the_same_checksum(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "zipped").mkdir()
+    for file in (tmp_path / "corpus").iterdir():
+        (tmp_path / "zipped" / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    assert reproduce(toy, "--corpus", "zipped", "--trainer.fast_dev_run", "true") == 0
+
+
+def test_a_file_in_place_of_the_hub_must_be_named(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.write_text(toy.read_text().replace(f"train: {tmp_path}/corpus/train", "train: hub:x:train"))
+    assert reproduce(toy, "--corpus", "corpus") == 2
+    assert "data.train from hub:x:train, not from a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.jsonl", "README.md"], "nothing.jsonl has no results: run"),
+        (["results.jsonl", "README.md"], "README.md must have the lines <!-- results -->"),
+        (["broken.jsonl", "README.md"], "broken.jsonl, line 1: not JSON"),
+    ],
+)
+def test_what_table_refuses(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("nothing to replace\n")
+    Path("results.jsonl").write_text("{}\n")
+    Path("broken.jsonl").write_text("{\n")
+    assert main(["table", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert Path("README.md").read_text() == "nothing to replace\n"
+
+
+def test_where_a_run_is() -> None:
+    assert [where(found, 20.0) for found in (18.5, 21.9, 17.0, 23.0)] == [
+        "on the curve", "on the curve", "OFF the curve", "above the curve",
+    ]  # fmt: skip
+    curves = [{"validation_bleu": [1.0, 3.0, 9.0]}, {"validation_bleu": [2.0, 5.0]}]
+    assert mean_curve(curves) == [1.5, 4.0]
+
+
+def test_bleu_by_length_is_sacrebleus_of_each_bin() -> None:
+    sources = ["a", "a b c d e", "a b c d e f", " ".join("abcdefghijkl")]
+    references = ["one two three four five", "the cat sat on the mat", "x y z w v", "p q r s t u"]
+    hypotheses = ["one two three four six", "the cat sat on a mat", "x y z w v", "p q r u t s"]
+    score = TranslationScore(tokenize="none")
+    bins = bleu_by_length(score, sources, hypotheses, references)
+    assert [b[:3] for b in bins] == [(1, 5, 2), (6, 10, 1), (11, 15, 1)]
+    for bin_, rows_ in zip(bins, ([0, 1], [2], [3]), strict=True):
+        expected = sacrebleu.corpus_bleu(
+            [hypotheses[i] for i in rows_], [[references[i] for i in rows_]], tokenize="none"
+        )
+        assert bin_.bleu == pytest.approx(expected.score)
+    longest = sacrebleu.corpus_bleu(hypotheses[2:], [references[2:]], tokenize="none").score
+    assert bleu_of_longest_third(score, sources, hypotheses, references) == pytest.approx(longest)

@@ -1,0 +1,122 @@
+"""`transformer reproduce`: train a recipe whose results are known, and note what came out."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from transformer.commands.arguments import find_recipe, recipes_folder
+from transformer.commands.fit import FitCLI, lightning_errors, train
+from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
+
+DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
+checksums beside it; say after each validation whether the run is on the curve of the measured
+runs; append a row to a file of results, and put the attention heatmap beside it."""
+EPILOG = """All further options are those of `transformer fit`, such as --seed_everything 2; those
+that change the recipe are noted in the row."""
+#: Options that leave the recipe what it is: where its text lies, and what is written where.
+NEUTRAL = (
+    "data.train", "data.val", "data.test", "data.cache", "run_dir", "existing", "logger",
+    "ckpt_path", "seed_everything",
+)  # fmt: skip
+MEASURED = "results.jsonl"
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command; the exit code is that of `fit`."""
+    parser = argparse.ArgumentParser(
+        prog="transformer reproduce", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
+    )
+    parser.add_argument("recipe", help="such as recipes/multi30k/rnn_dot_de_en.yaml")
+    parser.add_argument("--corpus", type=Path, help="folder of the text; the recipe's if left out")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs", MEASURED),
+        help="file to append to (%(default)s)",
+    )
+    given, options = parser.parse_known_args(args)
+    with lightning_errors():
+        return reproduce(Path(find_recipe(given.recipe)), given.corpus, given.results, options)
+
+
+def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[str]) -> int:
+    """Trains a recipe and appends its results.
+
+    Args:
+        recipe: Its file.
+        corpus: Folder with the files that the recipe names; where the recipe says if None.
+        results: File of rows, JSON Lines.
+        options: Of `transformer fit`.
+
+    Returns:
+        The exit code of training.
+
+    Raises:
+        ValueError: If the text is not that of the measured run, or an option is at fault.
+    """
+    cli = FitCLI(["--config", str(recipe), *moved(recipe, corpus), *options])
+    try:
+        print(compare(cli, recipe))
+    except ValueError:
+        cli.tidy()
+        raise
+    code = train(cli)
+    if code == 0 and cli.trainer.is_global_zero and not cli.temporary:
+        row = json.loads((cli.folder / "results.json").read_text(encoding="utf-8"))
+        add_row(results, {**row, "changes": changes(options)})
+        picture = results.parent / "pictures" / f"{cli.name.replace('/', '-')}.png"
+        picture.parent.mkdir(exist_ok=True)
+        shutil.copyfile(cli.folder / "attention.png", picture)
+        print(f"\nAppended to {results}; the heatmap is {picture}")
+    return code
+
+
+def compare(cli: FitCLI, recipe: Path) -> str:
+    """Compares the text with the checksums, and lets the run be compared with the measured ones.
+
+    Returns:
+        What it will be compared with, in words.
+
+    Raises:
+        ValueError: If the text is not that of the measured runs.
+    """
+    files = check_data(cli.datamodule.corpora(), recipe.parent)
+    rows = read_rows(recipes_folder() / MEASURED)
+    measured = [row for row in rows if row["recipe"] == cli.name and not row["changes"]]
+    if measured:
+        cli.trainer.callbacks.append(Curve(cli.log, mean_curve(measured)))  # type: ignore[attr-defined]
+    text = (
+        f"{files} files of text are those of the recipe" if files else "the text has no checksums"
+    )
+    runs = f"measured runs: {len(measured)}"
+    return f"{text}; {runs}"
+
+
+def moved(recipe: Path, corpus: Path | None) -> list[str]:
+    """Options that take the files of a recipe from another folder."""
+    if corpus is None:
+        return []
+    named = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    splits = [split for split in ("train", "val", "test") if named.get(split)]
+    foreign = [split for split in splits if ":" in named[split]]
+    if foreign:
+        raise ValueError(
+            f"--corpus {corpus}: {recipe} takes data.{foreign[0]} from {named[foreign[0]]}, not "
+            "from a file: name yours with --data.train, --data.val and --data.test"
+        )
+    return [f"--data.{split}={corpus / Path(named[split]).name}" for split in splits]
+
+
+def changes(options: list[str]) -> list[str]:
+    """Those of the options, each `key=value`, that make another run of it than the recipe."""
+    joined: list[str] = []
+    for option in options:
+        if option.startswith("--"):
+            joined.append(option.removeprefix("--"))
+        elif joined:
+            joined[-1] += f"={option}"
+    return [option for option in joined if option.partition("=")[0] not in NEUTRAL]

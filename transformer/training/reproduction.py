@@ -1,0 +1,123 @@
+"""Reproducing a recipe: is the data that of the measured run, and is the run on its curve?
+
+The measured runs are the rows of `recipes/results.jsonl`, each the `results.json` of a run with
+`changes`: the options in which it differed from its recipe.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from transformer.data.corpus import Corpus, TwoFiles
+from transformer.data.files import lines, unzipped
+from transformer.training.callbacks import TrainingLog
+
+CHECKSUMS = "SHA256SUMS"
+#: BLEU below the measured run after the same epoch that still counts as on the curve.
+TOLERANCE = 2.0
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The measured runs in a file; none where there is no file.
+
+    Raises:
+        ValueError: which line is not one.
+    """
+    rows = []
+    if file.exists():
+        for number, line in enumerate(lines(file, "results"), 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+    return rows
+
+
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Append a run to a file, which is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
+    """Compare text with the checksums beside the recipes of its corpus.
+
+    The sums are of the plain text, as `sha256sum` prints them, whether a file is gzipped or not.
+
+    Args:
+        corpora: what the recipe trains and tests on.
+        folder: of the recipe; without SHA256SUMS in it, or for text that is not in files of its
+            own, there is nothing to compare with.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        ValueError: which file is not the one that the recipe was measured on.
+    """
+    if not (folder / CHECKSUMS).exists():
+        return 0
+    sums = (line.split() for line in lines(folder / CHECKSUMS, CHECKSUMS))
+    expected = {name: digest for digest, name in sums}
+    files = [file for c in corpora if isinstance(c, TwoFiles) for file in c.files]
+    for file in files:
+        name = file.name.removesuffix(".gz")
+        found = _digest(file)
+        if name not in expected:
+            raise ValueError(
+                f"{file}: {folder / CHECKSUMS} has no {name}, but {', '.join(sorted(expected))}: "
+                "give the files of the recipe, or train on others with `transformer fit`"
+            )
+        if found != expected[name]:
+            raise ValueError(
+                f"{file}: its text has the SHA-256 {found}, the recipe was measured on "
+                f"{expected[name]}: download it again, or use `transformer fit`"
+            )
+    return len(files)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with unzipped(file) as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Curve(Callback):
+    """Says after each validation whether the run goes as the measured ones went.
+
+    Args:
+        log: where the run's own BLEU is.
+        reference: BLEU after each validation, the mean of the measured runs.
+    """
+
+    def __init__(self, log: TrainingLog, reference: list[float]) -> None:
+        self.own, self.reference = log, reference
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print where it is."""
+        done = len(self.own.curve)
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or done > len(self.reference):
+            return
+        found, expected = self.own.curve[-1], self.reference[done - 1]
+        bar: Any = trainer.progress_bar_callback or type("", (), {"print": print})
+        bar.print(f"  {where(found, expected)}: BLEU {found:.2f}, the measured run {expected:.2f}")
+
+
+def where(found: float, expected: float) -> str:
+    """On the curve, above it, or below."""
+    if abs(found - expected) <= TOLERANCE:
+        return "on the curve"
+    return "above the curve" if found > expected else "OFF the curve"
+
+
+def mean_curve(rows: list[dict[str, Any]]) -> list[float]:
+    """BLEU after each validation, the mean of some runs as far as all of them went."""
+    curves = [row["validation_bleu"] for row in rows]
+    return [sum(values) / len(values) for values in zip(*curves, strict=False)]
