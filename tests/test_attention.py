@@ -1,13 +1,16 @@
 """Attention and positions against torch's own modules and calculations by hand."""
 
 import math
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from transformer.models.attention import MultiHeadAttention, attention
+from transformer.models.attention import SCORES, MultiHeadAttention, attention
 from transformer.models.positions import LearnedPositions, SinusoidalPositions
 
 
@@ -25,6 +28,59 @@ def test_attention_by_hand() -> None:
     assert result.weights is not None
     torch.testing.assert_close(result.weights.flatten(), torch.tensor([first, 1 - first]))
     assert result.values.item() == pytest.approx(first * 1 + (1 - first) * 5)
+
+
+# Of one query q, one key k and, where it is learned, v: lists of numbers.
+BY_HAND: dict[str, Callable[..., float]] = {
+    "dot": lambda q, k: sum(a * b for a, b in zip(q, k, strict=True)),
+    "scaled_dot": lambda q, k: sum(a * b for a, b in zip(q, k, strict=True)) / len(q) ** 0.5,
+    "additive": lambda q, k, v: sum(c * math.tanh(a + b) for a, b, c in zip(q, k, v, strict=True)),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_by_hand(name: str) -> None:
+    torch.manual_seed(0)
+    query, key, v = heads(2, 3, 4, 5), heads(2, 3, 6, 5), heads(5)
+    learned = (v,) if SCORES[name].vector else ()
+    found = SCORES[name].function(query, key, *learned)
+    assert found.shape == (2, 3, 4, 6)
+    for b, h, t, s in product(range(2), range(3), range(4), range(6)):
+        expected = BY_HAND[name](*(x.tolist() for x in (query[b, h, t], key[b, h, s], *learned)))
+        assert found[b, h, t, s].item() == pytest.approx(expected)
+
+
+def test_the_score_that_the_readme_adds() -> None:
+    """Its function, executed, beside its line for this test."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    function = text[text.index("def negative_distance") : text.index("\n\n\nSCORES = {")]
+    found: dict[str, Any] = {"Tensor": torch.Tensor}
+    exec(function, found)
+    (line,) = [line for line in text.splitlines() if line.startswith('"negative_distance":')]
+    by_hand = eval("{" + line + "}")["negative_distance"]
+    query, key = heads(3, 4), heads(5, 4)
+    scores = found["negative_distance"](query, key)
+    for t, s in product(range(3), range(5)):
+        assert scores[t, s].item() == pytest.approx(by_hand(query[t].tolist(), key[s].tolist()))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_attention_with_any_score(name: str) -> None:
+    """Softmax of the scores of the real keys, and the sum of the values weighted by it."""
+    torch.manual_seed(0)
+    query, key, value, v = heads(2, 1, 3, 4), heads(2, 1, 5, 4), heads(2, 1, 5, 4), heads(4)
+    learned = (v,) if SCORES[name].vector else ()
+
+    def score(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return SCORES[name].function(query, key, *learned)
+
+    lengths = torch.tensor([5, 2])
+    found = attention(query, key, value, score=score, lengths=lengths, need_weights=True)
+    for row, length in enumerate(lengths.tolist()):
+        weights = score(query[row], key[row, :, :length]).softmax(-1)
+        torch.testing.assert_close(found.values[row], weights @ value[row, :, :length])
+        assert found.weights is not None
+        torch.testing.assert_close(found.weights[row, :, :, :length], weights)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from transformer.inference.search import SearchConfig, search
 from transformer.models import RNN, RNNConfig
+from transformer.models.attention import SCORES
 from transformer.models.rnn import Bidirectional, context_vector
 
 SMALL = RNNConfig(d_model=8, num_layers=2)
@@ -17,7 +18,7 @@ SRC = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, 0, 0]])
 LENGTHS = torch.tensor([5, 3])
 TGT = torch.tensor([[1, 7, 8, 9], [1, 5, 4, 6]])
 CELLS = ["gru", "lstm"]
-ATTENTIONS = ["none", "dot", "scaled_dot", "additive"]
+ATTENTIONS = ["none", *SCORES]
 
 
 def build(**changes: Any) -> RNN:
@@ -65,16 +66,11 @@ def cell_by_hand(decoder: Any, layer: int, x: Tensor, carried: list[Tensor]) -> 
     return [torch.sigmoid(o) * torch.tanh(c), c]
 
 
-def weights_by_hand(model: RNN, states: Tensor, s: Tensor) -> Tensor:
-    """Over the source tokens of one sentence; states: (S, D); s: (D,)."""
-    kind, layer = model.config.attention, model.attention
-    scores = []
-    for h in states:
-        if kind == "additive":
-            scores.append(layer.vector @ torch.tanh(layer.query.weight @ s + layer.key.weight @ h))  # type: ignore[union-attr,operator]
-        else:
-            scores.append((h * s).sum() / (len(s) ** 0.5 if kind == "scaled_dot" else 1))
-    exps = torch.stack(scores).exp()
+def weights_by_hand(layer: Any, states: Tensor, s: Tensor) -> Tensor:
+    """Over the source tokens of one sentence, one score at a time; states: (S, D); s: (D,)."""
+    learned = () if layer.vector is None else (layer.vector,)
+    scores = [layer.function(layer.query(s)[None], layer.key(h)[None], *learned) for h in states]
+    exps = torch.cat(scores).flatten().exp()
     return exps / exps.sum()
 
 
@@ -102,7 +98,7 @@ def test_decoder_by_hand(cell: Any, attention: str, input_feeding: bool) -> None
                 x = after[0]
             context = fixed
             if attention != "none":
-                expected = weights_by_hand(model, states, x)
+                expected = weights_by_hand(model.attention, states, x)
                 torch.testing.assert_close(weights[row, 0, 0, step, :length], expected)
                 context = expected @ states
             fed = torch.tanh(model.merge.weight @ torch.cat([context, x]))

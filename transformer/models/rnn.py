@@ -261,6 +261,10 @@ class RNN(Seq2Seq):
         hidden, _ = self._advance(token[:, :, None], state)
         return hidden, state
 
+    def combine(self, context: Tensor, states: Tensor) -> Tensor:
+        """tanh(W [a_t; s_t]) (Luong et al. 2015, equation 5); all (B, T, D)."""
+        return torch.tanh(self.merge(torch.cat([context, states], -1)))
+
     def _decode(
         self, tgt_in: Tensor, state: RNNState, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -286,6 +290,6 @@ class RNN(Seq2Seq):
         state.hidden = tuple(h.unflatten(1, (batch, beams)) for h in after)
         states = states.reshape(batch, -1, self.config.d_model)
         context, weights = self.attention(states, state.memory, need_weights)
-        hidden = self.dropout(torch.tanh(self.merge(torch.cat([context, states], -1))))
+        hidden = self.dropout(self.combine(context, states))
         state.fed = hidden.view_as(state.fed) if self.config.input_feeding else state.fed
         return hidden, weights
