@@ -96,6 +96,43 @@ def test_a_recipe_becomes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sum(bool(row["val/bleu"]) for row in rows) == 2
 
 
+@pytest.mark.parametrize("attention", ["none", "additive"])
+def test_a_recurrent_model_becomes_a_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], attention: str
+) -> None:
+    """The whole way of a recipe with another architecture: mean of checkpoints, resume, score."""
+    path = recipe(tmp_path, extra="architecture: rnn\naverage: 2\n")
+    text = path.read_text()
+    shape = f"{{d_model: 16, cell: lstm, attention: {attention}}}"
+    path.write_text(re.sub(r"network: \{[^}]*\}", f"network: {shape}", text))
+    assert fit("--config", path, "--run_dir", "run", "--logger", "none") == 0
+    assert "mean of the last 2 checkpoints" in capsys.readouterr().out
+    numbers = json.loads(Path("run/results.json").read_text())
+    assert numbers["model"].startswith("A recurrent encoder–decoder (LSTM)")
+    assert Path("run/attention.png").exists()
+    assert main(["test", "run/bundle", "--data.test", "corpus/test"]) == 0
+    again = json.loads(Path("run/test-corpus-test/results.json").read_text())
+    assert again["bleu"] == pytest.approx(numbers["bleu"])
+    assert again["loss"] == pytest.approx(numbers["loss"], rel=1e-5)
+    more = ("--trainer.max_epochs", "3", "--ckpt_path", "run/checkpoints/last.ckpt")
+    assert main(["fit", "--config", "run/config.yaml", *more]) == 0
+    assert len(json.loads(Path("run/results.json").read_text())["validation_bleu"]) == 3
+
+
+def test_an_architecture_brings_its_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+    assert fit("--config", path, "--architecture", "rnm") == 2
+    assert "--architecture 'rnm' is unknown: use transformer or rnn" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        fit("--config", path, "--architecture", "rnn")
+    assert "key 'model.network.d_ff' does not exist" in capsys.readouterr().err
+    path.write_text(path.read_text() + "architecture: [rnn]\n")
+    assert fit("--config", path) == 2
+    assert "toy.yaml: architecture \"['rnn']\" is unknown" in capsys.readouterr().err
+
+
 def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(tmp_path)
     (tmp_path / "runs/toy").mkdir(parents=True)

@@ -9,7 +9,7 @@ import yaml
 from toys import write_corpus
 
 from transformer.__main__ import main
-from transformer.models import PRESETS, TransformerConfig
+from transformer.models import ARCHITECTURES, PRESETS, RNNConfig, TransformerConfig
 from transformer.training.objective import learning_rate
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -50,7 +50,8 @@ def test_a_recipe_runs(
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_holds_only_what_differs(name: str) -> None:
     """A value that equals its default says nothing, and hides what the recipe is about."""
-    defaults = asdict(TransformerConfig())
+    shape = ARCHITECTURES[read(name).get("architecture", "transformer")]
+    defaults = asdict(shape())
     for key, value in read(name).get("model", {}).get("network", {}).items():
         assert defaults[key] != value, key
 
@@ -63,10 +64,38 @@ def test_a_recipe_holds_only_what_differs(name: str) -> None:
         ("wmt14/big_en_de.yaml", PRESETS["big"]),
         ("wmt14/big_en_fr.yaml", replace(PRESETS["big"], dropout=0.1)),  # section 6.1
         ("multi30k/tiny_en_de.yaml", PRESETS["tiny"]),
+        ("multi30k/tiny_en_de_lc.yaml", PRESETS["tiny"]),
     ],
 )
 def test_networks_are_those_of_the_papers(name: str, preset: TransformerConfig) -> None:
     assert network(name) == preset
+
+
+def test_the_rungs_of_the_ladder_differ_in_their_model_alone() -> None:
+    rungs = {
+        "none": "rnn_de_en", "dot": "rnn_dot_de_en", "scaled_dot": "rnn_scaled_dot_de_en",
+        "additive": "rnn_additive_de_en",
+    }  # fmt: skip
+    settings = {name: read(f"multi30k/{file}.yaml") for name, file in rungs.items()}
+    for attention, content in settings.items():
+        shape = RNNConfig(**content["model"].pop("network"))
+        assert shape == RNNConfig(num_layers=2, dropout=0.3, attention=attention)
+        assert content == settings["none"]
+    last = read("multi30k/transformer_small_de_en.yaml")
+    last["model"].pop("network")
+    last["architecture"] = "rnn"
+    last["model"]["learning_rate"] = settings["none"]["model"]["learning_rate"]
+    assert last == settings["none"]
+
+
+def test_no_recipe_is_without_its_checksums() -> None:
+    """Every file that a recipe of Multi30k names has one."""
+    sums = (FOLDER / "multi30k" / "SHA256SUMS").read_text().split()[1::2]
+    for name in (name for name in RECIPES if name.startswith("multi30k/")):
+        data = read(name)["data"]
+        for split in ("train", "val", "test"):
+            if not data[split].startswith("hub:"):
+                assert {f"{Path(data[split]).name}.{side}" for side in ("de", "en")} <= {*sums}
 
 
 @pytest.mark.parametrize(("size", "steps", "average"), [("base", 100_000, 5), ("big", 300_000, 20)])

@@ -142,13 +142,13 @@ def architecture(args: Sequence[str]) -> str:
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says it better
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
             if isinstance(content, dict) and "architecture" in content:
-                named.append((content["architecture"], f"{file}: "))
+                named.append((str(content["architecture"]), f"{file}: "))
     name, where = named[0] if named else ("transformer", "")
     if name not in ARCHITECTURES:
         raise ValueError(
             f"{where}architecture {name!r} is unknown: use {' or '.join(ARCHITECTURES)}"
         )
-    return str(name)
+    return name
 
 
 class FitParser(OneLineErrors, LightningArgumentParser):
