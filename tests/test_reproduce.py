@@ -119,6 +119,13 @@ def test_a_file_in_place_of_the_hub_must_be_named(
     assert "data.train from hub:x:train, not from a file" in capsys.readouterr().err
 
 
+def test_no_recipe_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce"]) == 2
+    assert "arguments are required: recipe; see transformer reproduce" in capsys.readouterr().err
+    assert main(["reproduce", "recipes/multi30k/rnn_dott_de_en.yaml"]) == 2
+    assert "the nearest is 'recipes/multi30k/rnn_dot_de_en.yaml'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -32,8 +32,8 @@ def test_bidirectional_is_torchs_packed(cell: Any) -> None:
     ours = Bidirectional(replace(SMALL, cell=cell)).double()
     kind = torch.nn.GRU if cell == "gru" else torch.nn.LSTM
     theirs = kind(8, 4, batch_first=True, bidirectional=True).double()
-    state = dict(ours.ahead.named_parameters())
-    state |= {f"{name}_reverse": p for name, p in ours.back.named_parameters()}
+    state = dict(ours.ahead.cells.named_parameters())
+    state |= {f"{name}_reverse": p for name, p in ours.back.cells.named_parameters()}
     theirs.load_state_dict(state)
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     packed = pack_padded_sequence(x, LENGTHS, batch_first=True)
@@ -54,7 +54,7 @@ def test_context_vector_is_where_each_direction_ends() -> None:
 
 def cell_by_hand(decoder: Any, layer: int, x: Tensor, carried: list[Tensor]) -> list[Tensor]:
     """The equations of torch's documentation; h, and c of an LSTM."""
-    w_ih, w_hh, b_ih, b_hh = decoder.all_weights[layer]
+    w_ih, w_hh, b_ih, b_hh = decoder[layer].cells.all_weights[0]
     from_input, from_state = w_ih @ x + b_ih, w_hh @ carried[0] + b_hh
     if len(carried) == 1:
         r1, z1, n1 = from_input.chunk(3)
@@ -145,10 +145,11 @@ def test_padding_changes_nothing(attention: str) -> None:
     torch.testing.assert_close(together[1:], alone)
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_everything_learns_in_bfloat16(attention: str) -> None:
+def test_everything_learns_in_bfloat16(attention: str, cell: Any) -> None:
     """Each parameter has a gradient under autocast; all together are near those of float32."""
-    model = build(attention=attention, dropout=0.0).float().train()
+    model = build(attention=attention, cell=cell, dropout=0.0).float().train()
     gradients = []
     for reduced in (False, True):
         model.zero_grad()

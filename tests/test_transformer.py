@@ -226,3 +226,7 @@ def test_initial_weights_are_xaviers() -> None:
         assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
         assert linear.bias.abs().max() == 0
     assert model.src_embedding.tokens.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    untied = TransformerConfig(d_model=64, num_heads=4, num_layers=1, tied="none").build(500, 400)
+    for size, embedding in {500: untied.src_embedding, 400: untied.tgt_embedding}.items():
+        expected = (2 / (size + 64)) ** 0.5
+        assert embedding.tokens.weight.std().item() == pytest.approx(expected, rel=0.05)

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -16,7 +17,8 @@ DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the t
 checksums beside it; say after each validation whether the run is on the curve of the measured
 runs; append a row to a file of results, and put the attention heatmap beside it."""
 EPILOG = """All further options are those of `transformer fit`, such as --seed_everything 2; those
-that change the recipe are noted in the row."""
+that change the recipe are noted in the row. To go on after an interruption: the same command with
+--ckpt_path and the checkpoint's file."""
 #: Options that leave the recipe what it is: where its text lies, and what is written where.
 NEUTRAL = (
     "data.train", "data.val", "data.test", "data.cache", "run_dir", "existing", "logger",
@@ -25,9 +27,17 @@ NEUTRAL = (
 MEASURED = "results.jsonl"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that leaves what it does not know to `fit`; jsonargparse cannot do that."""
+
+    def error(self, message: str) -> NoReturn:
+        """Puts what is wrong on one line."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
 def main(args: Sequence[str]) -> int:
     """Runs the command; the exit code is that of `fit`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="transformer reproduce", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
     )
     parser.add_argument("recipe", help="such as recipes/multi30k/rnn_dot_de_en.yaml")

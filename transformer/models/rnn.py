@@ -1,9 +1,12 @@
 """The recurrent encoder–decoder: what there was before the Transformer, with attention or without.
 
-One decoder for every rung of the ladder. At each step its state s_t and a context vector a_t make
-tanh(W [a_t; s_t]), which predicts the next token (Luong et al. 2015, equation 5). Without
-attention a_t is the same at every step: what the encoder says when it has read everything
-(Sutskever et al. 2014, Cho et al. 2014). With it a_t is a weighted sum of all encoder states.
+One decoder for every rung of the ladder, that of Luong et al. (2015): at each step its state s_t
+and a context vector a_t make tanh(W [a_t; s_t]), which predicts the next token (equation 5).
+Without attention a_t is the same at every step: what the encoder says when it has read everything.
+It also gives the decoder its first state, as in Sutskever et al. (2014), who have it nowhere else;
+Cho et al. (2014) feed it to the recurrence, too. With attention a_t is a weighted sum of all
+encoder states. `additive` is the score of Bahdanau et al. (2015) in this decoder: theirs asks with
+the state before, s_{t-1}, and feeds a_t to the recurrence.
 
 Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers.
 """
@@ -22,6 +25,8 @@ from transformer.models.seq2seq import Memory, Seq2Seq
 
 NO_ATTENTION = "none"
 CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+#: What cells carry on from step to step: h, and c of an LSTM.
+Carried = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,42 @@ class RNNConfig:
         return RNN(self, src_vocab_size, tgt_vocab_size)
 
 
+class Recurrence(nn.Module):
+    """One layer of cells, which reads in one direction, all steps in one call.
+
+    Args:
+        kind: `gru` or `lstm`.
+        inputs: size of what is read at each step.
+        size: of the hidden state.
+    """
+
+    def __init__(self, kind: str, inputs: int, size: int) -> None:
+        super().__init__()
+        self.cells = CELLS[kind](inputs, size, batch_first=True)
+
+    def forward(self, x: Tensor, carried: Carried | None = None) -> tuple[Tensor, Carried]:
+        """x: (B, T, D) and what was carried on, each (B, D) -> states (B, T, D), carried on."""
+        # Under autocast cuDNN computes in float16, whatever the type that was asked for.
+        with torch.autocast(x.device.type, enabled=_autocast(x) and not x.is_cuda):
+            if x.is_cuda:
+                x, carried = x.float(), carried and tuple(part.float() for part in carried)
+            first = carried and tuple(part[None].contiguous() for part in carried)
+            lstm = isinstance(self.cells, nn.LSTM)
+            states, last = self.cells(x, first if lstm or not first else first[0])
+        return states, tuple(part[0] for part in (last if lstm else (last,)))
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
 class Bidirectional(nn.Module):
-    """A recurrent layer that reads forwards, and one that reads backwards: h_i = [→h_i; ←h_i]."""
+    """A layer that reads forwards, and one that reads backwards: h_i = [→h_i; ←h_i]."""
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__()
-        cell, size = CELLS[config.cell], config.d_model
-        self.ahead = cell(size, size // 2, batch_first=True)
-        self.back = cell(size, size // 2, batch_first=True)
+        self.ahead = Recurrence(config.cell, config.d_model, config.d_model // 2)
+        self.back = Recurrence(config.cell, config.d_model, config.d_model // 2)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x: (B, S, D) with lengths (B,) -> (B, S, D); what stands at padding means nothing."""
@@ -164,12 +197,12 @@ class RNNState:
     """Where decoding stands: hidden states that move with their beam, and the memory's keys.
 
     Args:
-        hidden: what the decoder's cell carries on, each (L, B, N, D): h, and c of an LSTM.
+        hidden: what the cells of the decoder carry on, each (L, B, N, D).
         memory: keys and values, once for each sentence.
         fed: (B, N, D), what the last token was predicted from.
     """
 
-    def __init__(self, hidden: tuple[Tensor, ...], memory: Keys, fed: Tensor) -> None:
+    def __init__(self, hidden: Carried, memory: Keys, fed: Tensor) -> None:
         self.hidden, self.memory, self.fed = hidden, memory, fed
 
     def reorder(self, beams: Tensor) -> None:
@@ -207,10 +240,13 @@ class RNN(Seq2Seq):
         )
         self.parts = 2 if config.cell == "lstm" else 1  # of the state that a cell carries on
         self.bridge = nn.Linear(size, self.parts * layers * size)
-        self.decoder = CELLS[config.cell](
-            size * 2 if config.input_feeding else size, size, layers,
-            batch_first=True, dropout=config.dropout if layers > 1 else 0.0,
-        )  # fmt: skip
+        first = 2 * size if config.input_feeding else size
+        self.decoder = cast(
+            list[Recurrence],
+            nn.ModuleList(
+                Recurrence(config.cell, size if layer else first, size) for layer in range(layers)
+            ),
+        )
         self.attention: Attention | FixedContext = (
             FixedContext()
             if config.attention == NO_ATTENTION
@@ -284,10 +320,14 @@ class RNN(Seq2Seq):
         x = self.dropout(self.tgt_embedding(tokens))
         if self.config.input_feeding:
             x = torch.cat([x, state.fed[:, :, None].to(x)], -1)
-        flat = tuple(h.flatten(1, 2).contiguous() for h in state.hidden)
-        states, after = self.decoder(x.flatten(0, 1), flat if self.parts == 2 else flat[0])
-        after = after if self.parts == 2 else (after,)
-        state.hidden = tuple(h.unflatten(1, (batch, beams)) for h in after)
+        states, after = x.flatten(0, 1), []
+        for layer, (cells, *carried) in enumerate(zip(self.decoder, *state.hidden, strict=True)):
+            states = self.dropout(states) if layer else states
+            states, last = cells(states, tuple(part.flatten(0, 1) for part in carried))
+            after.append(last)
+        state.hidden = tuple(
+            torch.stack(parts).unflatten(1, (batch, beams)) for parts in zip(*after, strict=True)
+        )
         states = states.reshape(batch, -1, self.config.d_model)
         context, weights = self.attention(states, state.memory, need_weights)
         hidden = self.dropout(self.combine(context, states))
