@@ -3,16 +3,21 @@
 import gzip
 import hashlib
 import json
+import re
+import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sacrebleu
+from lightning.pytorch import Trainer
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
 from transformer.evaluation.metrics import TranslationScore, bleu_by_length, bleu_of_longest_third
 from transformer.training.reproduction import CHECKSUMS, mean_curve, where
+from transformer.training.stopping import StopSafely
 
 
 @pytest.fixture
@@ -41,15 +46,15 @@ def test_reproduce_appends_rows_and_table_shows_them(
 ) -> None:
     for seed in ("1", "2"):
         assert reproduce(toy, "--existing", "number", "--seed_everything", seed) == 0
+    other = recipe(tmp_path, "recipes/toys/other.yaml")
+    assert reproduce(other) == 0
     printed = capsys.readouterr().out
     assert "6 files of text are those of the recipe; measured runs: 0" in printed
     changed = ("--existing=number", "--model.learning_rate", "0.02")
     assert reproduce(toy, *changed, "--results", "runs/results.jsonl") == 0
     found = rows(tmp_path / "runs/results.jsonl")
-    assert [row["changes"] for row in found] == [["data.num_workers=0"]] * 2 + [
-        ["data.num_workers=0", "model.learning_rate=0.02"]
-    ]
-    assert [row["seed"] for row in found] == [1, 2, 1]
+    assert [row["changes"] for row in found] == [[], [], [], ["model.learning_rate=0.02"]]
+    assert [row["seed"] for row in found] == [1, 2, 1, 1]
     first = found[0]
     assert first["recipe"] == "toys/toy"
     assert len(first["validation_bleu"]) == first["epochs"] == 2
@@ -66,11 +71,17 @@ def test_reproduce_appends_rows_and_table_shows_them(
     assert "old" not in text
     mean = (found[0]["bleu"] + found[1]["bleu"]) / 2
     lines = [line for line in text.splitlines() if line.startswith("| [toys/toy](toys/toy.yaml)")]
-    assert len(lines) == 2 and lines[0].endswith("| 1, 2 |")
+    assert len(lines) == 2 and lines[0].endswith("| A | 1, 2 |")
     assert f"| {mean:.2f} (" in lines[0]
     assert "`model.learning_rate=0.02`" in lines[1]
     assert "](pictures/bleu_by_length-" in text
-    assert len(list((tmp_path / "runs/pictures").glob("bleu_by_length-*.png"))) == 1
+    drawn = {path.name for path in (tmp_path / "runs/pictures").iterdir()}
+    assert drawn == {"toys-toy.png", "toys-other.png", "bleu_by_length-test.de-en.png"}
+    lone = tmp_path / "lone.md"
+    lone.write_text("nothing to replace\n")
+    assert main(["table", "runs/results.jsonl", "lone.md"]) == 2
+    assert "lone.md must have the lines <!-- results -->" in capsys.readouterr().err
+    assert lone.read_text() == "nothing to replace\n"
     before = text
     assert main(["table", "runs/results.jsonl", "runs/README.md"]) == 0
     assert target.read_text() == before  # written twice, it is the same
@@ -80,7 +91,10 @@ def test_the_curve_of_measured_runs_is_compared(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("transformer.commands.reproduce.recipes_folder", lambda: toy.parent.parent)
-    measured = {"recipe": "toys/toy", "changes": [], "validation_bleu": [100.0, 100.0]}
+    measured = {
+        "recipe": "toys/toy", "changes": [], "validation_bleu": [100.0, 100.0], "bleu": 100.0,
+        "signature": "", "test": "", "machine": "", "versions": {},
+    }  # fmt: skip
     other = {**measured, "recipe": "toys/other"}
     text = "".join(json.dumps(row) + "\n" for row in (measured, other))
     (toy.parent.parent / "results.jsonl").write_text(text)
@@ -111,6 +125,38 @@ def test_gzipped_text_has_the_same_checksum(toy: Path, tmp_path: Path) -> None:
     assert reproduce(toy, "--corpus", "zipped", "--trainer.fast_dev_run", "true") == 0
 
 
+def test_a_damaged_file_is_named(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken").mkdir()
+    for file in (tmp_path / "corpus").iterdir():
+        data = gzip.compress(file.read_bytes())
+        (tmp_path / "broken" / f"{file.name}.gz").write_bytes(data[: len(data) // 2])
+    assert reproduce(toy, "--corpus", "broken") == 2
+    assert "broken/train.de.gz is not a whole gzip file" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "toys" / "toy").exists()
+
+
+def test_an_interrupted_run_goes_on_and_is_noted(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that it prints is that of `reproduce`, and resumes."""
+
+    def stop(self: StopSafely, trainer: Trainer, *args: Any) -> None:
+        self.signum = signal.SIGINT if trainer.global_step == 7 else 0
+        original(self, trainer, *args)
+
+    original = StopSafely.on_train_batch_end
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSafely, "on_train_batch_end", stop)
+        assert reproduce(toy) == 130
+    (command,) = re.findall(r"to resume: +\S+ (reproduce .*)", capsys.readouterr().out)
+    assert not (tmp_path / "runs/results.jsonl").exists()
+    assert main(shlex.split(command)) == 0
+    (row,) = rows(tmp_path / "runs/results.jsonl")
+    assert row["changes"] == [] and len(row["validation_bleu"]) == 2
+
+
 def test_a_file_in_place_of_the_hub_must_be_named(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +168,10 @@ def test_a_file_in_place_of_the_hub_must_be_named(
 def test_no_recipe_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce"]) == 2
     assert "arguments are required: recipe; see transformer reproduce" in capsys.readouterr().err
+    assert main(["reproduce", "--seed_everything", "2", "recipes/quickstart.yaml"]) == 2
+    assert "the recipe must come first" in capsys.readouterr().err
+    assert main(["reproduce", "recipes/quickstart.yaml", "-c", "other.yaml"]) == 2
+    assert "-c: reproduce takes one recipe" in capsys.readouterr().err
     assert main(["reproduce", "recipes/multi30k/rnn_dott_de_en.yaml"]) == 2
     assert "the nearest is 'recipes/multi30k/rnn_dot_de_en.yaml'" in capsys.readouterr().err
 
@@ -130,7 +180,8 @@ def test_no_recipe_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["nothing.jsonl", "README.md"], "nothing.jsonl has no results: run"),
-        (["results.jsonl", "README.md"], "README.md must have the lines <!-- results -->"),
+        (["results.jsonl", "README.md"], "results.jsonl, line 1: no 'recipe': it must be a row"),
+        (["empty.jsonl", "README.md"], "empty.jsonl has no results"),
         (["broken.jsonl", "README.md"], "broken.jsonl, line 1: not JSON"),
     ],
 )
@@ -145,6 +196,7 @@ def test_what_table_refuses(
     Path("README.md").write_text("nothing to replace\n")
     Path("results.jsonl").write_text("{}\n")
     Path("broken.jsonl").write_text("{\n")
+    Path("empty.jsonl").write_text("")
     assert main(["table", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert Path("README.md").read_text() == "nothing to replace\n"

@@ -64,7 +64,8 @@ def save_bundle(
         tgt: name of the target language.
         search: search settings to translate with where none are given.
         max_length: longest training sentence, in tokens.
-        evaluation: how `fit` computed its scores: label_smoothing, score_tokenize, score_lowercase.
+        evaluation: how `fit` computed its scores: label_smoothing, score_tokenize,
+            score_lowercase, score_detokenized.
         training: how it was trained, as far as it is known: the keys of `TRAINING`.
         card: the model card, Markdown.
 

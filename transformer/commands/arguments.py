@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher, get_close_matches
@@ -141,6 +142,14 @@ class Parser(OneLineErrors, ArgumentParser):
         add(function, skip={*names, *switches, *skip})
         for name in switches:
             self.add_argument(f"--{name}", action="store_true", help=documented[name])
+
+
+class Peek(argparse.ArgumentParser):
+    """A parser that leaves what it does not know to another one; jsonargparse cannot do that."""
+
+    def error(self, message: str) -> NoReturn:
+        """Puts what is wrong on one line."""
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def is_switch(parameter: Parameter) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -20,6 +19,7 @@ from transformer.allocator import keep_few_kernels, keep_freed_memory
 from transformer.commands.arguments import (
     CONFIG_OPTIONS,
     OneLineErrors,
+    Peek,
     check_groups,
     with_recipes_found,
 )
@@ -99,7 +99,7 @@ def train(cli: FitCLI) -> int:
     except Interrupted as stop:
         if not cli.trainer.is_global_zero:
             return 0  # else Lightning kills the first process, which may still be printing
-        print(goodbye(stop, cli.folder), flush=True)
+        print(goodbye(stop, cli.folder, cli.again), flush=True)
         return 128 + stop.signum
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
         print(what_is_left(cli.folder / "checkpoints"), flush=True)
@@ -133,7 +133,7 @@ def architecture(args: Sequence[str]) -> str:
     Raises:
         ValueError: when there is no such architecture.
     """
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = Peek(prog="transformer fit", add_help=False, allow_abbrev=False)
     peek.add_argument("--architecture")
     peek.add_argument(*CONFIG_OPTIONS, action="append", default=[])
     given, _ = peek.parse_known_args(with_recipes_found(args))
@@ -160,9 +160,11 @@ class FitCLI(LightningCLI):
 
     Args:
         args: the command line.
+        again: the command that began the run, to be printed when it is stopped; `fit` if None.
     """
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], again: str | None = None) -> None:
+        self.again = again
         self.log = TrainingLog()
         self.is_new = False
         try:

@@ -1,43 +1,34 @@
 """`transformer reproduce`: train a recipe whose results are known, and note what came out."""
 
-import argparse
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import yaml
 
-from transformer.commands.arguments import find_recipe, recipes_folder
+from transformer.commands.arguments import CONFIG_OPTIONS, Peek, find_recipe, recipes_folder
 from transformer.commands.fit import FitCLI, lightning_errors, train
 from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
 checksums beside it; say after each validation whether the run is on the curve of the measured
 runs; append a row to a file of results, and put the attention heatmap beside it."""
-EPILOG = """All further options are those of `transformer fit`, such as --seed_everything 2; those
-that change the recipe are noted in the row. To go on after an interruption: the same command with
---ckpt_path and the checkpoint's file."""
-#: Options that leave the recipe what it is: where its text lies, and what is written where.
+EPILOG = """All further options are those of `transformer fit`, such as --seed_everything 2
+--existing number; those that change the recipe are noted in the row."""
+#: Options that leave the recipe what it is: where its text lies, what is written and shown where.
 NEUTRAL = (
-    "data.train", "data.val", "data.test", "data.cache", "run_dir", "existing", "logger",
-    "ckpt_path", "seed_everything",
+    "data.train", "data.val", "data.test", "data.cache", "data.num_workers", "run_dir", "existing",
+    "logger", "ckpt_path", "seed_everything", "trainer.enable_progress_bar",
 )  # fmt: skip
 MEASURED = "results.jsonl"
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that leaves what it does not know to `fit`; jsonargparse cannot do that."""
-
-    def error(self, message: str) -> NoReturn:
-        """Puts what is wrong on one line."""
-        raise ValueError(f"{message}; see {self.prog} --help")
-
-
 def main(args: Sequence[str]) -> int:
     """Runs the command; the exit code is that of `fit`."""
-    parser = Parser(
+    parser = Peek(
         prog="transformer reproduce", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
     )
     parser.add_argument("recipe", help="such as recipes/multi30k/rnn_dot_de_en.yaml")
@@ -49,6 +40,8 @@ def main(args: Sequence[str]) -> int:
         help="file to append to (%(default)s)",
     )
     given, options = parser.parse_known_args(args)
+    if args[0] != given.recipe:  # an option of fit may stand before it, and its value be taken
+        raise ValueError("the recipe must come first: transformer reproduce <recipe> [options]")
     with lightning_errors():
         return reproduce(Path(find_recipe(given.recipe)), given.corpus, given.results, options)
 
@@ -68,20 +61,25 @@ def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[st
     Raises:
         ValueError: If the text is not that of the measured run, or an option is at fault.
     """
-    cli = FitCLI(["--config", str(recipe), *moved(recipe, corpus), *options])
+    changed = changes(options)
+    args = [*moved(recipe, corpus), *options]
+    places = [f"--corpus={corpus}"] if corpus else []
+    again = shlex.join(["reproduce", str(recipe), *places, f"--results={results}", *options])
+    cli = FitCLI(["--config", str(recipe), *args], again)
     try:
-        print(compare(cli, recipe))
-    except ValueError:
+        compared = compare(cli, recipe)
+    except BaseException:
         cli.tidy()
         raise
+    if cli.trainer.is_global_zero:
+        print(compared)
     code = train(cli)
     if code == 0 and cli.trainer.is_global_zero and not cli.temporary:
         row = json.loads((cli.folder / "results.json").read_text(encoding="utf-8"))
-        add_row(results, {**row, "changes": changes(options)})
-        picture = results.parent / "pictures" / f"{cli.name.replace('/', '-')}.png"
-        picture.parent.mkdir(exist_ok=True)
-        shutil.copyfile(cli.folder / "attention.png", picture)
-        print(f"\nAppended to {results}; the heatmap is {picture}")
+        add_row(results, {**row, "changes": changed})
+        print(f"\nAppended to {results}")
+        if not changed:
+            keep_picture(cli, results.parent / "pictures")
     return code
 
 
@@ -102,15 +100,27 @@ def compare(cli: FitCLI, recipe: Path) -> str:
     text = (
         f"{files} files of text are those of the recipe" if files else "the text has no checksums"
     )
-    runs = f"measured runs: {len(measured)}"
-    return f"{text}; {runs}"
+    return f"{text}; measured runs: {len(measured)}"
+
+
+def keep_picture(cli: FitCLI, folder: Path) -> None:
+    """Puts the heatmap beside the results, unless that of another seed is there already."""
+    drawn, kept = cli.folder / "attention.png", folder / f"{cli.name.replace('/', '-')}.png"
+    if drawn.exists() and not kept.exists():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(drawn, kept)
+        print(f"Where the model looked: {kept}")
 
 
 def moved(recipe: Path, corpus: Path | None) -> list[str]:
     """Options that take the files of a recipe from another folder."""
     if corpus is None:
         return []
-    named = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]
+    named: dict[str, Any] = {}
+    try:
+        named = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", {})
+    except (yaml.YAMLError, AttributeError):
+        return []  # fit says what is wrong with it
     splits = [split for split in ("train", "val", "test") if named.get(split)]
     foreign = [split for split in splits if ":" in named[split]]
     if foreign:
@@ -122,9 +132,15 @@ def moved(recipe: Path, corpus: Path | None) -> list[str]:
 
 
 def changes(options: list[str]) -> list[str]:
-    """Those of the options, each `key=value`, that make another run of it than the recipe."""
+    """Those of the options, each `key=value`, that make another run of it than the recipe.
+
+    Raises:
+        ValueError: If there is another recipe among them.
+    """
     joined: list[str] = []
     for option in options:
+        if option.partition("=")[0] in CONFIG_OPTIONS:
+            raise ValueError(f"{option}: reproduce takes one recipe; name what differs as options")
         if option.startswith("--"):
             joined.append(option.removeprefix("--"))
         elif joined:

@@ -1,6 +1,7 @@
 """`transformer table`: the results of reproduced recipes as a Markdown table and a plot."""
 
 import json
+import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +17,8 @@ draws BLEU by length into pictures/ beside the results. Published numbers come f
 beside the results."""
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 COLUMNS = (
-    "recipe", "system", "published", "BLEU, tokens as they come", "BLEU, detokenised, 13a",
-    "… tokens, longest third", "perplexity", "parameters", "epochs", "minutes", "tokens/s", "seeds",
+    "recipe", "system", "published", "BLEU of tokens", "BLEU, 13a", "longest third", "perplexity",
+    "parameters", "epochs", "minutes", "tokens/s", "machine", "seeds",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -58,53 +59,69 @@ def table(results: str, markdown: str) -> None:
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Runs that differ in their seed alone, in the order in which their recipes came first."""
-    keys = [(row["recipe"], *row["changes"]) for row in rows]
+    keys = [(row["recipe"], *row["changes"], row["machine"]) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: keys.index(keys[i]))
     return [[rows[i] for i in same] for _, same in groupby(order, key=lambda i: keys[i])]
 
 
 def described(rows: Sequence[Row], published: dict[str, str]) -> str:
-    """The table, a note on its columns, and what it was measured with."""
+    """The table, and below it what its scores and machines are."""
+    machines = list(dict.fromkeys(row["machine"] for row in rows))
+    letters = {machine: chr(ord("A") + number) for number, machine in enumerate(machines)}
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    lines += [line(group, published) for group in groups(rows)]
-    signatures = {
+    lines += [line(group, published, letters) for group in groups(rows)]
+    signatures = dict.fromkeys(
         row[key] for row in rows for key in ("signature", "signature_detokenized") if key in row
-    }
-    machines = {row["machine"] for row in rows}
-    versions = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows}
+    )
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {number}" for name, number in row["versions"].items()) for row in rows
+    )
     return "\n".join([
         "", *(f"| {' | '.join(cells)} |" for cells in lines), "",
-        f"sacreBLEU: {', '.join(f'`{s}`' for s in sorted(signatures))}. "
-        f"Machine: {'; '.join(sorted(machines))}. {'; '.join(sorted(versions))}.", "",
+        f"sacreBLEU: {', '.join(f'`{signature}`' for signature in signatures)}. Machines: "
+        f"{'; '.join(f'{letter}: {machine}' for machine, letter in letters.items())}. Versions: "
+        f"{'; '.join(versions)}.", "",
     ])  # fmt: skip
 
 
-def line(group: Sequence[Row], published: dict[str, str]) -> list[str]:
+def line(group: Sequence[Row], published: dict[str, str], machines: dict[str, str]) -> list[str]:
     """One line of the table; with several seeds the mean, and lowest to highest."""
     first = group[0]
-    name = f"[{first['recipe']}]({first['recipe']}.yaml)"
-    tokens = fmean(r["src_tokens_per_second"] + r["tgt_tokens_per_second"] for r in group)
-    by_tokens = ":tok:none" in first["signature"].replace("|", ":")
-    detokenized = "bleu_detokenized" if by_tokens else "bleu"
     return [
-        " ".join([name, *(f"`{change}`" for change in first["changes"])]),
+        name(first),
         f"{first['model']}, {first['src']} → {first['tgt']}; {first['weights']}, "
         f"{first['precision']}",
         published.get(first["recipe"], "–"),
-        spread([r["bleu"] for r in group]) if by_tokens else "–",
-        spread([r[detokenized] for r in group]),
-        spread([r["bleu_longest_third"] for r in group]),
-        spread([r["perplexity"] for r in group]),
+        spread(group, "bleu" if of_tokens(first) else None),
+        spread(group, "bleu_detokenized" if of_tokens(first) else "bleu"),
+        spread(group, "bleu_longest_third"),
+        spread(group, "perplexity"),
         f"{first['parameters']:,}",
         str(first["epochs"]),
-        f"{fmean(r['seconds'] for r in group) / 60:.1f}",
-        f"{tokens:,.0f}",
-        ", ".join(str(r["seed"]) for r in group),
+        f"{fmean(row['seconds'] for row in group) / 60:.1f}",
+        f"{fmean(r['src_tokens_per_second'] + r['tgt_tokens_per_second'] for r in group):,.0f}",
+        machines[first["machine"]],
+        ", ".join(str(row["seed"]) for row in group),
     ]
 
 
-def spread(values: Sequence[float]) -> str:
+def name(row: Row) -> str:
+    """The recipe as a link, and what was changed in it."""
+    return " ".join(
+        [f"[{row['recipe']}]({row['recipe']}.yaml)", *(f"`{c}`" for c in row["changes"])]
+    )
+
+
+def of_tokens(row: Row) -> bool:
+    """Whether BLEU counts the tokens as they come, of text that is tokenised already."""
+    return "|tok:none|" in row["signature"]
+
+
+def spread(group: Sequence[Row], key: str | None) -> str:
     """The mean; with several values lowest to highest, too."""
+    values = [row[key] for row in group if key in row] if key else []
+    if not values:
+        return "–"
     mean = f"{fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f}–{max(values):.2f})"
 
@@ -113,19 +130,20 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     """Draws BLEU by length for each test set of several systems; returns the lines that show it."""
     from transformer.evaluation.plots import bleu_by_length
 
-    shown = []
     by_test: dict[str, list[Row]] = {}
     for row in (group[0] for group in groups(rows)):
-        if row.get("bleu_by_length"):
+        if row.get("bleu_by_length") and not row["changes"]:
             test = f"{Path(row['test']).name}.{row['src']}-{row['tgt']}"
             by_test.setdefault(test, []).append(row)
+    shown = []
     for test, systems in by_test.items():
-        if len(systems) < 2:
-            continue
         curves = {Path(row["recipe"]).name: row["bleu_by_length"] for row in systems}
+        if len(curves) < 2:
+            continue
         file = folder / "pictures" / f"bleu_by_length-{test}.png"
         file.parent.mkdir(exist_ok=True)
-        bleu_by_length(curves, title=f"{test}, seed {systems[0]['seed']}").savefig(file)
-        link = file.relative_to(beside).as_posix()
+        title = f"{test}, {'BLEU of tokens' if of_tokens(systems[0]) else 'BLEU, 13a'}"
+        bleu_by_length(curves, title=title).savefig(file)
+        link = Path(os.path.relpath(file, beside)).as_posix()
         shown.append(f"![BLEU by source length on {test}]({link})\n")
     return shown

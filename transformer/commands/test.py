@@ -16,7 +16,7 @@ from transformer.data.datamodule import DataModule
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Precision, find_device
 from transformer.training.module import Seq2SeqModule
-from transformer.training.report import detokenized, versions
+from transformer.training.report import bleus, detokenized, versions
 from transformer.training.runs import be_quiet, best_precision
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
@@ -149,8 +149,8 @@ def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
 def summary(folder: Path, numbers: dict[str, Any]) -> str:
     """Says what came out."""
     return (
-        f"BLEU {numbers['bleu']:.2f}   {numbers['signature']}\n"
-        f"chrF {numbers['chrf']:.2f}   loss {numbers['loss']:.4f}   "
+        "".join(f"BLEU {bleu:.2f}   {signature}\n" for bleu, signature in bleus(numbers))
+        + f"chrF {numbers['chrf']:.2f}   loss {numbers['loss']:.4f}   "
         f"perplexity {numbers['perplexity']:.3f}\n"
         f"Translations and scores: {folder}"
     )

@@ -314,7 +314,7 @@ class Seq2SeqModule(LightningModule):
             ValueError: when they were not.
         """
         self.micro_batches = checkpoint["micro_batches"]
-        self._check_shape(checkpoint["bundle"]["network"])
+        self._check_shape(checkpoint["bundle"])
         trained = Tokenizer.from_text(checkpoint["bundle"]["tokenizer"])
         if trained.to_text() == self.tokenizer.to_text():
             return
@@ -326,7 +326,13 @@ class Seq2SeqModule(LightningModule):
             "begin a new run"
         )
 
-    def _check_shape(self, trained: dict[str, Any]) -> None:
+    def _check_shape(self, bundle: dict[str, Any]) -> None:
+        trained, ours = bundle["network"], architecture_of(self.config)
+        if bundle["architecture"] != ours:
+            raise ValueError(
+                f"architecture is {ours}, but the checkpoint was trained with "
+                f"{bundle['architecture']}: resume with that, or begin a new run"
+            )
         for key, value in asdict(cast(Any, self.config)).items():
             if key != "dropout" and trained.get(key) != value:
                 raise ValueError(

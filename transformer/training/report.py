@@ -135,6 +135,12 @@ def detokenized(module: Seq2SeqModule, scores: dict[str, float]) -> dict[str, An
     }
 
 
+def bleus(numbers: dict[str, Any]) -> list[tuple[float, str]]:
+    """Each BLEU among some results with its signature, of the detokenised text last."""
+    kinds = ("bleu", "signature"), ("bleu_detokenized", "signature_detokenized")
+    return [(numbers[score], numbers[name]) for score, name in kinds if score in numbers]
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide about numbers."""
     own = {"python": platform.python_version(), "transformer": __version__}
@@ -204,11 +210,9 @@ def _score_lines(numbers: dict[str, Any]) -> list[str]:
     return [
         f"| {numbers['split']} | |",
         "|---|---|",
-        f"| BLEU | {numbers['bleu']:.2f} |",
+        *(f"| BLEU | {bleu:.2f} `{signature}` |" for bleu, signature in bleus(numbers)),
         f"| chrF | {numbers['chrf']:.2f} |",
         f"| perplexity | {numbers['perplexity']:.3f} |",
-        "",
-        f"sacreBLEU signature: `{numbers['signature']}`",
         "",
     ]
 
@@ -224,7 +228,7 @@ def summary(
     split = numbers["split"]
     if split:
         lines += [
-            f"{split} BLEU {numbers['bleu']:.2f}   {numbers['signature']}",
+            *(f"{split} BLEU {bleu:.2f}   {signature}" for bleu, signature in bleus(numbers)),
             f"{split} chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
             "",
         ]

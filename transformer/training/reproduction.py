@@ -13,9 +13,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from transformer.data.corpus import Corpus, TwoFiles
-from transformer.data.files import lines, unzipped
+from transformer.data.files import UNZIP_ERRORS, lines, unzipped
 from transformer.training.callbacks import TrainingLog
 
+NEEDED = (
+    "recipe", "changes", "bleu", "signature", "validation_bleu", "test", "machine", "versions"
+)  # fmt: skip
 CHECKSUMS = "SHA256SUMS"
 #: BLEU below the measured run after the same epoch that still counts as on the curve.
 TOLERANCE = 2.0
@@ -28,12 +31,18 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         ValueError: which line is not one.
     """
     rows = []
-    if file.exists():
-        for number, line in enumerate(lines(file, "results"), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+    for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+        missing = [key for key in NEEDED if not isinstance(row, dict) or row.get(key) is None]
+        if missing:
+            raise ValueError(
+                f"{file}, line {number}: no {missing[0]!r}: it must be a row that `transformer "
+                "reproduce` wrote, of a recipe with a test set"
+            )
+        rows.append(row)
     return rows
 
 
@@ -83,9 +92,12 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
 
 def _digest(file: Path) -> str:
     digest = hashlib.sha256()
-    with unzipped(file) as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
+    try:
+        with unzipped(file) as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    except UNZIP_ERRORS as error:
+        raise ValueError(f"{file} is not a whole gzip file ({error})") from None
     return digest.hexdigest()
 
 

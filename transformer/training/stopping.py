@@ -163,14 +163,21 @@ def _nothing() -> None:
     pass
 
 
-def goodbye(stop: Interrupted, folder: Path) -> str:
-    """How to go on after an interruption of the run in `folder`."""
+def goodbye(stop: Interrupted, folder: Path, again: str | None = None) -> str:
+    """How to go on after an interruption.
+
+    Args:
+        stop: the interruption.
+        folder: of the run.
+        again: the command that began the run, where it was not `fit`.
+    """
     names = stop.checkpoint, folder / "config.yaml", folder / "bundle-interrupted"
     checkpoint, config, bundle = (shlex.quote(str(name)) for name in names)
+    again = again or f"fit --config {config}"
     return (
         f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
         f"{stop.checkpoint}\n"
-        f"  to resume:         {program()} fit --config {config} --ckpt_path {checkpoint}\n"
+        f"  to resume:         {program()} {again} --ckpt_path {checkpoint}\n"
         f"  to make a bundle:  {program()} average {checkpoint} {bundle}"
     )
 

@@ -137,7 +137,9 @@ def attention_figure(module: Seq2SeqModule, source: str, translation: str) -> An
 
     translator = Translator(module.model, module.tokenizer)
     weights, src_pieces, tgt_pieces = translator.attention(source, translation)
-    return attention_heatmap(weights[-1].cpu(), src_pieces, tgt_pieces, title="last layer")
+    return attention_heatmap(
+        weights[-1].cpu(), src_pieces, tgt_pieces, title=module.model.describe()
+    )
 
 
 def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any]) -> None:
