@@ -233,6 +233,8 @@ class RNN(Seq2Seq):
         super().__init__()
         self.config = config
         size, layers = config.d_model, config.num_layers
+        # Of variance 1, as torch has it: with 1 / D the gates hardly saw the words, and validation
+        # perplexity after an epoch of recipes/multi30k/rnn_dot_de_en.yaml was 185, with 1 it is 93.
         self.src_embedding = nn.Embedding(src_vocab_size, size)
         self.tgt_embedding = nn.Embedding(tgt_vocab_size, size)
         self.encoder = cast(
@@ -255,8 +257,6 @@ class RNN(Seq2Seq):
         self.merge = nn.Linear(2 * size, size, bias=False)
         self.output = nn.Linear(size, tgt_vocab_size)
         self.dropout = Dropout(config.dropout)
-        for embedding in (self.src_embedding, self.tgt_embedding):
-            nn.init.normal_(embedding.weight, std=size**-0.5)
         for linear in (self.bridge, self.merge, self.output):
             nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(self.bridge.bias)
