@@ -9,7 +9,9 @@ import torch._dynamo
 from torch import Tensor
 
 from transformer.data.batching import Batch
-from transformer.models import PRESETS, TransformerConfig
+from transformer.models import PRESETS, RNNConfig, Shape, TransformerConfig
+from transformer.models.attention import SCORES
+from transformer.models.positions import SinusoidalPositions
 from transformer.training.meter import Prepared, prepare
 from transformer.training.module import Seq2SeqModule
 from transformer.training.objective import label_smoothed_loss, target_rows
@@ -36,23 +38,27 @@ def moved(prepared: Prepared, device: str) -> Prepared:
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(
+    "shape", [PRESETS["tiny"], *(RNNConfig(attention=name) for name in ("none", *SCORES))]
+)
 def test_a_training_step_never_waits_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, clip: float | None
+    monkeypatch: pytest.MonkeyPatch, clip: float | None, shape: Shape
 ) -> None:
     """On the meta device tensors have no values: to ask for one is an error."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
-    module = Seq2SeqModule(PRESETS["tiny"])
-    network = PRESETS["tiny"].build(SIZE, SIZE)
-    for embedding in (network.src_embedding, network.tgt_embedding):
-        embedding.positions(0, 1)  # what is filled in the first step alone
+    module = Seq2SeqModule(shape)
+    network = shape.build(SIZE, SIZE)
+    for part in network.modules():
+        if isinstance(part, SinusoidalPositions):
+            part(0, 1)  # what is filled in the first step alone
     module.network = network.to("meta").train()
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=2
     )
     with pytest.raises(RuntimeError, match="meta"):
         torch.ones((), device="meta").item()
-    for shape in ((3, 4, 5), (2, 9, 6)):
-        prepared = moved(prepare(batch(*shape)), "meta")
+    for sizes in ((3, 4, 5), (2, 9, 6)):
+        prepared = moved(prepare(batch(*sizes)), "meta")
         module.training_step(prepared, 0).backward()
     optimizer = torch.optim.AdamW(module.parameters())
     module.configure_gradient_clipping(optimizer, clip)
@@ -95,6 +101,22 @@ def test_one_graph_serves_all_shapes(training: bool) -> None:
             else:
                 torch.testing.assert_close(found, hidden)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_recurrences_are_not_computed_in_float16(cell: Any) -> None:
+    """Under bfloat16 autocast they are those of float32, up to the rounding of the rest."""
+    torch.manual_seed(0)
+    network = RNNConfig(d_model=64, num_layers=2, dropout=0.0, cell=cell).build(SIZE, SIZE).cuda()
+    given = batch(4, 9, 7)
+    src, lengths, tgt_in = (x.cuda() for x in (given.src, given.src_lengths, given.tgt_in))
+    expected = network(src, lengths, tgt_in)
+    with torch.autocast("cuda", torch.bfloat16):
+        states, _ = network.decoder[0](network.tgt_embedding(tgt_in))
+        found = network(src, lengths, tgt_in)
+    assert states.dtype == torch.float32
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.slow

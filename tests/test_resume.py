@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from toys import KillAt, datamodule, module, trainer
 
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
-from transformer.models import TransformerConfig
+from transformer.models import RNNConfig, Shape, TransformerConfig
 from transformer.training.callbacks import TrainingLog, checkpoints
 from transformer.training.stopping import INTERRUPTED, Interrupted, StopSafely
 
@@ -20,7 +20,12 @@ NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, drop
 
 
 def run(
-    folder: Path, *extra: Callback, average: int = 0, resume: bool = False, **options: Any
+    folder: Path,
+    *extra: Callback,
+    average: int = 0,
+    resume: bool = False,
+    network: Shape = NETWORK,
+    **options: Any,
 ) -> tuple[Trainer, dict[str, torch.Tensor], TrainingLog]:
     """Train with dropout and accumulation for three epochs, from a checkpoint if there is one."""
     log = TrainingLog()
@@ -28,7 +33,7 @@ def run(
     given = {"max_epochs": 3, "accumulate_grad_batches": 5, "log_every_n_steps": 1000, **options}
     stop = StopSafely(folder)
     loop = trainer(folder, log, *extra, *saved, stop, **given)
-    model = module(network=NETWORK, schedule="noam", learning_rate=2.0, warmup_steps=8)
+    model = module(network=network, schedule="noam", learning_rate=2.0, warmup_steps=8)
     path = folder / INTERRUPTED if resume else None
     data = datamodule(folder.parent, max_tokens=100)
     with stop:
@@ -90,6 +95,21 @@ def test_resumed_equals_uninterrupted(
     assert names[0] - {INTERRUPTED} == names[1], (
         "the same checkpoints to average and to choose from"
     )
+
+
+def test_a_recurrent_run_is_resumed_as_exactly(folder: Path) -> None:
+    """With dropout between its layers, too."""
+    network = RNNConfig(d_model=16, num_layers=2, dropout=0.3, cell="lstm", attention="dot")
+    _, expected, _ = run(folder / "rnn", network=network)
+    with pytest.raises(Interrupted):
+        run(folder / "rnn-stopped", KillAt(signal.SIGINT, 4), network=network)
+    _, weights, _ = run(folder / "rnn-stopped", network=network, resume=True)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+
+
+def test_another_architecture_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="architecture is rnn, but the checkpoint .* transformer"):
+        resume_with(folder, "refused-architecture", network=RNNConfig(d_model=16))
 
 
 def test_the_first_step_is_finished_before_stopping(folder: Path) -> None:

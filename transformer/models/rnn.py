@@ -14,7 +14,7 @@ Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers.
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,18 +89,19 @@ class Recurrence(nn.Module):
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> tuple[Tensor, Carried]:
         """x: (B, T, D) and what was carried on, each (B, D) -> states (B, T, D), carried on."""
+        if not (x.is_cuda and torch.is_autocast_enabled("cuda")):
+            return self._read(x, carried)
         # Under autocast cuDNN computes in float16, whatever the type that was asked for.
-        with torch.autocast(x.device.type, enabled=_autocast(x) and not x.is_cuda):
-            if x.is_cuda:
-                x, carried = x.float(), carried and tuple(part.float() for part in carried)
-            first = carried and tuple(part[None].contiguous() for part in carried)
-            lstm = isinstance(self.cells, nn.LSTM)
-            states, last = self.cells(x, first if lstm or not first else first[0])
-        return states, tuple(part[0] for part in (last if lstm else (last,)))
+        with torch.autocast("cuda", enabled=False):
+            return self._read(x.float(), carried and tuple(part.float() for part in carried))
 
-
-def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+    def _read(self, x: Tensor, carried: Carried | None) -> tuple[Tensor, Carried]:
+        first: Any = carried and tuple(part[None].contiguous() for part in carried)
+        if isinstance(self.cells, nn.LSTM):
+            states, (hidden, cell) = self.cells(x, first)
+            return states, (hidden[0], cell[0])
+        states, hidden = self.cells(x, first and first[0])
+        return states, (hidden[0],)
 
 
 class Bidirectional(nn.Module):
