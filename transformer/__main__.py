@@ -10,12 +10,12 @@ from transformer import __version__
 
 COMMANDS = {
     "fit": "train a model from a recipe, test it, and leave a bundle",
-    "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
-    "table": "write the results of reproduced recipes into a Markdown file, with a plot",
     "test": "score a bundle on a test set: loss, perplexity, BLEU, chrF",
     "score": "log-probability of given translations, one for each line",
     "translate": "translate text, files or standard input with a bundle",
     "average": "average checkpoints, or take a single one, and make a bundle of it",
+    "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
+    "table": "write the results of reproduced recipes into a Markdown file, with a plot",
 }
 
 USAGE = "usage: transformer <command> [options]"

@@ -23,6 +23,7 @@ from transformer.training.runs import program
 from transformer.training.tracking import attention_figure, samples
 
 Split = Literal["test", "val"]
+SHOWN = 5  # translations in the summary; the picture is of the first
 
 
 def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
@@ -165,7 +166,7 @@ def save_final(
     )
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-    shown = samples(module, numbers["split"], 1) if numbers["split"] else []
+    shown = samples(module, numbers["split"], SHOWN) if numbers["split"] else []
     if not shown:
         return None
     picture = folder / "attention.png"
@@ -232,7 +233,7 @@ def summary(
             f"{split} chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
             "",
         ]
-        for source, reference, translation in samples(module, split, 5):
+        for source, reference, translation in samples(module, split, SHOWN):
             lines += [
                 f"  {source}",
                 f"    reference   {reference}",
@@ -245,7 +246,7 @@ def summary(
 
 def next_commands(folder: Path, module: Seq2SeqModule, split: Split | None) -> list[str]:
     """Commands that go on from here."""
-    shown = samples(module, split, 1) if split else []
+    shown = samples(module, split, SHOWN) if split else []
     sentence = shlex.quote(shown[0][0]) if shown else "..."
     bundle = shlex.quote(str(folder / "bundle"))
     lines = [f"  {program()} translate {bundle} {sentence}"]

@@ -137,9 +137,8 @@ def attention_figure(module: Seq2SeqModule, source: str, translation: str) -> An
 
     translator = Translator(module.model, module.tokenizer)
     weights, src_pieces, tgt_pieces = translator.attention(source, translation)
-    return attention_heatmap(
-        weights[-1].cpu(), src_pieces, tgt_pieces, title=module.model.describe()
-    )
+    title = module.model.describe() + (", last layer" if len(weights) > 1 else "")
+    return attention_heatmap(weights[-1].cpu(), src_pieces, tgt_pieces, title)
 
 
 def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any]) -> None:
