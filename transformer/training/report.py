@@ -119,10 +119,11 @@ def machine(module: Seq2SeqModule) -> str:
     """The GPU, or the processor and how many threads it computes with."""
     if module.device.type == "cuda":
         return torch.cuda.get_device_name(module.device)
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    file = Path("/proc/cpuinfo")
+    info = file.read_text() if file.exists() else ""
+    found = re.search(r"model name\s*: (.*)", info)
     name = found[1] if found else platform.processor() or platform.machine()
-    amx = ", AMX" if info.exists() and "amx_bf16" in info.read_text() else ""
+    amx = ", AMX" if "amx_bf16" in info else ""
     return f"{' '.join(name.split())}{amx}, {torch.get_num_threads()} threads"
 
 

@@ -118,8 +118,9 @@ class Curve(Callback):
         if trainer.state.fn != "fit" or not trainer.is_global_zero or done > len(self.reference):
             return
         found, expected = self.own.curve[-1], self.reference[done - 1]
-        bar: Any = trainer.progress_bar_callback or type("", (), {"print": print})
-        bar.print(f"  {where(found, expected)}: BLEU {found:.2f}, the measured run {expected:.2f}")
+        bar = trainer.progress_bar_callback
+        say = bar.print if bar else print
+        say(f"  {where(found, expected)}: BLEU {found:.2f}, the measured run {expected:.2f}")
 
 
 def where(found: float, expected: float) -> str:
