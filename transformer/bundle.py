@@ -115,7 +115,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         ValueError: when it is no bundle, or one of a format or an architecture not known here.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     weights = _read_weights(folder / "model.safetensors", device)
     sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
@@ -165,8 +165,18 @@ def _read_weights(path: Path, device: str | torch.device) -> dict[str, torch.Ten
         ) from None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """A bundle's `config.json`.
+
+    Raises:
+        ValueError: when it is no bundle, or one of a format or an architecture not known here.
+    """
     path = folder / "config.json"
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, and is not read, since it may be a pickle, which can run code: "
+            "give a bundle, a folder; of a checkpoint `transformer average` makes one"
+        )
     if not path.is_file():
         found = "no such folder" if not folder.is_dir() else "it has no config.json"
         raise ValueError(

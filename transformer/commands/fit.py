@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.allocator import keep_few_kernels, keep_freed_memory
+from transformer.bundle import read_config
 from transformer.commands.arguments import (
     CONFIG_OPTIONS,
     OneLineErrors,
@@ -25,7 +26,7 @@ from transformer.commands.arguments import (
 )
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
-from transformer.models import ARCHITECTURES
+from transformer.models import ARCHITECTURES, Shape, architecture_of
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
 from transformer.training.meter import NotFinite
 from transformer.training.module import module_of
@@ -125,30 +126,57 @@ def finish(cli: FitCLI) -> None:
         print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
 
 
-def architecture(args: Sequence[str]) -> str:
-    """What kind of model the command line, or else the last of its recipes, asks for.
+def default_network(args: Sequence[str]) -> Shape:
+    """The network of which a recipe says what differs.
 
-    Known before everything else is parsed, since the options of `model.network` depend on it.
+    It is that of the bundle that a run begins from, or else the default of the architecture. Known
+    before everything else is parsed, since the options of `model.network` depend on it.
 
     Raises:
-        ValueError: when there is no such architecture.
+        ValueError: when there is no such architecture or bundle, or the bundle has another one.
     """
-    peek = Peek(prog="transformer fit", add_help=False, allow_abbrev=False)
-    peek.add_argument("--architecture")
-    peek.add_argument(*CONFIG_OPTIONS, action="append", default=[])
-    given, _ = peek.parse_known_args(with_recipes_found(args))
-    named = [(given.architecture, "--")] if given.architecture else []
-    for file in reversed(given.config):
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says it better
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            if isinstance(content, dict) and "architecture" in content:
-                named.append((str(content["architecture"]), f"{file}: "))
-    name, where = named[0] if named else ("transformer", "")
-    if name not in ARCHITECTURES:
+    name, where = peek(args, "architecture")
+    if name is not None and name not in ARCHITECTURES:
         raise ValueError(
             f"{where}architecture {name!r} is unknown: use {' or '.join(ARCHITECTURES)}"
         )
-    return name
+    folder, where = peek(args, "model", "init_from")
+    if folder is None:
+        return ARCHITECTURES[name or "transformer"]()
+    try:
+        bundle = read_config(Path(folder))
+        network = ARCHITECTURES[bundle["architecture"]](**bundle["network"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}model.init_from: {error}") from None
+    if name not in (None, bundle["architecture"]):
+        raise ValueError(
+            f"architecture is {name}, but model.init_from {folder} has {bundle['architecture']}: "
+            "leave architecture out, or begin from another bundle"
+        )
+    return network
+
+
+def peek(args: Sequence[str], *key: str) -> tuple[str | None, str]:
+    """What the command line, or else the last of its recipes, sets a key to, and where.
+
+    Returns:
+        The value, None if it is not set, and the beginning of a message about it.
+    """
+    option = f"--{'.'.join(key)}"
+    parser = Peek(prog="transformer fit", add_help=False, allow_abbrev=False)
+    parser.add_argument(option, dest="value")
+    parser.add_argument(*CONFIG_OPTIONS, action="append", default=[])
+    given, _ = parser.parse_known_args(with_recipes_found(args))
+    if given.value is not None:
+        return given.value, "--"
+    for file in reversed(given.config):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says it better
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            for part in key:
+                content = content.get(part) if isinstance(content, dict) else None
+            if content is not None:
+                return str(content), f"{file}: "
+    return None, ""
 
 
 class FitParser(OneLineErrors, LightningArgumentParser):
@@ -174,8 +202,9 @@ class FitCLI(LightningCLI):
             raise
 
     def _build(self, args: Sequence[str]) -> None:
+        self.network = default_network(args)
         super().__init__(
-            module_of(architecture(args)),
+            module_of(self.network),
             DataModule,
             save_config_callback=None,
             trainer_defaults=DEFAULTS,
@@ -194,7 +223,7 @@ class FitCLI(LightningCLI):
         add(
             "--architecture",
             type=str,
-            default="transformer",
+            default=architecture_of(self.network),
             help=f"Kind of model, which decides about the settings of model.network: "
             f"{', '.join(ARCHITECTURES)}.",
         )
@@ -252,6 +281,7 @@ class FitCLI(LightningCLI):
         text = self.parser.dump(config, skip_unset=False)
         self.model.recipe = {"name": self.name, "config": yaml.safe_load(text)}
         if self.checkpoint:
+            self.model.init_from = None  # the checkpoint has all weights
             self.datamodule.tokenizer = Tokenizer.from_text(self.checkpoint["bundle"]["tokenizer"])
         run_id = (self.checkpoint or {}).get("wandb_id")
         kind: LoggerName = "none" if config.trainer.fast_dev_run else config.logger
@@ -300,12 +330,15 @@ class Banner(Callback):
         cli = self.cli
         module, data = cli.model, cli.datamodule
         vocabularies = {module.tokenizer.src_vocab_size, module.tokenizer.tgt_vocab_size}
+        learns = module.learned_parameters
+        learned = f", {learns:,} of them learn," if module.frozen or module.lora.rank else ""
+        origin = "".join(f"{line}\n" for line in module.origin)
         skipped = f" ({data.skipped:,} too long and skipped)" if data.skipped else ""
         print(
             f"{cli.name}: {data.src} -> {data.tgt}, {data.pairs:,} pairs{skipped}, vocabulary of "
             f"{' and '.join(f'{size:,}' for size in sorted(vocabularies))}\n"
-            f"{module.model.count_parameters():,} parameters on {trainer.world_size} x "
+            f"{module.model.count_parameters():,} parameters{learned} on {trainer.world_size} x "
             f"{module.device.type}, precision {trainer.precision}\n"
-            f"{'resuming in' if cli.ckpt_path else 'writing to'} {cli.folder}",
+            f"{origin}{'resuming in' if cli.ckpt_path else 'writing to'} {cli.folder}",
             flush=True,
         )

@@ -23,6 +23,7 @@ SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 25
 SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
 
 Lines = Callable[[], Iterable[str]]
+Side = Literal["src", "tgt"]
 log = logging.getLogger(__name__)
 
 
@@ -109,6 +110,10 @@ class Tokenizer:
             return cls({SHARED_FILE: both})
         src, tgt = _train(config, src_lines, "source"), _train(config, tgt_lines, "target")
         return cls({SRC_FILE: src, TGT_FILE: tgt})
+
+    def side(self, side: Side) -> hf.Tokenizer:
+        """The library's tokenizer of the source or the target."""
+        return self._src if side == "src" else self._tgt
 
     @property
     def src_vocab_size(self) -> int:

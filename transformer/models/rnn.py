@@ -14,7 +14,7 @@ Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers.
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -229,6 +229,12 @@ class RNN(Seq2Seq):
     """
 
     config: RNNConfig
+    ROWS: ClassVar = {
+        "src_embedding.weight": "src",
+        "tgt_embedding.weight": "tgt",
+        "output.weight": "tgt",
+        "output.bias": "tgt",
+    }
 
     def __init__(self, config: RNNConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
         super().__init__()

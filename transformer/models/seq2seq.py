@@ -6,7 +6,7 @@ Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers, H
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -43,6 +43,8 @@ class Seq2Seq(nn.Module, ABC):
     """A model from source tokens to target tokens. Padding stands at the end of a sequence."""
 
     config: Any
+    #: Parameters that have a row for each token, by name, and whether of the source or the target.
+    ROWS: ClassVar[dict[str, Literal["src", "tgt"]]]
     #: Longest sequence that the model can read or write, in tokens; None for any length.
     max_length: int | None = None
 

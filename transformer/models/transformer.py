@@ -7,7 +7,7 @@ L layers.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -236,6 +236,11 @@ class Transformer(Seq2Seq):
     """
 
     config: TransformerConfig
+    ROWS: ClassVar = {
+        "src_embedding.tokens.weight": "src",
+        "tgt_embedding.tokens.weight": "tgt",
+        "output.weight": "tgt",
+    }
 
     def __init__(self, config: TransformerConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
         super().__init__()

@@ -10,12 +10,13 @@ from torch import Tensor
 from transformer.bundle import save_bundle
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Seq2Seq
+from transformer.training.adapters import merged
 
 PREFIX = "network."
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint onto the CPU; nothing in it is executed.
+    """Read a training checkpoint onto the CPU, adapters merged; nothing in it is executed.
 
     Args:
         path: a `.ckpt` file that `transformer fit` wrote.
@@ -36,6 +37,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not {"bundle", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint that `transformer fit` wrote")
+    checkpoint["state_dict"] = merged(checkpoint["state_dict"])
     return checkpoint
 
 

@@ -9,16 +9,19 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import get_total_norm, parametrize
 
+from transformer.bundle import load_bundle
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
 from transformer.inference.search import SearchConfig, search
 from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
+from transformer.training.adapters import LoRAConfig, choose_what_learns
 from transformer.training.meter import Meter, Prepared, prepare, sum_over_processes
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
+from transformer.training.transfer import FREE, NewRows, check_shape, transplant
 
 
 class Seq2SeqModule(LightningModule):
@@ -43,6 +46,12 @@ class Seq2SeqModule(LightningModule):
         score_lowercase: ignore case in BLEU.
         score_detokenized: the text is tokenised as Moses does it: also give BLEU of the
             detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
+        init_from: bundle whose weights a new run begins with; rows of pieces that its vocabulary
+            holds are copied, and the settings of the network are its own.
+        new_rows: how other pieces begin: as the `mean` of the old pieces that spell them, or with
+            `random` initial values.
+        freeze: patterns such as `encoder.*` for names of parameters that shall not learn.
+        lora: adapters that learn in the place of matrices.
         compile: translate the network and the loss into kernels of their own with torch.compile,
             once for all shapes, in the first steps, which then take minutes: for long runs on a
             GPU.
@@ -63,6 +72,10 @@ class Seq2SeqModule(LightningModule):
         score_tokenize: str = "13a",
         score_lowercase: bool = False,
         score_detokenized: bool = False,
+        init_from: str | None = None,
+        new_rows: NewRows = "mean",
+        freeze: tuple[str, ...] = (),
+        lora: LoRAConfig = LoRAConfig(),  # noqa: B008 - frozen
         compile: bool = False,
         seed: int = 1,
     ) -> None:
@@ -76,6 +89,12 @@ class Seq2SeqModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.search_config = search
+        #: Where the weights came from, in words, for the display and the model card.
+        self.origin: list[str] = []
+        #: How many of its numbers learn.
+        self.learned_parameters = 0
+        self.init_from, self.new_rows = init_from, new_rows
+        self.frozen, self.lora = freeze, lora
         self.compiles = compile
         self.seed = seed
         #: How scores are computed, by the names of the arguments; a bundle carries it.
@@ -127,6 +146,9 @@ class Seq2SeqModule(LightningModule):
         torch.manual_seed(self.seed)
         sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
         self.network = self.config.build(*sizes)
+        if self.init_from:
+            self._begin_from(self.init_from)
+        self.learned_parameters = choose_what_learns(self.network, self.frozen, self.lora)
         if self.compiles:
             self.network.compile(dynamic=True)  # each batch has a shape of its own
         # Buffers are constants here. Left to DDP, their broadcast would wait for processes that
@@ -134,10 +156,22 @@ class Seq2SeqModule(LightningModule):
         buffers = [name for name, _ in self.named_buffers()]
         self._ddp_params_and_buffers_to_ignore = buffers
 
+    def _begin_from(self, folder: str) -> None:
+        old = load_bundle(folder)
+        fix = "leave it out of the recipe, or begin from another bundle"
+        check_shape(self.config, old.model.config, folder, FREE, fix)
+        rows = transplant(self.model, self.tokenizer, old, self.new_rows)
+        pair = f"{old.config['src']} → {old.config['tgt']}"
+        self.origin = [
+            f"begun from {folder} ({pair})",
+            *(f"{vocabulary} vocabulary: {counts}" for vocabulary, counts in rows.items()),
+        ]
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with the recipe's schedule, which moves once for each optimizer step."""
         fused = self.device.type in ("cpu", "cuda", "mps")
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1.0, fused=fused, **self.adam)
+        learning = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=1.0, fused=fused, **self.adam)
 
         def rate(done: int) -> float:
             return learning_rate(
@@ -251,7 +285,10 @@ class Seq2SeqModule(LightningModule):
             return  # this process has none
         # On a CPU in full precision, as a bundle is evaluated there.
         device = self.device.type
-        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and device != "cpu"):
+        precise = torch.autocast(
+            device, enabled=torch.is_autocast_enabled(device) and device != "cpu"
+        )
+        with precise, parametrize.cached():  # adapters are merged once for each batch
             loss, nll = self.loss(prepared)
             found = search(self.model, batch.src, batch.src_lengths, self.search_config)
         for i, value in enumerate((loss.item(), nll.item(), prepared.tgt_tokens)):
@@ -304,6 +341,7 @@ class Seq2SeqModule(LightningModule):
             "about": self.about,
             "tokenizer": self.tokenizer.to_text(),
         }
+        checkpoint["origin"] = self.origin
         checkpoint["recipe"] = self.recipe
         checkpoint["micro_batches"] = self.micro_batches
 
@@ -314,7 +352,11 @@ class Seq2SeqModule(LightningModule):
             ValueError: when they were not.
         """
         self.micro_batches = checkpoint["micro_batches"]
-        self._check_shape(checkpoint["bundle"])
+        self.origin = checkpoint["origin"]
+        trained = checkpoint["bundle"]
+        shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
+        fix = "resume with that, or begin a new run"
+        check_shape(self.config, shape, "the checkpoint", ("dropout",), fix)
         trained = Tokenizer.from_text(checkpoint["bundle"]["tokenizer"])
         if trained.to_text() == self.tokenizer.to_text():
             return
@@ -326,33 +368,19 @@ class Seq2SeqModule(LightningModule):
             "begin a new run"
         )
 
-    def _check_shape(self, bundle: dict[str, Any]) -> None:
-        trained, ours = bundle["network"], architecture_of(self.config)
-        if bundle["architecture"] != ours:
-            raise ValueError(
-                f"architecture is {ours}, but the checkpoint was trained with "
-                f"{bundle['architecture']}: resume with that, or begin a new run"
-            )
-        for key, value in asdict(cast(Any, self.config)).items():
-            if key != "dropout" and trained.get(key) != value:
-                raise ValueError(
-                    f"model.network.{key} is {value!r}, but the checkpoint was trained with "
-                    f"{trained.get(key)!r}: resume with its value, or begin a new run"
-                )
 
-
-def module_of(architecture: str) -> type[Seq2SeqModule]:
-    """The module whose signature has the settings of this architecture: options are made from it.
+def module_of(default: Shape) -> type[Seq2SeqModule]:
+    """The module whose signature has the settings of an architecture: options are made from it.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        default: a shape of that architecture, of which a recipe says what differs.
     """
-    shape = ARCHITECTURES[architecture]
+    shape = type(default)
 
     class Module(Seq2SeqModule):
         __doc__ = Seq2SeqModule.__doc__
 
-        def __init__(self, network: shape = shape(), **settings: Any) -> None:  # type: ignore[valid-type] # noqa: B008 - frozen
+        def __init__(self, network: shape = default, **settings: Any) -> None:  # type: ignore[valid-type]
             super().__init__(network=network, **settings)
 
     return Module

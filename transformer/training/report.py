@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformer import __version__
 from transformer.bundle import TRAINING, save_bundle
 from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
+from transformer.training.adapters import merge
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule
@@ -33,6 +34,7 @@ def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
         What they are: the mean of checkpoints where the recipe asks for it, else the checkpoint
         with the highest BLEU, else the last weights.
     """
+    merge(module.model)
     saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     rolling = [path for c in saved if c.monitor == "step" for path in c.best_k_models]
     if rolling:
@@ -90,6 +92,8 @@ def results(
         "model": module.model.describe(),
         "weights": weights,
         "parameters": module.model.count_parameters(),
+        "learned_parameters": module.learned_parameters,
+        "origin": module.origin,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(totals["seconds"], 3),
@@ -196,7 +200,9 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
         *(_score_lines(numbers) if numbers["split"] else ["It was not tested.", ""]),
         f"- weights: {weights}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
         f"{numbers['seconds']:,.0f} seconds",
-        f"- shape: {numbers['parameters']:,} parameters; {shape}",
+        f"- shape: {numbers['parameters']:,} parameters, {numbers['learned_parameters']:,} of them "
+        f"learned in this run; {shape}",
+        *(f"- {line}" for line in numbers["origin"]),
         "",
         "```python",
         "from transformer import Translator",
