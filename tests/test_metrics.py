@@ -1,7 +1,11 @@
 """The scores against sacreBLEU's own, over batches, processes and kinds of text."""
 
 import importlib.util
+import json
 import pickle
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from transformer.evaluation.metrics import TranslationScore
+from transformer.evaluation.metrics import TranslationScore, paired_bootstrap
 
 KOREAN = importlib.util.find_spec("mecab_ko") is not None
 HYPOTHESES = [
@@ -129,3 +133,21 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     mp.spawn(score_a_share, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == expected()
+
+
+def test_paired_bootstrap_is_sacrebleus_command(tmp_path: Path) -> None:
+    """The command `sacrebleu --paired-bs` says the same."""
+    names = ("before", "after", "refs")
+    rng = random.Random(0)
+    references = [" ".join(rng.choices("abcdefgh", k=12)) for _ in range(60)]
+    before = [line.replace("a", "b") for line in references]
+    after = [line.replace("a", "b").replace("c d", "d c") for line in references]
+    for name, lines in zip(names, (before, after, references), strict=True):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "sacrebleu", "refs", "-i", "before", "after", "--paired-bs"]
+    done = subprocess.run([*command, "-f", "json"], cwd=tmp_path, capture_output=True, check=True)
+    theirs = [row["BLEU"] for row in json.loads(done.stdout)]
+    found = paired_bootstrap(TranslationScore(), before, after, references)
+    for mine, row in zip(((found[0], found[1]), (found[2], found[3])), theirs, strict=True):
+        assert [round(value, 1) for value in mine] == [row["score"], row["ci"]]
+    assert found.p_value == pytest.approx(theirs[1]["p_value"], abs=1e-4)

@@ -216,7 +216,8 @@ def test_a_rank_below_zero() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a German–English bundle `old/bundle`, and a French–English corpus."""
     folder = tmp_path_factory.mktemp("transfer")
-    assert run(recipe(folder), f"--run_dir={folder}/old") == 0
+    longer = ["--trainer.max_epochs=30", "--model.search.beam=1"]
+    assert run(recipe(folder), f"--run_dir={folder}/old", *longer) == 0
     for split, size in (("train", 120), ("val", 12), ("test", 10)):
         pairs = [(de.replace("ei", "oi"), en) for de, en in sentences(size, seed=size)]
         for side, lines in zip(("fr", "en"), zip(*pairs, strict=True), strict=True):
@@ -359,3 +360,61 @@ def test_a_tokenizer_with_other_special_ids(
     file.write_text(file.read_text().replace('"<pad>"', '"<bad>"'))
     assert begin(trained, tmp_path / "run", f"--model.init_from={tmp_path}/bundle") != 0
     assert "<pad> has id None in tokenizer.json, must be 0" in capsys.readouterr().err
+
+
+# What became of the old pair
+
+
+def old_pair(folder: Path, *options: str) -> list[str]:
+    return [f"--old_pair.test={folder}/corpus/test", *options]
+
+
+def test_the_old_pair_is_scored_before_and_after(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begin(trained, tmp_path / "run", *old_pair(trained), "--logger=csv") == 0
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "run/results.json").read_text())["old_pair"]
+    # The same by the package's other way to a score.
+    for name, bundle in (("before", trained / "old/bundle"), ("after", tmp_path / "run/bundle")):
+        test = ["test", str(bundle), f"--data.test={trained}/corpus/test", "--data.src=de"]
+        greedy = ["--beam=1", f"--run_dir={tmp_path}/{name}"]
+        assert main([*test, *greedy]) == 0
+        scores = json.loads((tmp_path / name / "results.json").read_text())
+        assert found[name] == pytest.approx(scores["bleu"])
+    assert found["before"] > found["after"] and not found["forgotten"]
+    before = f"old pair de-en ({trained}/corpus/test): BLEU {found['before']:.2f}"
+    assert f"{before} before" in out and f"{before} ± " in out
+    assert f"{before} ± " in (tmp_path / "run/bundle/README.md").read_text()
+    metrics = (tmp_path / "run/metrics.csv").read_text()
+    assert "old_pair/before" in metrics and str(found["after"])[:6] in metrics
+
+
+@pytest.mark.parametrize(("slack", "code"), [(-0.01, 3), (0.01, 0)])
+def test_a_forgotten_pair_ends_with_an_error(
+    trained: Path, tmp_path: Path, slack: float, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begin(trained, tmp_path / "look", *old_pair(trained)) == 0
+    found = json.loads((tmp_path / "look/results.json").read_text())["old_pair"]
+    limit = found["before"] - found["after"] + slack
+    options = old_pair(trained, f"--old_pair.max_drop={limit}")
+    assert begin(trained, tmp_path / "run", *options) == code
+    kept = json.loads((tmp_path / "run/bundle/config.json").read_text())["training"]["old_pair"]
+    assert kept["forgotten"] == (code == 3)
+    card = (tmp_path / "run/bundle/README.md").read_text()
+    assert ("FORGOTTEN" in card) == ("FORGOTTEN" in capsys.readouterr().out) == (code == 3)
+    load_bundle(tmp_path / "run/bundle")
+
+
+def test_an_old_pair_without_a_bundle(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(trained / "french.yaml", *old_pair(trained)) != 0
+    assert "give model.init_from, or leave old_pair out" in capsys.readouterr().err
+
+
+def test_an_old_pair_that_is_not_there(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert begin(trained, tmp_path / "run", f"--old_pair.test={trained}/corpus/tset") != 0
+    error = capsys.readouterr().err
+    assert "old_pair.test: neither" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

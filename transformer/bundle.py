@@ -30,6 +30,7 @@ INITIALISERS = (
 #: What a bundle knows of its training, and `results.json` repeats; `seconds` include validation.
 TRAINING = (
     "recipe", "epochs", "steps", "seconds", "src_tokens_per_second", "tgt_tokens_per_second",
+    "old_pair",
 )  # fmt: skip
 
 

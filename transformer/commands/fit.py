@@ -28,6 +28,7 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Shape, architecture_of
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
+from transformer.training.forgetting import ForgettingGate, OldPair
 from transformer.training.meter import NotFinite
 from transformer.training.module import module_of
 from transformer.training.progress import LiveProgress, progress
@@ -52,6 +53,7 @@ from transformer.training.runs import (
 from transformer.training.stopping import Interrupted, StopSafely, diverged, goodbye, what_is_left
 from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
 
+FORGOTTEN = 3  # the exit code
 DEFAULTS = {
     "enable_model_summary": False,  # one line of ours instead
     "num_sanity_val_steps": 0,  # the data is checked before
@@ -67,7 +69,8 @@ def main(args: Sequence[str]) -> int:
         args: the arguments after `fit`.
 
     Returns:
-        The exit code: 0; 130 after Ctrl-C and 143 after SIGTERM, with everything saved.
+        The exit code: 0; 3 when the old pair was forgotten; 130 after Ctrl-C and 143 after SIGTERM,
+        with everything saved.
 
     Raises:
         ValueError: for what the user can mend.
@@ -89,11 +92,12 @@ def lightning_errors() -> Iterator[None]:
 def train(cli: FitCLI) -> int:
     """Train, test, and write the bundle; returns the exit code."""
     try:
+        gate = forgetting_gate(cli)
         with cli.stop:
             cli.trainer.fit(
                 cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True
             )
-        finish(cli)
+        forgotten = finish(cli, gate)
         cli.is_new = cli.temporary  # what is written down stays, even where no step was asked for
     except NotFinite as error:
         raise diverged(error, cli.folder / "checkpoints", cli.model.peak) from error
@@ -107,23 +111,37 @@ def train(cli: FitCLI) -> int:
         return 130
     finally:
         cli.tidy()
-    return 0
+    return FORGOTTEN if forgotten else 0
 
 
-def finish(cli: FitCLI) -> None:
-    """Score the final model and write everything down."""
+def forgetting_gate(cli: FitCLI) -> ForgettingGate | None:
+    """Score the pair that the bundle knows before anything is learned, if the recipe names one."""
+    pair, bundle = cli.config_init.old_pair, cli.config.model.init_from
+    if not pair.test or not cli.trainer.is_global_zero:
+        return None
+    gate = ForgettingGate(pair, bundle)
+    print(gate.score_before(cli.model.search_config), flush=True)
+    return gate
+
+
+def finish(cli: FitCLI, gate: ForgettingGate | None) -> bool:
+    """Score the final model and write everything down; whether it forgot its old pair."""
     trainer, module = cli.trainer, cli.model
     weights = load_final_weights(trainer, module)
     split: Split | None = "test" if cli.config.data.test else "val" if cli.config.data.val else None
     scores = evaluate(trainer, module, split) if split else {}
     if not trainer.is_global_zero:
-        return
+        return False
     numbers = results(trainer, module, cli.log, scores, split, weights)
+    if gate:
+        numbers["old_pair"] = gate.score_after(module)
+        gate.log(trainer, numbers["old_pair"])
     picture = save_final(cli.folder, module, numbers, weights)
     log_bundle(trainer, cli.folder / "bundle", cli.name, numbers)
     print(summary(cli.folder, module, numbers, weights, picture), flush=True)
     if cli.temporary:
         print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
+    return bool(gate and numbers["old_pair"]["forgotten"])
 
 
 def default_network(args: Sequence[str]) -> Shape:
@@ -248,6 +266,7 @@ class FitCLI(LightningCLI):
             type=int | None,
             help="Stop after this many validations without a higher BLEU; never when left out.",
         )
+        add("--old_pair", type=OldPair, default=OldPair())
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
+
+SAMPLES = 1000  # of the bootstrap, as sacreBLEU's own default
 
 
 class TranslationScore(Metric):
@@ -121,6 +123,39 @@ def bleu_by_length(
         LengthBin(number * width + 1, (number + 1) * width, len(pairs), score.once(pairs))
         for number, pairs in sorted(bins.items())
     ]
+
+
+class Comparison(NamedTuple):
+    """BLEU of two systems on the same text, each with half of its 95 % bootstrap interval.
+
+    p_value: how probable a difference as large as this would be if the systems were equally good.
+    """
+
+    before: float
+    before_interval: float
+    after: float
+    after_interval: float
+    p_value: float
+
+
+def paired_bootstrap(
+    score: TranslationScore, before: Sequence[str], after: Sequence[str], references: Sequence[str]
+) -> Comparison:
+    """sacreBLEU's paired bootstrap resampling (Koehn 2004) of two systems.
+
+    Args:
+        score: How BLEU is computed; its sums are not touched.
+        before: Translations of one system, which is the baseline.
+        after: Those of the other.
+        references: The reference for each.
+    """
+    from sacrebleu.significance import PairedTest
+
+    systems = [("before", before), ("after", after)]
+    metrics = {"BLEU": score._bleu}
+    _, found = PairedTest(systems, metrics, [references], "bs", n_samples=SAMPLES)()
+    one, other = cast(list[Any], found["BLEU"])
+    return Comparison(one.score, one.ci, other.score, other.ci, other.p_value)
 
 
 def bleu_of_longest_third(

@@ -19,6 +19,7 @@ from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
 from transformer.training.adapters import merge
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
+from transformer.training.forgetting import in_words
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import program
 from transformer.training.tracking import attention_figure, samples
@@ -94,6 +95,7 @@ def results(
         "parameters": module.model.count_parameters(),
         "learned_parameters": module.learned_parameters,
         "origin": module.origin,
+        "old_pair": None,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(totals["seconds"], 3),
@@ -203,6 +205,7 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
         f"- shape: {numbers['parameters']:,} parameters, {numbers['learned_parameters']:,} of them "
         f"learned in this run; {shape}",
         *(f"- {line}" for line in numbers["origin"]),
+        *([f"- {in_words(numbers['old_pair'])}"] if numbers["old_pair"] else []),
         "",
         "```python",
         "from transformer import Translator",
@@ -238,6 +241,7 @@ def summary(
         lines += [
             *(f"{split} BLEU {bleu:.2f}   {signature}" for bleu, signature in bleus(numbers)),
             f"{split} chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
+            *([in_words(numbers["old_pair"])] if numbers["old_pair"] else []),
             "",
         ]
         for source, reference, translation in samples(module, split, SHOWN):

@@ -33,6 +33,11 @@ def check(config: Any) -> None:
         raise ValueError(
             f"trainer.precision {precision} cannot train here: use bf16-mixed or 32-true"
         )
+    if config.old_pair.test and not config.model.init_from:
+        raise ValueError(
+            f"old_pair.test {config.old_pair.test} is about the bundle that a run begins from: "
+            "give model.init_from, or leave old_pair out"
+        )
     if config.patience is not None and not config.data.val:
         raise ValueError(
             f"patience {config.patience} counts validations, but there is no data.val: give "
