@@ -168,8 +168,6 @@ class DataModule(LightningDataModule):
                     "with an empty side; %d remain",
                     name, counts.too_long, self.rule.max_length, counts.empty, counts.pairs,
                 )  # fmt: skip
-        for src, tgt, share in self.shares() if self.also else ():
-            log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
@@ -181,6 +179,8 @@ class DataModule(LightningDataModule):
                 rank, self.num_workers, self._set_aside,
             )  # fmt: skip
         elif self.also:
+            for src, tgt, share in self.shares():
+                log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
             self._loader = MixtureLoader(
                 self._mixture(), plan, rank, self.num_workers, self._set_aside
             )
@@ -269,9 +269,8 @@ class DataModule(LightningDataModule):
 
     def _train_tokenizer(self) -> None:
         texts = self._texts()
-        log.info(
-            "Training a tokenizer on data.train: %s", ", ".join(corpus.spec for corpus, _ in texts)
-        )
+        named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus, _ in texts)
+        log.info("Training a tokenizer on %s", named)
         learn(self._tokenizer_folder(), self.tokenizer_config, texts, self._tagged())
 
     def _texts(self) -> list[tuple[Corpus, int | None]]:

@@ -30,9 +30,9 @@ class FurtherCorpus:
         limit: Take only its first pairs.
     """
 
-    train: str
-    src: str
-    tgt: str
+    train: str = ""
+    src: str = ""
+    tgt: str = ""
     share: float | None = None
     limit: int | None = None
 
