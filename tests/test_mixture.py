@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from itertools import islice
@@ -16,6 +17,7 @@ from test_datamodule import StopAt, make, ready, run
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
+from transformer.commands.reproduce import moved
 from transformer.data import loaders
 from transformer.data.batching import Plan, collate
 from transformer.data.cache import digest
@@ -373,6 +375,16 @@ def test_a_model_translates_into_each_of_its_languages(
     assert 'translate(["..."], to="de")' in card
 
 
+def test_a_tag_is_aligned_with_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = Translator.load(trained / "run/bundle")
+    src = translator.encode(["rot baum"], "de")[0]
+    tgt = translator.tokenizer.encode_tgt(["red"])[0][:-1]
+    weights = torch.zeros(1, 1, len(tgt) + 1, len(src))
+    weights[..., 0], weights[..., -2] = 0.6, 0.4  # the tag, and the end of "baum"
+    monkeypatch.setattr(translator, "_cross_attention", lambda *_: weights)
+    assert translator._alignment(src, tgt) == [(1, 0)]
+
+
 def test_the_test_uses_the_tag_of_its_target(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +426,16 @@ def test_a_model_without_tags_translates_into_one_language(trained: Path) -> Non
     )
     with pytest.raises(ValueError, match="^this model translates into en alone: it was trained wi"):
         translator.translate(["rot"], to="de")
+
+
+def test_reproduce_takes_the_further_files_from_another_folder_too(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    also = "[{train: a/more, src: en, tgt: de, share: 0.1}, {train: 'hub:x:train'}, 3]"
+    path.write_text(path.read_text().replace("src: de,", f"src: de, also: {also},"))
+    *_, option = moved(path, Path("other"))
+    key, _, value = option.partition("=")
+    entry = {"train": "other/more", "src": "en", "tgt": "de", "share": 0.1}
+    assert (key, json.loads(value)) == ("--data.also", [entry, {"train": "hub:x:train"}, 3])
 
 
 @pytest.mark.parametrize(

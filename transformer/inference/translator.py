@@ -348,7 +348,7 @@ class Translator:
         if batch:
             yield batch
 
-    def _split(self, line: str, to: str | None) -> list[str]:
+    def _split(self, line: str, to: str | None = None) -> list[str]:
         """A line beyond the limit as its sentences; one that still is, in halves at a space."""
         line = line.strip()
         if len(line) < 2 or len(self.encode([line], to)[0]) <= self.max_length:
