@@ -363,8 +363,10 @@ def test_a_model_translates_into_each_of_its_languages(
     bundle = str(trained / "run/bundle")
     capsys.readouterr()
     for to, expected in into.items():
-        assert main(["translate", bundle, "--to", to, *lines]) == 0
-        assert capsys.readouterr().out.splitlines() == expected
+        assert main(["translate", bundle, "--to", to, "--scores", *lines]) == 0
+        found = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [text for *_, text in found] == expected
+        assert found[0][1] == f"{translator.n_best(lines, to=to, n_best=1)[0][0].log_prob:.4f}"
     for side, text in (("src", "rot\n"), ("tgt", "red\n")):
         (trained / side).write_text(text)
     pair = ["--src", str(trained / "src"), "--tgt", str(trained / "tgt")]
