@@ -206,6 +206,10 @@ def test_each_source_carries_the_tag_of_its_target(corpus: Path) -> None:
             assert bounds[tag][0] <= row < bounds[tag][1]
     for batch in data.val_dataloader():
         assert (batch.src[:, 0] == tags["de"]).all()
+    stream = ready(corpus, tags=True, streaming=True)
+    assert all(
+        (b.src[:, 0] == stream.tokenizer.tags["de"]).all() for b in stream.train_dataloader()
+    )
     shares = [(src, tgt, round(share, 3)) for src, tgt, share in data.shares()]
     assert shares == [("en", "de", 0.69), ("en", "fr", 0.155), ("fr", "en", 0.155)]
 
@@ -332,7 +336,7 @@ def test_text_that_spells_a_tag_is_text(kind: Any, shared: bool) -> None:
 def test_a_vocabulary_is_learned_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make(corpus, tags=True, also=[further(corpus)])
     for _ in range(2):  # the second finds the folder of the first in its place
-        learn(data._tokenizer_folder(), data.tokenizer_config, data._texts(), data._tagged())
+        learn(data._tokenizer_folder(), data.tokenizer_config, data._learned_from(), data._tagged())
     assert len(list((corpus / "cache").iterdir())) == 1
 
 

@@ -265,15 +265,17 @@ class DataModule(LightningDataModule):
         return main + named + self._further()
 
     def _tokenizer_folder(self) -> Path:
-        return vocabulary_folder(self.cache, self.tokenizer_config, self._texts(), self._tagged())
+        return vocabulary_folder(
+            self.cache, self.tokenizer_config, self._learned_from(), self._tagged()
+        )
 
     def _train_tokenizer(self) -> None:
-        texts = self._texts()
+        texts = self._learned_from()
         named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus, _ in texts)
         log.info("Training a tokenizer on %s", named)
         learn(self._tokenizer_folder(), self.tokenizer_config, texts, self._tagged())
 
-    def _texts(self) -> list[tuple[Corpus, int | None]]:
+    def _learned_from(self) -> list[tuple[Corpus, int | None]]:
         """What the vocabulary is learned from: corpora and how many of their pairs."""
         return [(part.corpus, part.limit) for part in (self._main(), *self._further())]
 

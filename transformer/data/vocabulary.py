@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformer.data.cache import digest
-from transformer.data.corpus import Corpus
+from transformer.data.corpus import Corpus, Pair
 from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig
 
 #: Corpora and how many of their pairs are read, None for all.
@@ -78,12 +78,9 @@ def check_tags(tokenizer: Tokenizer, tags: bool, targets: dict[str, str]) -> Non
 
 
 def _lines(texts: Texts, shared: bool) -> tuple[Lines, Lines]:
+    def pairs() -> Iterator[Pair]:
+        return chain.from_iterable(corpus.pairs(limit=limit) for corpus, limit in texts)
+
     if shared:  # which side a line is of does not matter: read once
-        return lambda: chain.from_iterable(_pairs(texts)), lambda: ()
-    return lambda: (pair.src for pair in _pairs(texts)), lambda: (
-        pair.tgt for pair in _pairs(texts)
-    )
-
-
-def _pairs(texts: Texts) -> chain[Any]:
-    return chain.from_iterable(corpus.pairs(limit=limit) for corpus, limit in texts)
+        return lambda: chain.from_iterable(pairs()), lambda: ()
+    return lambda: (pair.src for pair in pairs()), lambda: (pair.tgt for pair in pairs())
