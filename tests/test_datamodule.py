@@ -330,7 +330,7 @@ class Lines(Corpus):
 
 class Quick:  # the library is not what is measured, and it takes its time
     src_vocab_size = tgt_vocab_size = 9
-    def encode_src(self, lines):
+    def encode_src(self, lines, to=None):
         measure()
         return [[7] * (len(line) // 2) + [2] for line in lines]
     encode_tgt = encode_src

@@ -25,6 +25,8 @@ GIVEN_VALUE = re.compile(r"(?:Got value|Given value): (.*)")
 NESTED_PROBLEM = re.compile(
     r"key '[^']+' does not exist.*|(?<=Problem with given class_path )'.*\n.*"
 )
+#: Of a value inside of a list's entry: its key, and a message of its own.
+ENTRY = re.compile(r'Parser key "([^"]+)":\s*\n(.*?Given value: [^\n]*)', re.DOTALL)
 CONFIG_OPTIONS = ("-c", "--config")
 
 
@@ -85,7 +87,7 @@ class OneLineErrors(Base):
             return " ".join(message.replace('"<unicode string>"', file).split())
         value = GIVEN_VALUE.search(message)
         where = place(key[1], self.files, value and value[1])
-        return where + f"{key[1]}: " + one_line(KNOWN_KEY.sub("", message))
+        return where + f"{key[1]}: " + one_line(KNOWN_KEY.sub("", message, count=1))
 
 
 class Parser(OneLineErrors, ArgumentParser):
@@ -213,6 +215,8 @@ def place(key: str, files: Iterable[str], value: str | None = None) -> str:
 
 def one_line(message: str) -> str:
     """Shortens a message of jsonargparse about a value; any other is only put on one line."""
+    if entry := ENTRY.search(message):
+        return f"{entry[1]}: {one_line(entry[2])}"
     problem = NESTED_PROBLEM.search(message)
     if problem:
         return " ".join(problem[0].split())
@@ -221,6 +225,8 @@ def one_line(message: str) -> str:
     if not expected or value is None:
         return " ".join(message.split())
     kinds = [re.sub(r"<class '(\w+)'>|typing\.", r"\1", kind) for kind in expected]
+    kinds = [re.sub(r"^dot import path string.*", "group of settings", kind) for kind in kinds]
+    kinds = [kind for kind in kinds if not kind.startswith("path but ")]
     kinds = [re.sub(r"^Literal\[(.*)\]$", r"one of \1", kind) for kind in kinds]
     return f"expected {' or '.join(kinds).replace('NoneType', 'null')}, got {value[1]!r}"
 

@@ -128,7 +128,17 @@ def moved(recipe: Path, corpus: Path | None) -> list[str]:
             f"--corpus {corpus}: {recipe} takes data.{foreign[0]} from {named[foreign[0]]}, not "
             "from a file: name yours with --data.train, --data.val and --data.test"
         )
-    return [f"--data.{split}={corpus / Path(named[split]).name}" for split in splits]
+    options = [f"--data.{split}={corpus / Path(named[split]).name}" for split in splits]
+    if isinstance(named.get("also"), list):
+        options.append(f"--data.also={json.dumps([_moved(c, corpus) for c in named['also']])}")
+    return options
+
+
+def _moved(further: Any, corpus: Path) -> Any:
+    """An entry of `data.also` with its files in another folder; what is no file stays."""
+    if not isinstance(further, dict) or ":" in str(further.get("train", ":")):
+        return further
+    return {**further, "train": str(corpus / Path(further["train"]).name)}
 
 
 def changes(options: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from transformer.commands.arguments import Parser
-from transformer.commands.text import writing
+from transformer.commands.text import check_language, writing
 from transformer.data.files import lines
 from transformer.inference.translator import Precision, Translator
 
@@ -27,6 +27,7 @@ def score(
     src: str,
     tgt: str,
     output: str | None = None,
+    to: str | None = None,
     max_tokens: int = 2048,
     device: str = "auto",
     precision: Precision = "float32",
@@ -38,6 +39,7 @@ def score(
         src: File of source lines, UTF-8, plain or .gz.
         tgt: File with a target line for each of them.
         output: File to write to, which must not exist; standard output if left out.
+        to: Language of the targets, of a model with tags; the bundle's if left out.
         max_tokens: Tokens in a batch, with padding.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
@@ -47,10 +49,11 @@ def score(
     """
     pairs = aligned(src, tgt)
     translator = Translator.load(bundle, device, precision, max_tokens=max_tokens)
+    check_language(translator, to)
     with writing(output) as stream:
         for start in range(0, len(pairs), CHUNK):
             sources, targets = zip(*pairs[start : start + CHUNK], strict=True)
-            for scored in translator.score(sources, targets):
+            for scored in translator.score(sources, targets, to):
                 print(f"{scored.log_prob:.4f}\t{scored.tokens}", file=stream)
 
 

@@ -23,7 +23,10 @@ DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the refere
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
 given is the bundle's: languages, search, and how its recipe computes scores."""
 # What only training asks for.
-ONLY_TRAINING = {"train", "val", "tokenizer", "max_length", "too_long", "limit", "streaming"}
+ONLY_TRAINING = {
+    "train", "val", "also", "temperature", "tags", "tokenizer", "max_length", "too_long", "limit",
+    "streaming",
+}  # fmt: skip
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from transformer.data.files import lines
+from transformer.inference.translator import Translator
 
 # Whatever a reader of the output may take for the end of a line or of a column.
 BREAKS = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
@@ -57,6 +58,18 @@ def chunks(source: Iterable[Line], size: int) -> Iterator[list[Line]]:
     iterator = iter(source)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def check_language(translator: Translator, to: str | None) -> None:
+    """Refuses a language that a model does not translate into, before any text is read.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        translator.encode([], to)
+    except ValueError as error:
+        raise ValueError(f"--to {to}: {error}") from None
 
 
 @contextmanager

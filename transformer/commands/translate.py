@@ -8,7 +8,7 @@ import torch
 
 from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import Parser
-from transformer.commands.text import BREAKS, Line, chunks, read, writing
+from transformer.commands.text import BREAKS, Line, check_language, chunks, read, writing
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Precision, TooLongError, Translation, Translator
 
@@ -36,6 +36,7 @@ def translate(
     texts: Sequence[str] = (),
     input: Sequence[str] = (),
     output: str | None = None,
+    to: str | None = None,
     scores: bool = False,
     alignments: bool = False,
     prefix: str = "",
@@ -54,6 +55,7 @@ def translate(
         texts: Texts to translate.
         input: Files to translate, UTF-8, one text a line, plain or .gz.
         output: File to write to, which must not exist; standard output if left out.
+        to: Language to translate into, of a model with tags; the bundle's if left out.
         scores: Print scores, too.
         alignments: Print which source word each target word looked at most.
         prefix: Text with which every translation must begin.
@@ -79,7 +81,9 @@ def translate(
     keep_freed_memory()
     with writing(output) as stream:
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
-        options = {**search, "prefix": prefix, "generator": generator(translator.device, seed)}
+        check_language(translator, to)
+        options = {**search, "to": to, "prefix": prefix}
+        options["generator"] = generator(translator.device, seed)
         for chunk in chunks(source, CHUNK):
             lines = checked(chunk)
             with place_of_a_long_line(chunk, translator.max_length):

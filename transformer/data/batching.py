@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transformer.data.table import Ints, Ragged, TokenTable
+from transformer.data.table import Ints, MixedTable, TokenTable
 from transformer.data.tokenizer import BOS
 
 
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     """Padded pairs; padding is 0.
 
     Args:
-        ids: (B,) number of each pair in its corpus, from 0.
+        ids: (B,) number of each pair in its corpus, from 0; in a mixture its row in all of it.
         src: (B, S) source ids, EOS last.
         src_lengths: (B,) source tokens, EOS included.
         tgt_in: (B, T) BOS and the target ids.
@@ -58,7 +58,9 @@ class Plan:
         """The order of the pools in an epoch."""
         return np.random.default_rng([self.seed, epoch]).permutation(pools)
 
-    def batches(self, table: TokenTable, rows: Ints, key: tuple[int, int] | None) -> list[Ints]:
+    def batches(
+        self, table: TokenTable | MixedTable, rows: Ints, key: tuple[int, int] | None
+    ) -> list[Ints]:
         """Cuts a pool into batches.
 
         Args:
@@ -71,7 +73,7 @@ class Plan:
             not depend on the key.
         """
         rng = key and np.random.default_rng([self.seed, *key])
-        longest = np.maximum(table.src.spans(rows)[1], table.tgt.spans(rows)[1])
+        longest = np.maximum(table.src.lengths(rows), table.tgt.lengths(rows))
         order = rng.permutation(len(rows)) if rng else np.arange(len(rows))
         order = order[np.argsort(longest[order], kind="stable")]
         ends = cut(longest[order], self.max_tokens)
@@ -112,22 +114,13 @@ def evenly(batches: list[Ints], world: int) -> list[Ints]:
     return batches
 
 
-def collate(table: TokenTable, rows: Ints) -> Batch:
+def collate(table: TokenTable | MixedTable, rows: Ints) -> Batch:
     """Looks up rows of a table and pads them."""
-    src, src_lengths = _padded(table.src, rows)
-    tgt_out, tgt_lengths = _padded(table.tgt, rows)
+    src, src_lengths = table.src.padded(rows)
+    tgt_out, tgt_lengths = table.tgt.padded(rows)
     tgt_in = np.zeros_like(tgt_out)
     # What stands before the last token of a row, shifted by one: EOS is not fed to the decoder.
     tgt_in[:, 1:] = tgt_out[:, :-1] * (np.arange(1, tgt_out.shape[1]) < tgt_lengths[:, None])
     tgt_in[:, 0] = BOS
     arrays = (table.ids(rows), src, src_lengths, tgt_in, tgt_out, tgt_lengths)
     return Batch(*(torch.from_numpy(array) for array in arrays))
-
-
-def _padded(side: Ragged, rows: Ints) -> tuple[Ints, Ints]:
-    starts, lengths = side.spans(rows)
-    steps = np.arange(lengths.max(initial=1))
-    real = steps < lengths[:, None]
-    padded = np.zeros(real.shape, np.int64)
-    padded[real] = side.values[(starts[:, None] + steps)[real]]
-    return padded, lengths.astype(np.int64)

@@ -84,7 +84,7 @@ def encode(
     encoded = Encoded()
     iterator = iter(pairs)
     while some := list(islice(iterator, LINES)):
-        src = tokenizer.encode_src([pair.src for pair in some])
+        src = tokenizer.encode_src([pair.src for pair in some], corpus.tgt)
         tgt = tokenizer.encode_tgt([pair.tgt for pair in some])
         for number, pair in enumerate(some, first):
             s, t = src[number - first], tgt[number - first]

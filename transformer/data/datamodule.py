@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import uuid
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 
 from transformer.data.batching import Plan
-from transformer.data.cache import LengthRule, digest, table_path, write_table
+from transformer.data.cache import LengthRule, table_path, write_table
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
+from transformer.data.mixture import FurtherCorpus, Mixture, MixtureLoader, check_mixture
 from transformer.data.table import Counts, TokenTable, open_table, read_texts
-from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.vocabulary import check_tags, learn, vocabulary_folder
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """A corpus to tokenise; name: its key below `data.`; rule and limit: which pairs are kept."""
+
+    name: str
+    corpus: Corpus
+    rule: LengthRule | None = None
+    limit: int | None = None
 
 
 class DataModule(LightningDataModule):
@@ -35,6 +43,11 @@ class DataModule(LightningDataModule):
         test: Corpus to test on.
         src: Source language: the file suffix or the name of the column.
         tgt: Target language.
+        also: Further corpora to train on, of any languages, each with `train`, `src`, `tgt` and, if
+            need be, `share` (of the training pairs; by its size when left out) and `limit`.
+        temperature: Of corpora without a share: n pairs count as n^(1/temperature).
+        tags: Put a tag of the target language (`<2en>`) before each source sentence, so that one
+            model translates into several.
         columns: Names of the columns of TSV files that have no header.
         tokenizer: How the vocabulary is learned; one that comes with a checkpoint or a model goes
             before.
@@ -56,6 +69,9 @@ class DataModule(LightningDataModule):
         test: str | None = None,
         src: str = "",
         tgt: str = "",
+        also: list[FurtherCorpus] | None = None,
+        temperature: float = 1.0,
+        tags: bool = False,
         columns: list[str] | None = None,
         tokenizer: TokenizerConfig = TokenizerConfig(),  # noqa: B008, frozen
         max_tokens: int = 4096,
@@ -70,14 +86,15 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.specs: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.src, self.tgt, self.columns = src, tgt, columns
+        self.also, self.temperature, self.tags = also or [], temperature, tags
         self.tokenizer_config = tokenizer
         self.max_tokens, self.seed = max_tokens, seed
         self.rule = LengthRule(max_length, too_long)
         self.limit, self.streaming, self.num_workers = limit, streaming, num_workers
         self.cache = Path(cache).expanduser()
         self._tokenizer: Tokenizer | None = None
-        self._paths: dict[Split, Path] = {}
-        self._tables: dict[Split, TokenTable] = {}
+        self._paths: dict[str, Path] = {}
+        self._tables: dict[str, TokenTable] = {}
         self._loader: TrainLoader | None = None
         self._position: dict[str, Any] = {}
 
@@ -110,7 +127,15 @@ class DataModule(LightningDataModule):
     def corpora(self) -> list[Corpus]:
         """The corpora that are named, found but not read yet."""
         self._check()
-        return [self._corpus(split) for split, spec in self.specs.items() if spec is not None]
+        named = [self._corpus(split) for split, spec in self.specs.items() if spec is not None]
+        return named + [part.corpus for part in self._further()]
+
+    def shares(self) -> list[tuple[str, str, float]]:
+        """Source, target and part of the training pairs of each corpus, once they are open."""
+        if not self.also:
+            return [(self.src, self.tgt, 1.0)]
+        pairs = [(self.src, self.tgt), *((corpus.src, corpus.tgt) for corpus in self.also)]
+        return [(*pair, share) for pair, share in zip(pairs, self._mixture().shares, strict=True)]
 
     def prepare_data(self) -> None:
         """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached."""
@@ -118,11 +143,13 @@ class DataModule(LightningDataModule):
         if self._tokenizer is None and not self._tokenizer_folder().is_dir():
             self._train_tokenizer()
         tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_folder())
-        for split in self._cached():
-            corpus, rule, limit = self._corpus(split), self._rule(split), self._limit(split)
+        targets = {"data.tgt": self.tgt}
+        targets |= {f"data.also[{i}].tgt": corpus.tgt for i, corpus in enumerate(self.also)}
+        check_tags(tokenizer, self.tags, targets)
+        for name, corpus, rule, limit in self._cached():
             path = table_path(self.cache, corpus, tokenizer, rule, limit)
             if not path.exists():
-                log.info("Tokenising data.%s: %s", split, corpus.spec)
+                log.info("Tokenising data.%s: %s", name, corpus.spec)
                 write_table(path, corpus, tokenizer, rule, limit)
 
     def setup(self, stage: str | None = None) -> None:
@@ -130,18 +157,17 @@ class DataModule(LightningDataModule):
         self._check()
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.load(self._tokenizer_folder())
-        for split in self._cached():
-            rule, limit = self._rule(split), self._limit(split)
-            path = table_path(self.cache, self._corpus(split), self._tokenizer, rule, limit)
-            if self._paths.get(split) != path:
-                self._paths[split], self._tables[split] = path, open_table(path)
-        counts = self._counts()
-        if counts.too_long or counts.empty:
-            log.info(
-                "data.train: left out %d pairs longer than data.max_length = %d tokens and %d with "
-                "an empty side; %d remain",
-                counts.too_long, self.rule.max_length, counts.empty, counts.pairs,
-            )  # fmt: skip
+        for name, corpus, rule, limit in self._cached():
+            path = table_path(self.cache, corpus, self._tokenizer, rule, limit)
+            if self._paths.get(name) != path:
+                self._paths[name], self._tables[name] = path, open_table(path)
+            counts = self._tables[name].counts
+            if counts.too_long or counts.empty:
+                log.info(
+                    "data.%s: left out %d pairs longer than data.max_length = %d tokens and %d "
+                    "with an empty side; %d remain",
+                    name, counts.too_long, self.rule.max_length, counts.empty, counts.pairs,
+                )  # fmt: skip
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
@@ -152,6 +178,12 @@ class DataModule(LightningDataModule):
                 self._corpus("train"), self.tokenizer, self.rule, plan, self.limit,
                 rank, self.num_workers, self._set_aside,
             )  # fmt: skip
+        elif self.also:
+            for src, tgt, share in self.shares():
+                log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
+            self._loader = MixtureLoader(
+                self._mixture(), plan, rank, self.num_workers, self._set_aside
+            )
         else:
             batches = self.trainer.limit_train_batches if self.trainer else 1.0
             table = self._table("train")
@@ -203,6 +235,7 @@ class DataModule(LightningDataModule):
         for key, (value, least) in least_values.items():
             if value is not None and value < least:
                 raise ValueError(f"data.{key}: {value} must be {least} or more")
+        check_mixture(self.also, self.tgt, self.tags, self.temperature, self.streaming)
 
     def _corpus(self, split: Split) -> Corpus:
         spec = self.specs[split]
@@ -213,41 +246,47 @@ class DataModule(LightningDataModule):
         streaming = self.streaming and split == "train"
         return open_corpus(spec, self.src, self.tgt, self.columns, f"data.{split}", streaming)
 
-    def _cached(self) -> list[Split]:
-        skip = "train" if self.streaming else None
-        return [split for split, spec in self.specs.items() if spec is not None and split != skip]
+    def _main(self) -> Part:
+        return Part("train", self._corpus("train"), self.rule, self.limit)
 
-    def _rule(self, split: Split) -> LengthRule | None:
-        return self.rule if split == "train" else None
+    def _further(self) -> list[Part]:
+        return [
+            Part(name, open_corpus(c.train, c.src, c.tgt, self.columns, f"data.{name}.train"),
+                 self.rule, c.limit)
+            for name, c in ((f"also[{i}]", corpus) for i, corpus in enumerate(self.also))
+        ]  # fmt: skip
 
-    def _limit(self, split: Split) -> int | None:
-        return self.limit if split == "train" else None
+    def _cached(self) -> list[Part]:
+        main = [self._main()] if self.specs["train"] is not None and not self.streaming else []
+        sets: list[Split] = ["val", "test"]
+        named = [
+            Part(split, self._corpus(split)) for split in sets if self.specs[split] is not None
+        ]
+        return main + named + self._further()
 
     def _tokenizer_folder(self) -> Path:
-        corpus = self._corpus("train")
-        about = [type(corpus).__name__, self.src, self.tgt, corpus.identity(), self.limit]
-        return self.cache / f"tokenizer-{digest([*about, vars(self.tokenizer_config)])}"
+        return vocabulary_folder(
+            self.cache, self.tokenizer_config, self._learned_from(), self._tagged()
+        )
 
     def _train_tokenizer(self) -> None:
-        corpus = self._corpus("train")
-        log.info("Training a tokenizer on data.train: %s", corpus.spec)
-        tokenizer = Tokenizer.train(self.tokenizer_config, *self._training_lines(corpus))
-        temporary, folder = self.cache / f"{uuid.uuid4().hex}.part", self._tokenizer_folder()
-        tokenizer.save(temporary)
-        try:
-            temporary.rename(folder)  # appears when it is whole
-        except OSError:  # another run was faster
-            shutil.rmtree(temporary)
-            if not folder.is_dir():
-                raise
+        texts = self._learned_from()
+        named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus, _ in texts)
+        log.info("Training a tokenizer on %s", named)
+        learn(self._tokenizer_folder(), self.tokenizer_config, texts, self._tagged())
 
-    def _training_lines(self, corpus: Corpus) -> tuple[Lines, Lines]:
-        if self.tokenizer_config.shared:  # which side a line is of does not matter: read once
-            return lambda: chain.from_iterable(corpus.pairs(limit=self.limit)), lambda: ()
-        return (
-            lambda: (pair.src for pair in corpus.pairs(limit=self.limit)),
-            lambda: (pair.tgt for pair in corpus.pairs(limit=self.limit)),
-        )
+    def _learned_from(self) -> list[tuple[Corpus, int | None]]:
+        """What the vocabulary is learned from: corpora and how many of their pairs."""
+        return [(part.corpus, part.limit) for part in (self._main(), *self._further())]
+
+    def _tagged(self) -> list[str]:
+        """The languages that have a tag."""
+        return sorted({self.tgt, *(corpus.tgt for corpus in self.also)}) if self.tags else []
+
+    def _mixture(self) -> Mixture:
+        names = [f"also[{i}]" for i in range(len(self.also))]
+        tables = [self._table("train"), *(self._tables[name] for name in names)]
+        return Mixture(tables, [corpus.share for corpus in self.also], self.temperature)
 
     def _table(self, split: Split) -> TokenTable:
         if split not in self._tables:
@@ -263,7 +302,10 @@ class DataModule(LightningDataModule):
     def _counts(self) -> Counts:
         if isinstance(self._loader, StreamLoader):
             return self._loader.counts
-        return self._tables["train"].counts if "train" in self._tables else Counts()
+        counts = Counts()
+        for name in {*self._tables} - {"val", "test"}:
+            counts.add(self._tables[name].counts)
+        return counts
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

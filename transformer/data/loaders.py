@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from transformer.data.batching import Batch, Plan, collate
 from transformer.data.cache import LengthRule, encode, id_type, nothing_left
 from transformer.data.corpus import Corpus
-from transformer.data.table import Counts, Ints, TokenTable
+from transformer.data.table import Counts, Ints, MixedTable, TokenTable
 from transformer.data.tokenizer import Tokenizer
 
 POOL = 131_072  # pairs of a cached corpus that are sorted together
@@ -102,7 +102,56 @@ class TrainLoader:
         )  # fmt: skip
 
 
-class CachedLoader(TrainLoader):
+class TableLoader(TrainLoader):
+    """Batches of rows that are looked up in a table.
+
+    Args:
+        table: What is tokenised already.
+        pairs: Rows in an epoch.
+        plan: How batches are cut.
+        size: What tells this corpus from another, for the check on resuming.
+        rank: Number of this process.
+        num_workers: Worker processes that look up and pad.
+        ahead: Tells how many delivered batches the caller has set aside and not used yet.
+    """
+
+    def __init__(
+        self,
+        table: TokenTable | MixedTable,
+        pairs: int,
+        plan: Plan,
+        size: str,
+        rank: int,
+        num_workers: int,
+        ahead: Callable[[], int],
+    ) -> None:
+        super().__init__(plan, size, rank, num_workers, ahead)
+        self.table = table
+        self.pools = -(-pairs // POOL)
+
+    def _rows(self, epoch: int, pool: int) -> Ints:
+        """The rows of a pool of an epoch."""
+        raise NotImplementedError
+
+    def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
+        marks: deque[Position] = deque()
+        for batch in self._loader(_Lookup(self.table), self._sampler(start, marks)):
+            yield marks.popleft(), batch
+
+    def _sampler(self, start: Position, marks: deque[Position]) -> Iterator[Ints]:
+        """The rows of each batch; leaves the position after it in `marks`."""
+        order = self.plan.order(start.epoch, self.pools)
+        for place in range(start.pool, self.pools):
+            pool = int(order[place])
+            rows = self._rows(start.epoch, pool)
+            batches = self.plan.batches(self.table, rows, (start.epoch, pool))
+            mine = batches[self.rank :: self.plan.world]
+            for number in range(start.batch if place == start.pool else 0, len(mine)):
+                marks.append(Position(start.epoch, place, number + 1))
+                yield mine[number]
+
+
+class CachedLoader(TableLoader):
     """Batches of a token table.
 
     Pool p of K holds the rows p, p + K, p + 2K, ...: a sample of the whole corpus that needs no
@@ -126,11 +175,10 @@ class CachedLoader(TrainLoader):
         num_workers: int = 0,
         limit: int | float = 1.0,
     ) -> None:
-        super().__init__(plan, f"of {len(table)} pairs", rank, num_workers, ahead=lambda: 0)
-        self.table = table
-        self.pools = -(-len(table) // POOL)
+        size = f"of {len(table)} pairs"
+        super().__init__(table, len(table), plan, size, rank, num_workers, ahead=lambda: 0)
         self._counts = [
-            len(plan.batches(table, self._rows(pool), None)) // plan.world
+            len(plan.batches(table, self._rows(0, pool), None)) // plan.world
             for pool in range(self.pools)
         ]
         self._last = int(limit * len(self)) if isinstance(limit, float) else min(limit, len(self))
@@ -138,30 +186,16 @@ class CachedLoader(TrainLoader):
     def __len__(self) -> int:
         return sum(self._counts)
 
-    def _rows(self, pool: int) -> Ints:
+    def _rows(self, epoch: int, pool: int) -> Ints:
         return np.arange(pool, len(self.table), self.pools)
 
     def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
-        marks: deque[Position] = deque()
-        loader = self._loader(_Lookup(self.table), self._sampler(start, marks))
-        for batch in loader:
-            yield marks.popleft(), batch
-
-    def _sampler(self, start: Position, marks: deque[Position]) -> Iterator[Ints]:
-        """The rows of each batch; leaves the position after it in `marks`."""
         order = self.plan.order(start.epoch, self.pools)
         done = sum(self._counts[pool] for pool in order[: start.pool]) + start.batch
-        for place in range(start.pool, self.pools):
-            pool = int(order[place])
-            batches = self.plan.batches(self.table, self._rows(pool), (start.epoch, pool))
-            mine = batches[self.rank :: self.plan.world]
-            for number in range(start.batch if place == start.pool else 0, len(mine)):
-                done += 1
-                after = Position(start.epoch, place, number + 1)
-                marks.append(after if done < self._last else Position(start.epoch + 1))
-                yield mine[number]
-                if done == self._last:
-                    return
+        # A trainer that knows the length does not ask for the batch after the last one.
+        rest = islice(super()._batches(start), max(0, self._last - done))
+        for number, (position, batch) in enumerate(rest, done + 1):
+            yield position if number < self._last else Position(start.epoch + 1), batch
 
 
 class StreamLoader(TrainLoader):
@@ -237,7 +271,7 @@ class EvalLoader:
 
 
 class _Lookup(Dataset[Batch]):
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: TokenTable | MixedTable) -> None:
         self.table = table
 
     def __getitem__(self, rows: Any) -> Batch:

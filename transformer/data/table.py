@@ -6,6 +6,7 @@ the memory that a run needs does not grow with its corpus.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -59,6 +60,54 @@ class Ragged(NamedTuple):
         begin = self.offsets[place]
         return self.value_starts[chunk] + begin, self.offsets[place + 1] - begin
 
+    def lengths(self, rows: Ints) -> Ints:
+        """(N,) the lengths of the lists of these rows, in tokens."""
+        return self.spans(rows)[1]
+
+    def padded(self, rows: Ints) -> tuple[Ints, Ints]:
+        """The lists of these rows side by side, (N, longest) with 0 behind, and their lengths."""
+        starts, lengths = self.spans(rows)
+        steps = np.arange(lengths.max(initial=1))
+        real = steps < lengths[:, None]
+        padded = np.zeros(real.shape, np.int64)
+        padded[real] = self.values[(starts[:, None] + steps)[real]]
+        return padded, lengths.astype(np.int64)
+
+
+class Stacked(NamedTuple):
+    """Lists of ids that lie in several places; row numbers go on from each to the next.
+
+    Args:
+        parts: Where they lie.
+        starts: (P,) the number of the first row of each part.
+    """
+
+    parts: list[Ragged]
+    starts: Ints
+
+    def lengths(self, rows: Ints) -> Ints:
+        """(N,) the lengths of the lists of these rows, in tokens."""
+        lengths = np.zeros(len(rows), np.int64)
+        for part, places, own_rows in self._by_part(rows):
+            lengths[places] = part.lengths(own_rows)
+        return lengths
+
+    def padded(self, rows: Ints) -> tuple[Ints, Ints]:
+        """The lists of these rows side by side, (N, longest) with 0 behind, and their lengths."""
+        lengths = self.lengths(rows)
+        padded = np.zeros((len(rows), lengths.max(initial=1)), np.int64)
+        for part, places, own_rows in self._by_part(rows):
+            ids, _ = part.padded(own_rows)
+            padded[places, : ids.shape[1]] = ids
+        return padded, lengths
+
+    def _by_part(self, rows: Ints) -> Iterator[tuple[Ragged, Ints, Ints]]:
+        """Each part with the places in `rows` that are its own, and its own numbers of them."""
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            places = np.flatnonzero(owner == number)
+            yield self.parts[number], places, rows[places] - self.starts[number]
+
 
 @dataclass(frozen=True)
 class TokenTable:
@@ -95,6 +144,32 @@ class TokenTable:
             return open_table, (self.path,)
         values = (self.src, self.tgt, self.numbers, self.number_starts, self.counts)
         return TokenTable, values
+
+
+class MixedTable:
+    """Several tables behind one another: row numbers go on from each to the next.
+
+    Each stays where it is, memory-mapped: nothing is copied.
+
+    Args:
+        tables: The tables.
+    """
+
+    def __init__(self, tables: Sequence[TokenTable]) -> None:
+        self.tables = tables
+        self.starts = np.cumsum([0, *map(len, tables)])[:-1]
+        self.src = Stacked([table.src for table in tables], self.starts)
+        self.tgt = Stacked([table.tgt for table in tables], self.starts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables))
+
+    def ids(self, rows: Ints) -> Ints:
+        """The rows themselves: a number in a corpus would not say which corpus."""
+        return rows
+
+    def __reduce__(self) -> Any:
+        return MixedTable, (self.tables,)
 
 
 def flat(ids: list[list[int]], dtype: type) -> tuple[Ints, Ints]:

@@ -1,14 +1,17 @@
 """Text to ids and back: byte-level BPE, byte-level unigram or words (section 5.1 of the paper).
 
-Every vocabulary begins with the same four special ids. Text that happens to spell a special token
-is text: it never becomes a special id.
+Every vocabulary begins with the same four special ids. Where one model translates into several
+languages, a tag for each of them follows (`<2de>`), which stands before the source sentence
+(Johnson et al. 2017). Text that happens to spell a special token is text: it never becomes a
+special id.
 """
 
 from __future__ import annotations
 
 import codecs
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, islice
 from pathlib import Path
@@ -34,8 +37,8 @@ class TokenizerConfig:
     Args:
         kind: ``bpe`` (byte-level byte-pair encoding), ``unigram`` (byte-level) or ``word``
             (split at white space, for text that is tokenised already).
-        vocab_size: Entries of each vocabulary, the 4 special ids and, in the byte-level kinds, the
-            256 bytes included. Little text may give fewer.
+        vocab_size: Entries of each vocabulary, the 4 special ids, tags and, in the byte-level
+            kinds, the 256 bytes included. Little text may give fewer.
         shared: One vocabulary for both languages; else one for each.
         min_frequency: Occurrences that a pair needs to be merged (``bpe``) or a word needs to be
             kept (``word``).
@@ -48,17 +51,17 @@ class TokenizerConfig:
     min_frequency: int = 2
     lowercase: bool = False
 
-    def check(self) -> None:
-        """Raises a ValueError for values that no vocabulary can be trained with."""
+    def check(self, tags: int = 0) -> None:
+        """Raises a ValueError for values that no vocabulary with so many tags can have."""
         smallest = SMALLEST_VOCABULARY.get(self.kind)
         if smallest is None:
             raise ValueError(
                 f"data.tokenizer.kind: {self.kind!r} is unknown; use bpe, unigram or word"
             )
-        if self.vocab_size < smallest:
+        if self.vocab_size < smallest + tags:
             raise ValueError(
                 f"data.tokenizer.vocab_size: {self.vocab_size} is too small; "
-                f"{self.kind} needs at least {smallest}"
+                f"{self.kind} needs at least {smallest + tags}"
             )
 
 
@@ -85,9 +88,17 @@ class Tokenizer:
         self._files = {name: files[name] for name in names}
         sides = [_parse(name, text) for name, text in self._files.items()]
         self._src, self._tgt = sides[0], sides[-1]
+        #: Language -> id of the tag that asks for a translation into it; empty without tags.
+        self.tags = {text[2:-1]: i for i, text in _specials(self._src).items() if i > UNK}
 
     @classmethod
-    def train(cls, config: TokenizerConfig, src_lines: Lines, tgt_lines: Lines) -> Tokenizer:
+    def train(
+        cls,
+        config: TokenizerConfig,
+        src_lines: Lines,
+        tgt_lines: Lines,
+        languages: Sequence[str] = (),
+    ) -> Tokenizer:
         """Learns the vocabulary or vocabularies.
 
         BPE and words give the same vocabulary every time. Unigram training in the library is not
@@ -97,6 +108,7 @@ class Tokenizer:
             config: What to train.
             src_lines: Gives a fresh iterator over the source lines each time it is called.
             tgt_lines: The same for the target lines.
+            languages: Target languages that a tag tells apart.
 
         Returns:
             The tokenizer.
@@ -104,11 +116,12 @@ class Tokenizer:
         Raises:
             ValueError: The configuration cannot be trained.
         """
-        config.check()
+        config.check(len(languages))
+        tags = [f"<2{language}>" for language in sorted(languages)]
         if config.shared:
-            both = _train(config, lambda: chain(src_lines(), tgt_lines()), "shared")
+            both = _train(config, lambda: chain(src_lines(), tgt_lines()), "shared", tags)
             return cls({SHARED_FILE: both})
-        src, tgt = _train(config, src_lines, "source"), _train(config, tgt_lines, "target")
+        src, tgt = _train(config, src_lines, "source", tags), _train(config, tgt_lines, "target")
         return cls({SRC_FILE: src, TGT_FILE: tgt})
 
     def side(self, side: Side) -> hf.Tokenizer:
@@ -125,9 +138,21 @@ class Tokenizer:
         """Target ids, the special ones included."""
         return int(self._tgt.get_vocab_size())
 
-    def encode_src(self, lines: list[str]) -> list[list[int]]:
-        """The ids of each source line, EOS last."""
-        return _encode(self._src, lines)
+    def encode_src(self, lines: list[str], to: str | None = None) -> list[list[int]]:
+        """The ids of each source line, EOS last and, where there are tags, the tag of `to` first.
+
+        Raises:
+            ValueError: There are tags, and none of the language `to`.
+        """
+        ids = _encode(self._src, lines)
+        if not self.tags:
+            return ids
+        if to not in self.tags:
+            raise ValueError(
+                f"language {to!r} is unknown to this model: "
+                f"it translates into {', '.join(self.tags)}"
+            )
+        return [[self.tags[to], *line] for line in ids]
 
     def encode_tgt(self, lines: list[str]) -> list[list[int]]:
         """The ids of each target line, EOS last and no BOS."""
@@ -214,11 +239,23 @@ def _parse(name: str, text: str) -> hf.Tokenizer:
     return side
 
 
-def _train(config: TokenizerConfig, lines: Lines, side: str) -> str:
-    tokenizer, trainer = _untrained(config)
+def _specials(side: hf.Tokenizer) -> dict[int, str]:
+    """Special id -> how it is written: the four, then the tags."""
+    return {i: token.content for i, token in sorted(side.get_added_tokens_decoder().items())}
+
+
+def _train(config: TokenizerConfig, lines: Lines, side: str, tags: Sequence[str] = ()) -> str:
+    specials = [*SPECIALS, *tags]
+    tokenizer, trainer = _untrained(config, specials)
     lower = [normalizers.Lowercase()] if config.lowercase else []
     tokenizer.normalizer = normalizers.Sequence([*lower, normalizers.NFC()])
+    splitter = tokenizer.pre_tokenizer
+    if config.kind == "word":  # one that spells a special token would take its place
+        spelled = hf.Regex(f"^(?:{'|'.join(map(re.escape, specials))})$")
+        dropped = pre_tokenizers.Split(spelled, "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, dropped])
     tokenizer.train_from_iterator(_lists(lines()), trainer)
+    tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
     )
@@ -230,9 +267,9 @@ def _train(config: TokenizerConfig, lines: Lines, side: str) -> str:
     return str(tokenizer.to_str(pretty=True))
 
 
-def _untrained(config: TokenizerConfig) -> tuple[hf.Tokenizer, Any]:
+def _untrained(config: TokenizerConfig, specials: list[str]) -> tuple[hf.Tokenizer, Any]:
     common: dict[str, Any] = {
-        "vocab_size": config.vocab_size, "special_tokens": list(SPECIALS), "show_progress": False
+        "vocab_size": config.vocab_size, "special_tokens": specials, "show_progress": False
     }  # fmt: skip
     if config.kind == "word":
         tokenizer = hf.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNK]))
@@ -261,12 +298,14 @@ def _encode(side: hf.Tokenizer, lines: list[str]) -> list[list[int]]:
     ids: list[list[int]] = [encoding.ids for encoding in side.encode_batch_fast(lines)]
     if isinstance(side.model, models.WordLevel):
         # The special tokens are words of this vocabulary: as text they are unknown words.
-        return [_no_specials(line) if min(line[:-1], default=UNK) < UNK else line for line in ids]
+        words = len(_specials(side))
+        return [_no_specials(line, words) if min(line[:-1], default=words) < words else line
+                for line in ids]  # fmt: skip
     return ids
 
 
-def _no_specials(ids: list[int]) -> list[int]:
-    return [*(max(i, UNK) for i in ids[:-1]), EOS]
+def _no_specials(ids: list[int], words: int) -> list[int]:
+    return [*(i if i >= words else UNK for i in ids[:-1]), EOS]
 
 
 def _until_eos(ids: list[int]) -> list[int]:
@@ -290,18 +329,22 @@ def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
     if isinstance(side.model, models.WordLevel):
         return [side.id_to_token(i) or "" for i in ids]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    specials = _specials(side)
     pieces = []
     for i in ids:
-        if i < len(SPECIALS):
+        if i in specials:
             decoder.reset()
-            pieces.append(SPECIALS[i])
+            pieces.append(specials[i])
         else:
             pieces.append(decoder.decode(bytes(BYTE_OF[c] for c in side.id_to_token(i) or "")))
     return pieces
 
 
 def _words(side: hf.Tokenizer, ids: list[int]) -> list[int]:
+    # A tag is no word; its number is that of the first one.
+    tag = [0] if ids and UNK < ids[0] < len(_specials(side)) else []
+    ids = ids[len(tag) :]
     if isinstance(side.model, models.WordLevel):
-        return list(range(len(ids)))
+        return tag + list(range(len(ids)))
     texts = accumulate(_pieces(side, ids))
-    return [max(len(text.split()) - 1, 0) for text in texts]
+    return tag + [max(len(text.split()) - 1, 0) for text in texts]

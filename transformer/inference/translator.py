@@ -79,6 +79,7 @@ class Translator:
         max_tokens: padded source tokens in a batch; CPU cores work on a batch each.
         max_length: longest source line, in tokens. Beyond the lengths that it was trained with
             a model loses text; a bundle knows that length.
+        tgt: language that it translates into where a call gives none; a bundle knows it.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Translator:
         config: SearchConfig | None = None,
         max_tokens: int = 4096,
         max_length: int = 512,
+        tgt: str | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config = config or SearchConfig()
         self.max_tokens = max_tokens
         self.max_length = min(max_length, model.max_length or max_length)
+        self.tgt = tgt
         self.device = next(model.parameters()).device
 
     @classmethod
@@ -123,12 +126,28 @@ class Translator:
         if device == "cpu" and precision == "float32":
             _transpose_weights(model)
         options.setdefault("max_length", bundle.config["max_length"])
-        return cls(model, bundle.tokenizer, SearchConfig(**bundle.config["search"]), **options)
+        config, tgt = SearchConfig(**bundle.config["search"]), bundle.config["tgt"]
+        return cls(model, bundle.tokenizer, config, **options, tgt=tgt)
+
+    def encode(self, lines: Sequence[str], to: str | None = None) -> list[list[int]]:
+        """The ids of source lines that are to be translated into the language `to`.
+
+        Raises:
+            ValueError: when the model does not translate into it.
+        """
+        to = to or self.tgt
+        if to != self.tgt and not self.tokenizer.tags:
+            raise ValueError(
+                f"this model translates into {self.tgt or 'one language'} alone: "
+                "it was trained without data.tags"
+            )
+        return self.tokenizer.encode_src(list(lines), to)
 
     def translate(
         self,
         lines: Sequence[str],
         *,
+        to: str | None = None,
         too_long: Literal["refuse", "split"] = "refuse",
         **overrides: Any,
     ) -> list[str]:
@@ -136,18 +155,19 @@ class Translator:
 
         Args:
             lines: source sentences, untokenised.
+            to: language to translate into, of a model with tags; the bundle's when left out.
             too_long: what becomes of a line above `max_length`: refused with its number, or split
                 at sentence ends (else at spaces) into parts that are translated one by one.
             overrides: fields of `SearchConfig`, such as beam=1.
 
         Raises:
-            ValueError: when a line is too long and is not to be split.
+            ValueError: when a line is too long and is not to be split, or `to` is unknown.
         """
         if isinstance(lines, str):
             raise TypeError(f"give a list of lines, such as [{lines!r}]")
-        parts = [self._split(line) if too_long == "split" else [line] for line in lines]
+        parts = [self._split(line, to) if too_long == "split" else [line] for line in lines]
         flat = [part for line in parts for part in line]
-        _, found = self._search(flat, **overrides)
+        _, found = self._search(flat, to=to, **overrides)
         best = iter(self.tokenizer.decode([hypotheses[0].ids for hypotheses in found]))
         return [" ".join(next(best) for _ in line) for line in parts]
 
@@ -155,6 +175,7 @@ class Translator:
         self,
         lines: Sequence[str],
         *,
+        to: str | None = None,
         prefix: str = "",
         alignments: bool = False,
         generator: torch.Generator | None = None,
@@ -164,15 +185,16 @@ class Translator:
 
         Args:
             lines: source sentences, untokenised.
+            to: language to translate into, of a model with tags; the bundle's when left out.
             prefix: text with which every translation must begin.
             alignments: also say which source word each target word looked at most.
             generator: source of randomness when sampling.
             overrides: fields of `SearchConfig`, such as beam=5, n_best=5.
 
         Raises:
-            ValueError: when a line is too long.
+            ValueError: when a line is too long, or `to` is unknown.
         """
-        ids, found = self._search(lines, prefix=prefix, generator=generator, **overrides)
+        ids, found = self._search(lines, to=to, prefix=prefix, generator=generator, **overrides)
         return [
             self._translations(row, hypotheses, alignments)
             for row, hypotheses in zip(ids, found, strict=True)
@@ -182,13 +204,14 @@ class Translator:
         self,
         lines: Sequence[str],
         *,
+        to: str | None = None,
         prefix: str = "",
         generator: torch.Generator | None = None,
         **overrides: Any,
     ) -> tuple[list[list[int]], list[list[Hypothesis]]]:
         """The source ids and the hypotheses of each line, as `n_best` describes them."""
         config = replace(self.config, **overrides)
-        ids = self.tokenizer.encode_src(list(lines))
+        ids = self.encode(lines, to)
         for index, row in enumerate(ids):
             if len(row) > self.max_length:
                 raise TooLongError(index, len(row), self.max_length)
@@ -233,18 +256,20 @@ class Translator:
                 found[index] = hypotheses
         return found
 
-    def score(self, src_lines: Sequence[str], tgt_lines: Sequence[str]) -> list[Scored]:
+    def score(
+        self, src_lines: Sequence[str], tgt_lines: Sequence[str], to: str | None = None
+    ) -> list[Scored]:
         """Forced decoding: how probable each given translation is, its end symbol included.
 
         Raises:
-            ValueError: when there are not as many targets as sources.
+            ValueError: when there are not as many targets as sources, or `to` is unknown.
         """
         if len(src_lines) != len(tgt_lines):
             raise ValueError(
                 f"{len(src_lines)} source lines and {len(tgt_lines)} target lines: give one "
                 "target for each source"
             )
-        src_ids = self.tokenizer.encode_src(list(src_lines))
+        src_ids = self.encode(src_lines, to)
         tgt_ids = self.tokenizer.encode_tgt(list(tgt_lines))
         sizes = [max(len(s), len(t)) for s, t in zip(src_ids, tgt_ids, strict=True)]
         results = [Scored(0.0, 0)] * len(sizes)
@@ -254,13 +279,15 @@ class Translator:
                 results[index] = Scored(log_prob, len(tgt_ids[index]))
         return results
 
-    def attention(self, src_line: str, tgt_line: str) -> tuple[Tensor, list[str], list[str]]:
+    def attention(
+        self, src_line: str, tgt_line: str, to: str | None = None
+    ) -> tuple[Tensor, list[str], list[str]]:
         """Cross-attention of a sentence pair, to be looked at.
 
         Returns:
             Weights (L, H, T, S), the S source pieces and the T target pieces.
         """
-        src = self.tokenizer.encode_src([src_line])[0]
+        src = self.encode([src_line], to)[0]
         tgt = self.tokenizer.encode_tgt([tgt_line])[0]
         weights = self._cross_attention(src, tgt)
         return weights, self.tokenizer.src_pieces(src), self.tokenizer.tgt_pieces(tgt)
@@ -301,7 +328,8 @@ class Translator:
         if not tgt:
             return []
         weights = self._cross_attention(src, [*tgt, BOS])  # the last id only closes the row
-        weights = weights.mean((0, 1))[:-1, :-1]  # the end symbols are no words
+        weights = weights.mean((0, 1))[:-1, :-1]  # the end symbols are no words,
+        weights[:, : bool(self.tokenizer.tags)] = 0  # and neither is a tag
         src_words, tgt_words = self.tokenizer.src_words(src[:-1]), self.tokenizer.tgt_words(tgt)
         words = weights.new_zeros(tgt_words[-1] + 1, src_words[-1] + 1)
         rows, columns = torch.tensor(tgt_words)[:, None], torch.tensor(src_words)
@@ -320,17 +348,17 @@ class Translator:
         if batch:
             yield batch
 
-    def _split(self, line: str) -> list[str]:
+    def _split(self, line: str, to: str | None = None) -> list[str]:
         """A line beyond the limit as its sentences; one that still is, in halves at a space."""
         line = line.strip()
-        if len(line) < 2 or len(self.tokenizer.encode_src([line])[0]) <= self.max_length:
+        if len(line) < 2 or len(self.encode([line], to)[0]) <= self.max_length:
             return [line]
         parts = [part for part in re.split(r"(?<=[.!?…])\s+|(?<=[。！？])", line) if part]
         if len(parts) == 1:
             spaces = [match.start() for match in re.finditer(r"\s+", line)] or [len(line) // 2]
             middle = min(spaces, key=lambda place: abs(place - len(line) // 2))
             parts = [line[:middle], line[middle:]]
-        return [short for part in parts for short in self._split(part)]
+        return [short for part in parts for short in self._split(part, to)]
 
 
 def _transpose_weights(model: nn.Module) -> None:

@@ -193,6 +193,7 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
     """The bundle's README.md."""
     data = module.data
     shape = module.config
+    tags = module.tokenizer.tags
     lines = [
         f"# {data.src} → {data.tgt}",
         "",
@@ -206,11 +207,13 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
         f"learned in this run; {shape}",
         *(f"- {line}" for line in numbers["origin"]),
         *([f"- {in_words(numbers['old_pair'])}"] if numbers["old_pair"] else []),
+        *(_mixture_lines(data.shares()) if data.also else []),
         "",
         "```python",
         "from transformer import Translator",
         "",
         'Translator.load("bundle").translate(["..."])',
+        *([f'Translator.load("bundle").translate(["..."], to="{to}")' for to in tags]),
         "```",
         "",
     ]
@@ -226,6 +229,11 @@ def _score_lines(numbers: dict[str, Any]) -> list[str]:
         f"| perplexity | {numbers['perplexity']:.3f} |",
         "",
     ]
+
+
+def _mixture_lines(shares: list[tuple[str, str, float]]) -> list[str]:
+    pairs = (f"{src} → {tgt} {100 * share:.1f} %" for src, tgt, share in shares)
+    return [f"- training pairs: {', '.join(pairs)}"]
 
 
 def summary(

@@ -135,7 +135,7 @@ def attention_figure(module: Seq2SeqModule, source: str, translation: str) -> An
     """Cross-attention of the last layer for one sentence pair, as a matplotlib figure."""
     from transformer.evaluation.plots import attention_heatmap
 
-    translator = Translator(module.model, module.tokenizer)
+    translator = Translator(module.model, module.tokenizer, tgt=module.data.tgt)
     weights, src_pieces, tgt_pieces = translator.attention(source, translation)
     title = module.model.describe() + (", last layer" if len(weights) > 1 else "")
     return attention_heatmap(weights[-1].cpu(), src_pieces, tgt_pieces, title)

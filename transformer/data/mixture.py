@@ -1,0 +1,213 @@
+"""Several corpora in one run: how much of each an epoch holds, and which pairs of it.
+
+An epoch goes through the main corpus once and takes of each further one as many pairs as its share
+asks for. A corpus is walked through in one random order after another, so that whatever its share,
+each of its pairs is seen equally often. All randomness is keyed by (seed, corpus, pass), so that a
+position in a mixture is a position like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transformer.data.batching import Plan
+from transformer.data.loaders import TableLoader
+from transformer.data.table import Ints, MixedTable, TokenTable
+
+
+@dataclass(frozen=True)
+class FurtherCorpus:
+    """A corpus that is trained on beside data.train.
+
+    Args:
+        train: Corpus, named as data.train is.
+        src: Its source language.
+        tgt: Its target language.
+        share: Share of the training pairs that come from it; by its size when left out.
+        limit: Take only its first pairs.
+    """
+
+    train: str = ""
+    src: str = ""
+    tgt: str = ""
+    share: float | None = None
+    limit: int | None = None
+
+    def check(self, key: str) -> None:
+        """Raises a ValueError for what no corpus can be; `key` is its place in the recipe."""
+        for name in ("train", "src", "tgt"):
+            if not getattr(self, name):
+                what = "the language, like en" if name != "train" else "a corpus"
+                raise ValueError(f"{key}.{name} is missing: name {what}")
+        if self.src == self.tgt:
+            raise ValueError(f"{key}.tgt: {self.tgt!r} is {key}.src too; they must differ")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(
+                f"{key}.share: {self.share:g} must lie between 0 and 1; leave the corpus out "
+                "instead of 0, or name it as data.train instead of 1"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"{key}.limit: {self.limit} must be 1 or more")
+
+
+def check_mixture(
+    further: Sequence[FurtherCorpus], tgt: str, tags: bool, temperature: float, streaming: bool
+) -> None:
+    """Refuses settings that make no mixture.
+
+    Args:
+        further: The corpora beside the main one.
+        tgt: Target language of the main one.
+        tags: Whether a tag says which language to translate into.
+        temperature: Of `proportions`.
+        streaming: Whether the main corpus is read on the fly.
+
+    Raises:
+        ValueError: Which key is at fault.
+    """
+    if not temperature > 0:
+        raise ValueError(f"data.temperature: {temperature:g} must be more than 0")
+    if further and streaming:
+        raise ValueError(
+            "data.streaming: true does not go with data.also, whose corpora are read from the "
+            "cache; set data.streaming to false, or leave data.also out"
+        )
+    for number, corpus in enumerate(further):
+        key = f"data.also[{number}]"
+        corpus.check(key)
+        if corpus.tgt != tgt and not tags:
+            raise ValueError(
+                f"{key}.tgt: {corpus.tgt!r} is not data.tgt = {tgt!r}, and nothing would tell the "
+                "model which of them to write; set data.tags to true"
+            )
+    shares = sum(corpus.share or 0.0 for corpus in further)
+    if shares >= 1:
+        raise ValueError(
+            f"data.also: the shares add up to {shares:g} and leave nothing to data.train; "
+            "they must be less than 1 together"
+        )
+
+
+def proportions(
+    sizes: Sequence[int], shares: Sequence[float | None], temperature: float
+) -> list[float]:
+    """The part of the training pairs that comes from each corpus.
+
+    Corpora without a share divide what the others leave over in proportion to
+    size^(1/temperature) (Arivazhagan et al. 2019): 1 is by size, and the higher the temperature,
+    the more alike they are.
+
+    Args:
+        sizes: Pairs of each corpus.
+        shares: What was asked for.
+        temperature: More than 0.
+
+    Returns:
+        Numbers that add up to 1.
+    """
+    rest = 1 - sum(share or 0.0 for share in shares)
+    largest = max(sizes)
+    weights = [
+        (size / largest) ** (1 / temperature) if share is None else 0.0
+        for size, share in zip(sizes, shares, strict=True)
+    ]
+    return [
+        rest * weight / sum(weights) if share is None else share
+        for weight, share in zip(weights, shares, strict=True)
+    ]
+
+
+def walk(size: int, count: int, epoch: int, key: tuple[int, int]) -> Ints:
+    """The rows of a corpus that an epoch takes: the next `count` of an endless walk through it.
+
+    Args:
+        size: Rows of the corpus.
+        count: Rows that each epoch takes, 1 or more.
+        epoch: From 0.
+        key: Seed and number of the corpus.
+
+    Returns:
+        (count,) the rows, in their random order.
+    """
+    first, start = divmod(epoch * count, size)
+    passes = -(-(start + count) // size)
+    # The last number keeps these keys apart from those of `Plan`.
+    orders = [
+        np.random.default_rng([*key, number, 1]).permutation(size)
+        for number in range(first, first + passes)
+    ]
+    return np.concatenate(orders)[start : start + count]
+
+
+class Mixture:
+    """Tokenised corpora, the main one first, and how many pairs of each are in an epoch.
+
+    Args:
+        tables: The corpora.
+        shares: Of the corpora after the first.
+        temperature: Of `proportions`.
+    """
+
+    def __init__(
+        self, tables: Sequence[TokenTable], shares: Sequence[float | None], temperature: float
+    ) -> None:
+        self.table = MixedTable(tables)
+        self.sizes = [len(table) for table in tables]
+        main, *others = proportions(self.sizes, [None, *shares], temperature)
+        # At least one: what is in the recipe is trained on.
+        self.counts = [self.sizes[0], *(max(1, round(self.sizes[0] * p / main)) for p in others)]
+
+    @property
+    def shares(self) -> list[float]:
+        """The part of an epoch that each corpus makes up."""
+        return [count / sum(self.counts) for count in self.counts]
+
+    def rows(self, epoch: int, seed: int) -> Ints:
+        """(N,) the rows of an epoch in the table of all, corpus by corpus."""
+        walks = [
+            start + walk(size, count, epoch, (seed, number))
+            for number, (start, size, count) in enumerate(
+                zip(self.table.starts[1:], self.sizes[1:], self.counts[1:], strict=True)
+            )
+        ]
+        return np.concatenate([np.arange(self.sizes[0]), *walks])
+
+    def __str__(self) -> str:
+        parts = (f"{count} of {size}" for count, size in zip(self.counts, self.sizes, strict=True))
+        return f"of pairs {' + '.join(parts)}"
+
+
+class MixtureLoader(TableLoader):
+    """Batches of a mixture.
+
+    Pool p of K holds every K-th row of the epoch from the p-th on. An epoch has other pairs than
+    the one before and may have a batch more or less, so that there is no length to promise.
+
+    Args:
+        mixture: The corpora.
+        plan: How batches are cut.
+        rank: Number of this process.
+        num_workers: Worker processes that look up and pad.
+        ahead: Tells how many delivered batches the caller has set aside and not used yet.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        plan: Plan,
+        rank: int = 0,
+        num_workers: int = 0,
+        ahead: Callable[[], int] = lambda: 0,
+    ) -> None:
+        pairs = sum(mixture.counts)
+        super().__init__(mixture.table, pairs, plan, str(mixture), rank, num_workers, ahead)
+        self.mixture = mixture
+        self._epoch, self._index = -1, np.arange(0)
+
+    def _rows(self, epoch: int, pool: int) -> Ints:
+        if epoch != self._epoch:
+            self._epoch, self._index = epoch, self.mixture.rows(epoch, self.plan.seed)
+        return self._index[pool :: self.pools]
