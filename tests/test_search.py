@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from transformer.inference import search as search_module
-from transformer.inference.continuations import best_continuations
+from transformer.inference.continuations import banned_tokens, best_continuations
 from transformer.inference.search import SearchConfig, length_penalty, pad, search
 from transformer.models import Transformer, TransformerConfig
 
@@ -225,7 +225,8 @@ def test_best_continuations_are_the_best_of_all(vocabulary: int, forced: bool) -
             log_probs[row, :, other] = float("-inf")
     expected, places = (scores[:, :, None] + log_probs).flatten(1).topk(8, -1)
 
-    found = best_continuations(scores, logits.clone(), prefix)
+    banned = banned_tokens(torch.ones(6, 4, 1), vocabulary, prefix, 0, 0)
+    found = best_continuations(scores, logits.clone(), banned)
     torch.testing.assert_close(found.scores[:, :8], expected)
     real = expected > float("-inf")
     chosen = found.parents * vocabulary + found.tokens
