@@ -39,8 +39,8 @@ class SearchConfig:
         max_extra: target tokens allowed beyond the number of source tokens, or of a forced prefix
             that is longer.
         min_length: target tokens before the end symbol may come.
-        no_repeat_ngram: n-grams of so many target tokens may come only once in a hypothesis, but
-            for those of a forced prefix; 0 for no such rule.
+        no_repeat_ngram: no n-gram of so many target tokens may come twice in a hypothesis, where
+            a forced prefix does not demand it; 0 for no such rule.
         sample: draw `n_best` independent translations instead of searching for the best.
         temperature: divides the logits before sampling.
         top_k: sample among the k most probable tokens only; 0 for all.

@@ -215,7 +215,7 @@ class Translator:
         config = replace(self.config, **overrides)
         if guard and config.n_best > 1:
             raise ValueError(
-                f"guard takes one translation, n_best is {config.n_best}: leave it out"
+                f"guard takes the best alone, n_best is {config.n_best}: leave one out"
             )
         ids = self.tokenizer.encode_src(list(lines))
         for index, row in enumerate(ids):

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +15,9 @@ from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
+from transformer.inference.guard import flaw_rates, probes
 from transformer.inference.search import SearchConfig, search
+from transformer.inference.translator import Translator
 from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
 from transformer.training.meter import Meter, Prepared, prepare, sum_over_processes
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
@@ -43,6 +45,10 @@ class Seq2SeqModule(LightningModule):
         score_lowercase: ignore case in BLEU.
         score_detokenized: the text is tokenised as Moses does it: also give BLEU of the
             detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
+        probes: after each validation also decode some 50 strange lines (single words, capitals,
+            digits, very long ones, the wrong language, ...) and log which share of the
+            translations repeats itself (`loop_rate`), is empty (`empty_rate`) or far too long
+            (`blow_up_rate`).
         compile: translate the network and the loss into kernels of their own with torch.compile,
             once for all shapes, in the first steps, which then take minutes: for long runs on a
             GPU.
@@ -63,6 +69,7 @@ class Seq2SeqModule(LightningModule):
         score_tokenize: str = "13a",
         score_lowercase: bool = False,
         score_detokenized: bool = False,
+        probes: bool = False,
         compile: bool = False,
         seed: int = 1,
     ) -> None:
@@ -76,6 +83,7 @@ class Seq2SeqModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.search_config = search
+        self.probes = probes
         self.compiles = compile
         self.seed = seed
         #: How scores are computed, by the names of the arguments; a bundle carries it.
@@ -278,9 +286,19 @@ class Seq2SeqModule(LightningModule):
             "nll": nll / tokens,
             "perplexity": math.exp(min(nll / tokens, 700.0)),
             **scores,
+            **(self._flaw_rates() if self.probes and split == "val" else {}),
         }
         # Loggers get these from a callback, with the step of everything else.
         self.log_dict({f"{split}/{key}": value for key, value in self.scores.items()}, logger=False)
+
+    def _flaw_rates(self) -> dict[str, float]:
+        """Every process decodes all the probes: they are few, and nothing has to be gathered."""
+        limit = self.data.rule.max_length
+        how = replace(self.search_config, n_best=1)
+        translator = Translator(self.model, self.tokenizer, how, max_length=limit)
+        kinds = probes(self.tokenizer, *self.data.texts("val"), translator.max_length)
+        found = translator.checked([line for lines in kinds.values() for line in lines])
+        return flaw_rates([line.verdict.flaw for line in found])
 
     # Checkpoints
 
