@@ -21,7 +21,6 @@ LONG = 3  # of the longest kind, which take the most time
 DIGITS = ("7", "42", "1111111", "3.14159", "1 000 000", "2024-02-29", "23:59:59", "+82 2 123 4567")
 PUNCTUATION = (".", "?", "...", "!!!!!!!!", "?!?!", "- - - -", '"("', ":-)")
 
-
 Item = TypeVar("Item")
 
 
