@@ -190,6 +190,21 @@ def test_only_what_has_a_flaw_is_decoded_again(monkeypatch: pytest.MonkeyPatch) 
     assert sizes == [5, 5, 3]
 
 
+@pytest.mark.parametrize(("again", "kept"), [([[]], SALAD), ([[], [FIN]], FIN)])
+def test_the_first_translation_stays_unless_there_is_a_better_one(
+    monkeypatch: pytest.MonkeyPatch, again: list[list[int]], kept: int
+) -> None:
+    results = iter([[[[SALAD] * 9]], [again]])  # of the two searches, for one line
+    monkeypatch.setattr(
+        Translator,
+        "search",
+        lambda *args: [[Hypothesis(ids, 0.0, 0.0) for ids in found] for found in next(results)],
+    )
+    found = ours().n_best(["loops"], guard=True)[0]
+    assert len(found) == 1
+    assert found[0].text.split()[0] == TOKENIZER.decode([[kept]])[0]
+
+
 def test_the_worst_part_of_a_split_line_counts() -> None:
     line = "w1 dot. loops dot. empties w2"
     found = ours(max_length=3).checked([line, "w1"], too_long="split", guard=True)
@@ -209,9 +224,9 @@ def test_each_of_the_n_best_has_its_verdict() -> None:
 
 def test_a_forced_prefix_may_repeat_itself() -> None:
     prefix = " ".join(["w1"] * 40)
-    found = ours().n_best(["w1"], prefix=prefix)[0][0]
+    found = ours().n_best(["w1"], prefix=prefix, guard=True)[0][0]
     assert found.text == prefix
-    assert found.verdict.flaw is None
+    assert found.verdict == (None, None)
     assert ours().n_best(["loops"], prefix="salad")[0][0].verdict.flaw == "loop"
 
 
@@ -284,6 +299,9 @@ def test_probes_are_strange_and_fit() -> None:
     assert not any(c.isalnum() for line in found["punctuation"] for c in line)
     assert not any(c.isalpha() for line in found["digits"] for c in line)
     assert set(found["wrong language"]) <= set(targets)
+    short = probes(data.tokenizer, sources, targets, 6)
+    kept = [line for kind in short.values() for line in kind]
+    assert kept and max(len(ids) for ids in data.tokenizer.encode_src(kept)) <= 6
     few = probes(data.tokenizer, ["我是学生。"], ["I am a student."], 512)
     assert {kind: len(lines) for kind, lines in few.items()} == {
         "word": 1, "capitals": 1, "digits": 8, "punctuation": 8, "empty": 2, "long": 1,
