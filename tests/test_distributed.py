@@ -39,7 +39,7 @@ def assert_same_step(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name, gradient in one["gradients"].items():
         error = (gradient - other["gradients"][name]).norm() / gradient.norm()
         assert error < 1e-6, (name, error)
-    for key in ("loss", "nll", "bleu", "chrf"):
+    for key in ("loss", "nll", "bleu", "chrf", "loop_rate", "empty_rate", "blow_up_rate"):
         assert other["scores"][key] == pytest.approx(one["scores"][key], rel=1e-6)
     for key in ("loss", "nll", "gradient_norm", "learning_rate"):
         name = f"train/{key}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from transformer.inference import search as search_module
-from transformer.inference.continuations import best_continuations
+from transformer.inference.continuations import banned_tokens, best_continuations
 from transformer.inference.search import SearchConfig, length_penalty, pad, search
 from transformer.models import Transformer, TransformerConfig
 
@@ -33,6 +33,16 @@ def step_log_probs(model: Transformer, source: list[int], target: list[int]) -> 
     return model.project(hidden)[0].log_softmax(-1)
 
 
+def may_follow(ids: list[int], token: int, config: SearchConfig) -> bool:
+    """Whether the token breaks neither rule; the end may come early where nothing else can."""
+    if token == EOS:
+        others = (other for other in range(VOCAB) if other != EOS)
+        return len(ids) >= config.min_length or not any(may_follow(ids, o, config) for o in others)
+    size, longer = config.no_repeat_ngram, [BOS, *ids, token]
+    ngrams = [tuple(longer[start : start + size]) for start in range(len(longer) - size + 1)]
+    return not (size and ngrams) or ngrams[-1] not in ngrams[:-1]
+
+
 def plain_search(
     model: Transformer, source: list[int], config: SearchConfig
 ) -> list[tuple[list[int], float]]:
@@ -44,6 +54,7 @@ def plain_search(
             (ids, token, total + log_prob)
             for ids, total in open_beams
             for token, log_prob in enumerate(step_log_probs(model, source, ids)[-1].tolist())
+            if may_follow(ids, token, config)
         ]
         candidates.sort(key=lambda candidate: -candidate[2])
         for ids, token, total in candidates[: config.beam]:
@@ -51,7 +62,7 @@ def plain_search(
                 finished.append((ids, total / length_penalty(length, config)))
         live = [candidate for candidate in candidates if candidate[1] != EOS]
         open_beams = [([*ids, token], total) for ids, token, total in live[: config.beam]]
-        if len(finished) == config.beam:
+        if len(finished) == config.beam or not open_beams:
             break
     else:
         for ids, total in open_beams[: config.beam - len(finished)]:
@@ -67,8 +78,12 @@ def plain_search(
         SearchConfig(beam=3, n_best=3, max_extra=5),
         SearchConfig(beam=4, n_best=2, max_extra=5, length_norm="power", alpha=1.0),
         SearchConfig(beam=5, n_best=5, max_extra=20, length_norm="none"),
+        SearchConfig(beam=3, n_best=3, max_extra=9, no_repeat_ngram=2),
+        SearchConfig(beam=2, n_best=2, max_extra=9, no_repeat_ngram=3, min_length=6),
+        # Of nine tokens none may come twice: the end comes before it is allowed, or never.
+        SearchConfig(beam=3, n_best=3, max_extra=9, no_repeat_ngram=1, min_length=20),
     ],
-    ids=lambda config: f"beam{config.beam}-{config.length_norm}",
+    ids=lambda config: f"beam{config.beam}-{config.length_norm}-{config.no_repeat_ngram}",
 )
 @torch.no_grad()
 def test_cached_batched_search_equals_a_plain_one(config: SearchConfig, seed: int) -> None:
@@ -159,6 +174,30 @@ def test_a_long_prefix_is_not_cut() -> None:
     assert len(found[0][0].ids) <= 33
 
 
+@pytest.mark.parametrize("options", [{"beam": 3, "n_best": 3}, {"sample": True, "n_best": 50}])
+@pytest.mark.parametrize("ngram", [1, 2, 3])
+def test_rules_hold_in_every_hypothesis(options: dict[str, int], ngram: int) -> None:
+    """After a prefix that breaks them: it goes before."""
+    config = SearchConfig(max_extra=9, no_repeat_ngram=ngram, min_length=6, **options)  # type: ignore[arg-type]
+    prefixes: list[list[int]] = [[5, 5, 5, 5, 5], [], [4, 3], [], [6]]
+    generator = torch.Generator().manual_seed(3)
+    found = search(build(), *pad(SOURCES), config, prefixes, generator)
+    for prefix, hypotheses in zip(prefixes, found, strict=True):
+        for ids, *_, ended in hypotheses:
+            assert ids[: len(prefix)] == prefix
+            for place in range(len(prefix), len(ids)):
+                assert may_follow(ids[:place], ids[place], config)
+            assert not ended or may_follow(ids, EOS, config)
+        assert len(hypotheses) == config.n_best
+
+
+def test_what_has_not_ended_is_known() -> None:
+    found = search(build(), *pad(SOURCES), SearchConfig(beam=3, n_best=3, max_extra=2))
+    pairs = [(h, len(ids) + 2) for ids, hs in zip(SOURCES, found, strict=True) for h in hs]
+    assert {hypothesis.ended for hypothesis, _ in pairs} == {True, False}
+    assert all(hypothesis.ended == (len(hypothesis.ids) < limit) for hypothesis, limit in pairs)
+
+
 @torch.no_grad()
 def test_samples_follow_the_models_distribution() -> None:
     """First tokens of 4,000 samples against the probabilities, within five standard errors."""
@@ -202,6 +241,8 @@ def test_learned_positions_bound_the_output() -> None:
         ({"beam": 0}, "beam is 0"),
         ({"beam": 2, "n_best": 3}, "n_best is 3 with beam 2"),
         ({"temperature": 0.0}, "temperature 0.0"),
+        ({"no_repeat_ngram": -1}, "min_length 0, no_repeat_ngram -1: they must be 0"),
+        ({"min_length": -2}, "min_length -2"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
@@ -225,7 +266,8 @@ def test_best_continuations_are_the_best_of_all(vocabulary: int, forced: bool) -
             log_probs[row, :, other] = float("-inf")
     expected, places = (scores[:, :, None] + log_probs).flatten(1).topk(8, -1)
 
-    found = best_continuations(scores, logits.clone(), prefix)
+    banned = banned_tokens(torch.ones(6, 4, 1), vocabulary, prefix, 0, 0)
+    found = best_continuations(scores, logits.clone(), banned)
     torch.testing.assert_close(found.scores[:, :8], expected)
     real = expected > float("-inf")
     chosen = found.parents * vocabulary + found.tokens

@@ -210,7 +210,7 @@ def test_n_best_and_alignments() -> None:
         assert translation.alignment is not None
         assert [t for _, t in translation.alignment] == list(range(len(translation.text.split())))
         assert "".join(translation.pieces) == translation.text
-    assert translator().n_best([""], alignments=True) == [[("", 0.0, 0.0, [], [])]]
+    assert translator().n_best([""], alignments=True) == [[("", 0.0, 0.0, [], [], (None, None))]]
 
 
 def test_alignment_is_the_most_attended_source_word() -> None:

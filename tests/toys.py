@@ -166,7 +166,7 @@ def one_step(
     folder: Path, groups: list[int], accumulate: int, processes: int = 1, clip: float | None = None
 ) -> dict[str, Any]:
     """Gradients, scores and meter of one optimizer step over all the groups, in float64."""
-    data, model = FixedData(groups, VAL), module()
+    data, model = FixedData(groups, VAL), module(probes=True)
     log, keep = TrainingLog(), KeepGradients()
     run = trainer(
         folder, log, keep, devices=processes, strategy="ddp" if processes > 1 else "auto",

@@ -1,7 +1,10 @@
 """`transformer translate`: text in, translations out."""
 
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -9,6 +12,7 @@ import torch
 from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import Parser
 from transformer.commands.text import BREAKS, Line, check_language, chunks, read, writing
+from transformer.inference.guard import Flaw, Verdict
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Precision, TooLongError, Translation, Translator
 
@@ -16,9 +20,15 @@ DESCRIPTION = """Translate texts, files or standard input. One line comes out fo
 goes in; an empty one stays empty. With --n_best above 1, --scores or --alignments the output is
 columns, separated by tabs: with --n_best the number of the input line; with --scores the score
 (length-normalised) and the log-probability in nats; the translation; with --alignments pairs of
-`source-target`, numbers of words from 0. Search options that are not given are the
-bundle's."""
+`source-target`, numbers of words from 0. Lines whose translation repeats itself, is empty or far
+too long are named on standard error. Search options that are not given are the bundle's."""
 CHUNK = 2000  # lines that are sorted by length together
+SHOWN = 10  # lines that are named on standard error, of all those with a flaw
+FLAWED: dict[Flaw, str] = {
+    "loop": "repeats itself",
+    "empty": "is empty",
+    "blow_up": "is far too long or has no end",
+}
 
 
 def main(args: Sequence[str]) -> int:
@@ -41,6 +51,7 @@ def translate(
     alignments: bool = False,
     prefix: str = "",
     too_long: Literal["refuse", "split"] = "refuse",
+    guard: bool = False,
     seed: int | None = None,
     max_tokens: int = 4096,
     max_length: int | None = None,
@@ -60,6 +71,7 @@ def translate(
         alignments: Print which source word each target word looked at most.
         prefix: Text with which every translation must begin.
         too_long: Refuse a line above --max_length, or split it at sentence ends.
+        guard: Decode again what repeats itself, is empty or far too long; take the less bad one.
         seed: Of --sample; another result each time if left out.
         max_tokens: Source tokens in a batch, with padding.
         max_length: Longest line, in tokens; the longest of the training if left out, beyond which
@@ -72,30 +84,82 @@ def translate(
         ValueError: If the input or the bundle is at fault.
     """
     n_best = search.setdefault("n_best", 1)
-    columns = scores or alignments or n_best > 1
-    if columns and too_long == "split":
+    if too_long == "split" and (scores or alignments or n_best > 1):
         raise ValueError("--too_long split goes with neither --n_best, --scores nor --alignments")
     longest = {} if max_length is None else {"max_length": max_length}
     source = read(texts, input)
-    done = 0
+    warnings, numbers = Warnings(guard), count(1)
     keep_freed_memory()
     with writing(output) as stream:
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
         check_language(translator, to)
-        options = {**search, "to": to, "prefix": prefix}
+        options = {**search, "to": to, "prefix": prefix, "guard": guard}
         options["generator"] = generator(translator.device, seed)
         for chunk in chunks(source, CHUNK):
-            lines = checked(chunk)
-            with place_of_a_long_line(chunk, translator.max_length):
-                if not columns:
-                    for text in translator.translate(lines, too_long=too_long, **options):
-                        print(text.translate(BREAKS), file=stream)
-                else:
-                    for found in translator.n_best(lines, alignments=alignments, **options):
-                        done += 1
-                        for row in rows(found, scores):
-                            print(*[done] * (n_best > 1), *row, sep="\t", file=stream)
+            found = translated(translator, chunk, too_long, scores, alignments, options)
+            for table, _ in found:
+                number = next(numbers)
+                for row in table:
+                    print(*[number] * (n_best > 1), *row, sep="\t", file=stream)
             stream.flush()
+            warnings.add(chunk, [verdict for _, verdict in found])
+    warnings.close()
+
+
+def translated(
+    translator: Translator,
+    chunk: list[Line],
+    too_long: Literal["refuse", "split"],
+    scores: bool,
+    alignments: bool,
+    options: dict[str, Any],
+) -> list[tuple[list[list[str]], Verdict]]:
+    """Returns the rows of columns of each line, and what is wrong with its best translation."""
+    lines = checked(chunk)
+    with place_of_a_long_line(chunk, translator.max_length):
+        if scores or alignments or options["n_best"] > 1:
+            lists = translator.n_best(lines, alignments=alignments, **options)
+            return [(list(rows(found, scores)), found[0].verdict) for found in lists]
+        best = translator.checked(lines, too_long=too_long, **options)
+        return [([[text.translate(BREAKS)]], verdict) for text, verdict in best]
+
+
+class Warnings:
+    """Names the lines whose translation has a flaw: the first few, then how many there were.
+
+    Args:
+        guard: Whether such lines were decoded again.
+    """
+
+    def __init__(self, guard: bool) -> None:
+        self.guard = guard
+        self.count: Counter[Flaw] = Counter()
+
+    def add(self, chunk: list[Line], verdicts: list[Verdict]) -> None:
+        """Counts, and names, those of a chunk."""
+        for line, (flaw, before) in zip(chunk, verdicts, strict=True):
+            first = before or flaw
+            if first is None:
+                continue
+            self.count[first] += 1
+            if self.count.total() > SHOWN:
+                continue
+            remedy = "; --guard decodes such lines again"
+            if self.guard:
+                result = f"still it {FLAWED[flaw]}" if flaw else "that is mended"
+                remedy = f"; decoded again, {result}"
+            warn(f"{line.place}: the translation {FLAWED[first]}{remedy}")
+
+    def close(self) -> None:
+        """Says how many there were, if they were not all named."""
+        if self.count.total() > SHOWN:
+            kinds = ", ".join(f"{number:,} {flaw}" for flaw, number in self.count.most_common())
+            warn(f"{self.count.total():,} translations have a flaw ({kinds})")
+
+
+def warn(text: str) -> None:
+    """Prints a line to standard error."""
+    print(f"transformer: warning: {text}", file=sys.stderr)
 
 
 def checked(chunk: list[Line]) -> list[str]:

@@ -16,6 +16,7 @@ from transformer.inference.continuations import (
     NEVER,
     Candidates,
     Continuations,
+    banned_tokens,
     best_continuations,
     sampled_continuations,
 )
@@ -37,6 +38,9 @@ class SearchConfig:
         alpha: exponent of the length normalisation.
         max_extra: target tokens allowed beyond the number of source tokens, or of a forced prefix
             that is longer.
+        min_length: target tokens before the end symbol may come.
+        no_repeat_ngram: no n-gram of so many target tokens may come twice in a hypothesis, where
+            a forced prefix does not demand it; 0 for no such rule.
         sample: draw `n_best` independent translations instead of searching for the best.
         temperature: divides the logits before sampling.
         top_k: sample among the k most probable tokens only; 0 for all.
@@ -48,6 +52,8 @@ class SearchConfig:
     length_norm: Literal["gnmt", "power", "none"] = "gnmt"
     alpha: float = 0.6
     max_extra: int = 50
+    min_length: int = 0
+    no_repeat_ngram: int = 0
     sample: bool = False
     temperature: float = 1.0
     top_k: int = 0
@@ -60,6 +66,11 @@ class SearchConfig:
             raise ValueError(
                 f"n_best is {self.n_best} with beam {self.beam}: choose n_best from 1 to beam, "
                 "or a wider beam"
+            )
+        if self.min_length < 0 or self.no_repeat_ngram < 0:
+            raise ValueError(
+                f"min_length {self.min_length}, no_repeat_ngram {self.no_repeat_ngram}: they must "
+                "be 0 (no such rule) or more"
             )
         if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
@@ -77,12 +88,14 @@ class Hypothesis(NamedTuple):
     """A translation in target ids.
 
     ids: the tokens, without start and end symbol. score: the length-normalised log-probability,
-    by which hypotheses are ranked. log_prob: the log-probability, in nats.
+    by which hypotheses are ranked. log_prob: the log-probability, in nats. ended: its end symbol
+    came before the maximum length.
     """
 
     ids: list[int]
     score: float
     log_prob: float
+    ended: bool = True
 
 
 def length_penalty(length: int, config: SearchConfig) -> float:
@@ -167,7 +180,7 @@ def search(
         length += 1
         hidden, todo.state = model.step(todo.tokens[:, :, -1], todo.state)
         must = forced[todo.sentences, length - 1] if length <= forced.size(1) else None
-        candidates = _in_blocks(expand, model, todo.scores, hidden, must)
+        candidates = _in_blocks(expand, model, todo, hidden, must, config)
         ends = (candidates.tokens == EOS) & (candidates.scores > NEVER)
         _collect(todo, candidates, ends[:, :beams], length, config, finished)
         scores, index = candidates.scores.masked_fill(ends, NEVER).topk(beams, -1)
@@ -184,18 +197,26 @@ def search(
 
 
 def _in_blocks(
-    expand: Continuations, model: Seq2Seq, scores: Tensor, hidden: Tensor, must: Tensor | None
+    expand: Continuations,
+    model: Seq2Seq,
+    todo: _Open,
+    hidden: Tensor,
+    must: Tensor | None,
+    config: SearchConfig,
 ) -> Candidates:
     """Project and choose for some sentences at a time on a CPU.
 
     Logits that stay in its cache, and in memory that is reused, take half the time.
     """
+    scores, rules = todo.scores, (config.no_repeat_ngram, config.min_length)
     size = max(1, BLOCK // scores.size(1)) if scores.is_cpu else len(scores)
     parts = []
     for start in range(0, len(scores), size):
         block = slice(start, start + size)
         logits = model.project(hidden[block]).float()
-        parts.append(expand(scores[block], logits, None if must is None else must[block]))
+        prefix = None if must is None else must[block]
+        banned = banned_tokens(todo.tokens[block], logits.size(-1), prefix, *rules)
+        parts.append(expand(scores[block], logits, banned))
     return parts[0] if len(parts) == 1 else Candidates(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -233,7 +254,7 @@ def _close(
             ):
                 if log_prob > NEVER and len(found) < config.width:
                     score = log_prob / length_penalty(length, config)
-                    found.append(Hypothesis(ids, score, log_prob))
+                    found.append(Hypothesis(ids, score, log_prob, ended=False))
         elif len(found) < config.width:
             rows.append(row)
     if len(rows) < len(todo.sentences):

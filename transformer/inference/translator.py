@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transformer.bundle import load_bundle
 from transformer.data.tokenizer import BOS, Tokenizer
+from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
 from transformer.inference.search import Hypothesis, SearchConfig, pad, search
 from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
@@ -25,7 +26,7 @@ class Translation(NamedTuple):
 
     text: detokenised. score: length-normalised log-probability. log_prob: in nats. pieces: the
     target tokens. alignment: pairs (source word, target word), where asked for; words are what
-    spaces separate, counted from 0.
+    spaces separate, counted from 0. verdict: what is wrong with it.
     """
 
     text: str
@@ -33,6 +34,14 @@ class Translation(NamedTuple):
     log_prob: float
     pieces: list[str]
     alignment: list[tuple[int, int]] | None = None
+    verdict: Verdict = Verdict()
+
+
+class Checked(NamedTuple):
+    """The best translation of a line, detokenised, and what is wrong with it."""
+
+    text: str
+    verdict: Verdict
 
 
 class Scored(NamedTuple):
@@ -149,6 +158,7 @@ class Translator:
         *,
         to: str | None = None,
         too_long: Literal["refuse", "split"] = "refuse",
+        guard: bool = False,
         **overrides: Any,
     ) -> list[str]:
         """The best translation of each line; an empty line stays empty.
@@ -158,18 +168,34 @@ class Translator:
             to: language to translate into, of a model with tags; the bundle's when left out.
             too_long: what becomes of a line above `max_length`: refused with its number, or split
                 at sentence ends (else at spaces) into parts that are translated one by one.
+            guard: decode again, with `stricter` settings, what loops, is empty or blows up; the
+                least bad translation is taken.
             overrides: fields of `SearchConfig`, such as beam=1.
 
         Raises:
             ValueError: when a line is too long and is not to be split, or `to` is unknown.
         """
+        found = self.checked(lines, to=to, too_long=too_long, guard=guard, **overrides)
+        return [line.text for line in found]
+
+    def checked(
+        self,
+        lines: Sequence[str],
+        *,
+        to: str | None = None,
+        too_long: Literal["refuse", "split"] = "refuse",
+        guard: bool = False,
+        **overrides: Any,
+    ) -> list[Checked]:
+        """The same as `translate`, with what is wrong: in a split line the worst of its parts."""
         if isinstance(lines, str):
             raise TypeError(f"give a list of lines, such as [{lines!r}]")
         parts = [self._split(line, to) if too_long == "split" else [line] for line in lines]
         flat = [part for line in parts for part in line]
-        _, found = self._search(flat, to=to, **overrides)
-        best = iter(self.tokenizer.decode([hypotheses[0].ids for hypotheses in found]))
-        return [" ".join(next(best) for _ in line) for line in parts]
+        _, found, verdicts = self._search(flat, to=to, guard=guard, **overrides)
+        texts = self.tokenizer.decode([hypotheses[0].ids for hypotheses in found])
+        best = zip(texts, (verdict for verdict, *_ in verdicts), strict=True)
+        return [_joined([next(best) for _ in line]) for line in parts]
 
     def n_best(
         self,
@@ -179,6 +205,7 @@ class Translator:
         prefix: str = "",
         alignments: bool = False,
         generator: torch.Generator | None = None,
+        guard: bool = False,
         **overrides: Any,
     ) -> list[list[Translation]]:
         """The `n_best` translations of each line, best first.
@@ -189,16 +216,17 @@ class Translator:
             prefix: text with which every translation must begin.
             alignments: also say which source word each target word looked at most.
             generator: source of randomness when sampling.
+            guard: as in `translate`; it takes one translation, so `n_best` must be 1.
             overrides: fields of `SearchConfig`, such as beam=5, n_best=5.
 
         Raises:
-            ValueError: when a line is too long, or `to` is unknown.
+            ValueError: when a line is too long, `to` is unknown, or `guard` goes with several
+                translations.
         """
-        ids, found = self._search(lines, to=to, prefix=prefix, generator=generator, **overrides)
-        return [
-            self._translations(row, hypotheses, alignments)
-            for row, hypotheses in zip(ids, found, strict=True)
-        ]
+        found = self._search(
+            lines, to=to, prefix=prefix, generator=generator, guard=guard, **overrides
+        )
+        return [self._translations(*line, alignments) for line in zip(*found, strict=True)]
 
     def _search(
         self,
@@ -207,10 +235,15 @@ class Translator:
         to: str | None = None,
         prefix: str = "",
         generator: torch.Generator | None = None,
+        guard: bool = False,
         **overrides: Any,
-    ) -> tuple[list[list[int]], list[list[Hypothesis]]]:
-        """The source ids and the hypotheses of each line, as `n_best` describes them."""
+    ) -> tuple[list[list[int]], list[list[Hypothesis]], list[list[Verdict]]]:
+        """The source ids, hypotheses and verdicts of each line, as `n_best` describes them."""
         config = replace(self.config, **overrides)
+        if guard and config.n_best > 1:
+            raise ValueError(
+                f"guard takes the best alone, n_best is {config.n_best}: leave one out"
+            )
         ids = self.encode(lines, to)
         for index, row in enumerate(ids):
             if len(row) > self.max_length:
@@ -218,10 +251,34 @@ class Translator:
         forced = self.tokenizer.encode_tgt([prefix])[0][:-1]
         filled = [index for index, line in enumerate(lines) if line.strip()]
         found = [[Hypothesis([], 0.0, 0.0)] for _ in lines]
-        results = self.search([ids[index] for index in filled], config, forced, generator)
-        for index, hypotheses in zip(filled, results, strict=True):
+        verdicts = [[Verdict()] for _ in lines]
+        rows = [ids[index] for index in filled]
+        results = self.search(rows, config, forced, generator)
+        before = self._decode_again(rows, results, config, forced, generator) if guard else {}
+        for place, (index, hypotheses) in enumerate(zip(filled, results, strict=True)):
+            flaws = [find_flaw([*forced, *ids[index]], hypothesis) for hypothesis in hypotheses]
             found[index] = hypotheses
-        return ids, found
+            verdicts[index] = [Verdict(flaw, before.get(place)) for flaw in flaws]
+        return ids, found, verdicts
+
+    def _decode_again(
+        self,
+        rows: list[list[int]],
+        found: list[list[Hypothesis]],
+        config: SearchConfig,
+        forced: list[int],
+        generator: torch.Generator | None,
+    ) -> dict[int, Flaw]:
+        """Replace each best hypothesis that has a flaw; which flaws the rows had before."""
+        given = [[*forced, *row] for row in rows]
+        flaws = [find_flaw(ids, best) for ids, (best, *_) in zip(given, found, strict=True)]
+        before = {index: flaw for index, flaw in enumerate(flaws) if flaw}
+        results = self.search(
+            [rows[index] for index in before], stricter(config), forced, generator
+        )
+        for index, others in zip(before, results, strict=True):
+            found[index] = [least_bad(given[index], [found[index][0], *others])]
+        return before
 
     def search(
         self,
@@ -309,7 +366,11 @@ class Translator:
         return self.model.cross_attention(ids, lengths, tgt_in)[0].float()
 
     def _translations(
-        self, src: list[int], hypotheses: list[Hypothesis], alignments: bool
+        self,
+        src: list[int],
+        hypotheses: list[Hypothesis],
+        verdicts: list[Verdict],
+        alignments: bool,
     ) -> list[Translation]:
         texts = self.tokenizer.decode([hypothesis.ids for hypothesis in hypotheses])
         return [
@@ -319,8 +380,9 @@ class Translator:
                 hypothesis.log_prob,
                 self.tokenizer.tgt_pieces(hypothesis.ids),
                 self._alignment(src, hypothesis.ids) if alignments else None,
+                verdict,
             )
-            for text, hypothesis in zip(texts, hypotheses, strict=True)
+            for text, hypothesis, verdict in zip(texts, hypotheses, verdicts, strict=True)
         ]
 
     def _alignment(self, src: list[int], tgt: list[int]) -> list[tuple[int, int]]:
@@ -359,6 +421,13 @@ class Translator:
             middle = min(spaces, key=lambda place: abs(place - len(line) // 2))
             parts = [line[:middle], line[middle:]]
         return [short for part in parts for short in self._split(part, to)]
+
+
+def _joined(parts: Sequence[tuple[str, Verdict]]) -> Checked:
+    """The parts of a line as one; of each kind of flaw the worst."""
+    texts, verdicts = zip(*parts, strict=True)
+    flaws = zip(*verdicts, strict=True)
+    return Checked(" ".join(texts), Verdict(*(max(kind, key=badness) for kind in flaws)))
 
 
 def _transpose_weights(model: nn.Module) -> None:

@@ -62,7 +62,10 @@ class ForgettingGate:
 
     def score_before(self, search: SearchConfig) -> str:
         """Translates with the bundle, and with the search of the run; BLEU in words."""
-        self.before = self._translate(Translator.load(self.folder), search)
+        translator = Translator.load(self.folder)
+        translator.encode([], self.corpus.tgt)  # says so if it knows no such language
+        translator.tgt = self.corpus.tgt
+        self.before = self._translate(translator, search)
         bleu = self.score.once(list(zip(self.before, self.references, strict=True)))
         pair = f"{self.corpus.src}-{self.corpus.tgt}"
         return f"old pair {pair} ({self.config.test}): BLEU {bleu:.2f} before"
@@ -70,7 +73,10 @@ class ForgettingGate:
     def score_after(self, module: Seq2SeqModule) -> dict[str, Any]:
         """Compares the model of the run with the bundle: what `results.json` holds of it."""
         longest = module.data.rule.max_length
-        translator = Translator(module.model, module.tokenizer, max_length=longest)
+        # A model that cannot be asked for the old target language writes its own.
+        known = self.corpus.tgt in module.tokenizer.tags
+        tgt = self.corpus.tgt if known else module.data.tgt
+        translator = Translator(module.model, module.tokenizer, max_length=longest, tgt=tgt)
         after = self._translate(translator, module.search_config)
         compared = paired_bootstrap(self.score, self.before, after, self.references)
         return {

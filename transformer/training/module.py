@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +16,9 @@ from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
+from transformer.inference.guard import flaw_rates, probes
 from transformer.inference.search import SearchConfig, search
+from transformer.inference.translator import Translator
 from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
 from transformer.training.adapters import LoRAConfig, choose_what_learns
 from transformer.training.meter import Meter, Prepared, prepare, sum_over_processes
@@ -52,6 +54,10 @@ class Seq2SeqModule(LightningModule):
             `random` initial values.
         freeze: patterns such as `encoder.*` for names of parameters that shall not learn.
         lora: adapters that learn in the place of matrices.
+        probes: after each validation also decode some 50 strange lines (single words, capitals,
+            digits, very long ones, the wrong language, ...) and log which share of the
+            translations repeats itself (`loop_rate`), is empty (`empty_rate`) or far too long
+            (`blow_up_rate`).
         compile: translate the network and the loss into kernels of their own with torch.compile,
             once for all shapes, in the first steps, which then take minutes: for long runs on a
             GPU.
@@ -76,6 +82,7 @@ class Seq2SeqModule(LightningModule):
         new_rows: NewRows = "mean",
         freeze: tuple[str, ...] = (),
         lora: LoRAConfig = LoRAConfig(),  # noqa: B008 - frozen
+        probes: bool = False,
         compile: bool = False,
         seed: int = 1,
     ) -> None:
@@ -95,6 +102,7 @@ class Seq2SeqModule(LightningModule):
         self.learned_parameters = 0
         self.init_from, self.new_rows = init_from, new_rows
         self.frozen, self.lora = freeze, lora
+        self.probes = probes
         self.compiles = compile
         self.seed = seed
         #: How scores are computed, by the names of the arguments; a bundle carries it.
@@ -315,9 +323,21 @@ class Seq2SeqModule(LightningModule):
             "nll": nll / tokens,
             "perplexity": math.exp(min(nll / tokens, 700.0)),
             **scores,
+            **(self._flaw_rates() if self.probes and split == "val" else {}),
         }
         # Loggers get these from a callback, with the step of everything else.
         self.log_dict({f"{split}/{key}": value for key, value in self.scores.items()}, logger=False)
+
+    def _flaw_rates(self) -> dict[str, float]:
+        """Every process decodes all the probes: they are few, and nothing has to be gathered."""
+        limit = self.data.rule.max_length
+        how = replace(self.search_config, n_best=1)
+        translator = Translator(
+            self.model, self.tokenizer, how, max_length=limit, tgt=self.data.tgt
+        )
+        kinds = probes(translator.encode, *self.data.texts("val"), translator.max_length)
+        found = translator.checked([line for lines in kinds.values() for line in lines])
+        return flaw_rates([line.verdict.flaw for line in found])
 
     # Checkpoints
 
