@@ -1,12 +1,13 @@
 """Every recipe of the project: its settings are those of its paper, and it runs."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from toys import write_corpus
+from toys import recipe, write_corpus
 
 from transformer.__main__ import main
 from transformer.models import ARCHITECTURES, PRESETS, RNNConfig, TransformerConfig
@@ -26,6 +27,29 @@ def network(name: str) -> TransformerConfig:
     return TransformerConfig(**read(name).get("model", {}).get("network", {}))
 
 
+def begun_from_a_toy(name: str, folder: Path) -> list[str]:
+    """Options that replace the bundle and the further corpora that a recipe names."""
+    content, corpus = read(name), f"{folder}/corpus"
+    options = []
+    if "init_from" in content["model"]:
+        toy = [
+            "fit",
+            "--config",
+            str(recipe(folder / "toy")),
+            f"--run_dir={folder}/old",
+            "--logger=none",
+        ]
+        assert main(toy) == 0
+        options.append(f"--model.init_from={folder}/old/bundle")
+    if "also" in content["data"]:
+        also = [{**entry, "train": f"{corpus}/train"} for entry in content["data"]["also"]]
+        options.append(f"--data.also={json.dumps(also)}")
+    if "old_pair" in content:
+        options.append(f"--old_pair.test={corpus}/test")
+        options.append("--old_pair.max_drop=null")  # one batch is enough to forget
+    return options
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs(
@@ -38,6 +62,7 @@ def test_a_recipe_runs(
     for split in ("train", "val", "test"):
         args += [f"--data.{split}", str(tmp_path / "corpus" / split)]
     args += ["--data.src", "de", "--data.tgt", "en", "--data.cache", str(tmp_path / "cache")]
+    args += begun_from_a_toy(name, tmp_path)
     # A model that has seen one batch never ends a sentence: do not wait for all 50 extra tokens.
     args += ["--data.tokenizer.vocab_size", "300", "--model.search.max_extra", "2"]
     # For a GPU and days of training: for one batch it would compile for minutes.
@@ -45,7 +70,8 @@ def test_a_recipe_runs(
     assert main([*args, "--trainer.accelerator", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "test BLEU" in printed
-    assert f"{Path(name).with_suffix('')}: de -> en, 40 pairs" in printed
+    pairs = 80 if "also" in read(name)["data"] else 40  # all that there are
+    assert f"{Path(name).with_suffix('')}: de -> en, {pairs} pairs" in printed
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -94,9 +120,10 @@ def test_no_recipe_is_without_its_checksums() -> None:
     sums = (FOLDER / "multi30k" / "SHA256SUMS").read_text().split()[1::2]
     for name in (name for name in RECIPES if name.startswith("multi30k/")):
         data = read(name)["data"]
+        languages = {data["src"], data["tgt"]}
         for split in ("train", "val", "test"):
             if not data[split].startswith("hub:"):
-                assert {f"{Path(data[split]).name}.{side}" for side in ("de", "en")} <= {*sums}
+                assert {f"{Path(data[split]).name}.{side}" for side in languages} <= {*sums}
 
 
 @pytest.mark.parametrize(("size", "steps", "average"), [("base", 100_000, 5), ("big", 300_000, 20)])

@@ -243,6 +243,10 @@ def begin(folder: Path, out: Path, *args: str) -> int:
     return run(folder / "french.yaml", *options)
 
 
+def old_pair(folder: Path, *options: str) -> list[str]:
+    return [f"--old_pair.test={folder}/corpus/test", *options]
+
+
 def test_a_run_begins_from_a_bundle(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -362,11 +366,26 @@ def test_a_tokenizer_with_other_special_ids(
     assert "<pad> has id None in tokenizer.json, must be 0" in capsys.readouterr().err
 
 
+def test_a_pair_is_added(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tags are the only rows that the old vocabulary cannot spell; both directions translate."""
+    also = [
+        {"train": f"{trained}/corpus/train", "src": "de", "tgt": "en", "share": 0.3},
+        {"train": f"{trained}/corpus/french-train", "src": "en", "tgt": "fr"},
+    ]
+    mixture = ["--data.tags=true", f"--data.also={json.dumps(also)}"]
+    assert begin(trained, tmp_path / "run", *mixture, *old_pair(trained)) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["origin"][1].endswith(" 2 with initial values")
+    assert results["old_pair"]["pair"] == "de-en"
+    capsys.readouterr()
+    for language in ("en", "fr"):
+        assert main(["translate", str(tmp_path / "run/bundle"), "oins", f"--to={language}"]) == 0
+    # The old bundle has no tags.
+    assert main(["translate", str(trained / "old/bundle"), "eins", "--to=fr"]) != 0
+    assert "--to" in capsys.readouterr().err
+
+
 # What became of the old pair
-
-
-def old_pair(folder: Path, *options: str) -> list[str]:
-    return [f"--old_pair.test={folder}/corpus/test", *options]
 
 
 def test_the_old_pair_is_scored_before_and_after(
@@ -378,7 +397,7 @@ def test_the_old_pair_is_scored_before_and_after(
     # The same by the package's other way to a score.
     for name, bundle in (("before", trained / "old/bundle"), ("after", tmp_path / "run/bundle")):
         test = ["test", str(bundle), f"--data.test={trained}/corpus/test", "--data.src=de"]
-        greedy = ["--beam=1", f"--run_dir={tmp_path}/{name}"]
+        greedy = ["--beam=1", "--max_extra=50", f"--run_dir={tmp_path}/{name}"]
         assert main([*test, *greedy]) == 0
         scores = json.loads((tmp_path / name / "results.json").read_text())
         assert found[name] == pytest.approx(scores["bleu"])

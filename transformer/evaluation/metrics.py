@@ -155,7 +155,8 @@ def paired_bootstrap(
     metrics = {"BLEU": score._bleu}
     _, found = PairedTest(systems, metrics, [references], "bs", n_samples=SAMPLES)()
     one, other = cast(list[Any], found["BLEU"])
-    return Comparison(one.score, one.ci, other.score, other.ci, other.p_value)
+    values = one.score, one.ci, other.score, other.ci, other.p_value
+    return Comparison(*(float(value) for value in values))  # some are NumPy's
 
 
 def bleu_of_longest_third(
