@@ -51,12 +51,15 @@ def check_shape(ours: Shape, theirs: Shape, what: str, free: tuple[str, ...], fi
     """
     names = architecture_of(ours), architecture_of(theirs)
     if names[0] != names[1]:
-        raise ValueError(f"architecture is {names[0]}, but {what} has {names[1]}: {fix}")
+        raise ValueError(
+            f"architecture is {names[0]}, but {what} was trained with {names[1]}: {fix}"
+        )
     trained = asdict(theirs)  # type: ignore[call-overload]
     for key, value in asdict(ours).items():  # type: ignore[call-overload]
         if key not in free and trained[key] != value:
             raise ValueError(
-                f"model.network.{key} is {value!r}, but {what} has {trained[key]!r}: {fix}"
+                f"model.network.{key} is {value!r}, but {what} was trained with {trained[key]!r}: "
+                f"{fix}"
             )
 
 
