@@ -437,3 +437,33 @@ def test_an_old_pair_that_is_not_there(
     error = capsys.readouterr().err
     assert "old_pair.test: neither" in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_table_of_runs_that_began_from_bundles(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that forgot, and of one from scratch to compare with."""
+    monkeypatch.chdir(tmp_path)
+    quiet = ["--logger=none", "--trainer.enable_progress_bar=false", "--existing=number"]
+    run = ["reproduce", str(trained / "french.yaml"), "--results=runs/transfer.jsonl", *quiet]
+    start = f"--model.init_from={trained}/old/bundle"
+    frozen = ["--model.freeze=[encoder.*]", "--data.limit=50"]
+    gate = old_pair(trained, "--old_pair.max_drop=-100")
+    assert main([*run, start, *frozen, *gate]) == 3
+    shape = ["--model.network.d_model=16", "--model.network.d_ff=32", "--model.network.num_heads=2"]
+    assert main([*run, *shape, "--model.network.num_layers=1"]) == 0
+    (tmp_path / "README.md").write_text("<!-- transfer -->\n<!-- /transfer -->\n")
+    assert main(["table", "runs/transfer.jsonl", "README.md"]) == 0
+    begun, scratch = (
+        line.split(" | ")
+        for line in (tmp_path / "README.md").read_text().splitlines()
+        if line.startswith("| [")
+    )
+    row = json.loads((tmp_path / "runs/transfer.jsonl").read_text().splitlines()[0])
+    assert "`data.limit=50`" in begun[0]
+    assert begun[1].startswith(f"begun from {trained}/old/bundle (de → en); shared vocabulary: ")
+    share = row["learned_parameters"] / row["parameters"]
+    assert begun[2:4] == ["50", f"{row['learned_parameters']:,} ({share:.1%})"]
+    old = row["old_pair"]
+    assert begun[7].startswith(f"de-en {old['before']:.2f} → {old['after']:.2f} (p = ")
+    assert scratch[1:4] == ["scratch", "120", "all"] and scratch[7] == "–"

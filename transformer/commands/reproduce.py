@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from transformer.commands.arguments import CONFIG_OPTIONS, Peek, find_recipe, recipes_folder
-from transformer.commands.fit import FitCLI, lightning_errors, train
+from transformer.commands.fit import FORGOTTEN, FitCLI, lightning_errors, train
 from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
@@ -74,7 +74,7 @@ def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[st
     if cli.trainer.is_global_zero:
         print(compared)
     code = train(cli)
-    if code == 0 and cli.trainer.is_global_zero and not cli.temporary:
+    if code in (0, FORGOTTEN) and cli.trainer.is_global_zero and not cli.temporary:
         row = json.loads((cli.folder / "results.json").read_text(encoding="utf-8"))
         add_row(results, {**row, "changes": changed})
         print(f"\nAppended to {results}")

@@ -2,24 +2,20 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformer.commands.arguments import Parser
 from transformer.training.reproduction import read_rows
 
 DESCRIPTION = """Writes what `transformer reproduce` has appended to a file of results into a
-Markdown file, between two lines that hold the comments <!-- results --> and <!-- /results -->, and
-draws BLEU by length into pictures/ beside the results. Published numbers come from published.json
-beside the results."""
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
-COLUMNS = (
-    "recipe", "system", "published", "BLEU of tokens", "BLEU, 13a", "longest third", "perplexity",
-    "parameters", "epochs", "minutes", "tokens/s", "machine", "seeds",
-)  # fmt: skip
+Markdown file, between two lines that hold the comments <!-- results --> and <!-- /results --> (for
+results.jsonl; of another file its name), and draws BLEU by length into pictures/ beside the
+results. Published numbers come from published.json beside the results. Runs that began from a
+bundle, and those to compare them with, have a table of their own kind."""
 Row = dict[str, Any]
 
 
@@ -46,10 +42,13 @@ def table(results: str, markdown: str) -> None:
     if not rows:
         raise ValueError(f"{source} has no results: run `transformer reproduce` first")
     text = target.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    comments = f"<!-- {source.stem} -->", f"<!-- /{source.stem} -->"
+    before, begin, rest = text.partition(comments[0])
+    _, end, after = rest.partition(comments[1])
     if not (begin and end):
-        raise ValueError(f"{target} must have the lines {BEGIN} and {END}, between which to write")
+        raise ValueError(
+            f"{target} must have the lines {' and '.join(comments)}, between which to write"
+        )
     file = source.with_name("published.json")
     published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     parts = [described(rows, published), *pictures(rows, source.parent, target.parent)]
@@ -68,8 +67,11 @@ def described(rows: Sequence[Row], published: dict[str, str]) -> str:
     """The table, and below it what its scores and machines are."""
     machines = list(dict.fromkeys(row["machine"] for row in rows))
     letters = {machine: chr(ord("A") + number) for number, machine in enumerate(machines)}
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    lines += [line(group, published, letters) for group in groups(rows)]
+    columns = TRANSFER if any(row.get("origin") for row in rows) else SYSTEMS
+    lines = [list(columns), ["---"] * len(columns)]
+    for group in groups(rows):
+        known = Known(published.get(group[0]["recipe"], "–"), letters[group[0]["machine"]])
+        lines.append([cell(group, known) for cell in columns.values()])
     signatures = dict.fromkeys(
         row[key] for row in rows for key in ("signature", "signature_detokenized") if key in row
     )
@@ -84,25 +86,11 @@ def described(rows: Sequence[Row], published: dict[str, str]) -> str:
     ])  # fmt: skip
 
 
-def line(group: Sequence[Row], published: dict[str, str], machines: dict[str, str]) -> list[str]:
-    """One line of the table; with several seeds the mean, and lowest to highest."""
-    first = group[0]
-    return [
-        name(first),
-        f"{first['model']}, {first['src']} → {first['tgt']}; {first['weights']}, "
-        f"{first['precision']}",
-        published.get(first["recipe"], "–"),
-        spread(group, "bleu" if of_tokens(first) else None),
-        spread(group, "bleu_detokenized" if of_tokens(first) else "bleu"),
-        spread(group, "bleu_longest_third"),
-        spread(group, "perplexity"),
-        f"{first['parameters']:,}",
-        str(first["epochs"]),
-        f"{fmean(row['seconds'] for row in group) / 60:.1f}",
-        f"{fmean(r['src_tokens_per_second'] + r['tgt_tokens_per_second'] for r in group):,.0f}",
-        machines[first["machine"]],
-        ", ".join(str(row["seed"]) for row in group),
-    ]
+class Known(NamedTuple):
+    """What a line of the table says of a group beside what its rows say."""
+
+    published: str
+    machine: str
 
 
 def name(row: Row) -> str:
@@ -124,6 +112,78 @@ def spread(group: Sequence[Row], key: str | None) -> str:
         return "–"
     mean = f"{fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f}–{max(values):.2f})"
+
+
+def system(row: Row) -> str:
+    """The model, its languages, and which of its weights were tested."""
+    return f"{row['model']}, {row['src']} → {row['tgt']}; {row['weights']}, {row['precision']}"
+
+
+def beginning(row: Row) -> str:
+    """Where the weights came from, and how its rows did."""
+    return "; ".join(row["origin"]) or "scratch"
+
+
+def learned(row: Row) -> str:
+    """How much of the model learned."""
+    share = row["learned_parameters"] / row["parameters"]
+    return "all" if share == 1 else f"{row['learned_parameters']:,} ({share:.1%})"
+
+
+def old_pair(group: Sequence[Row]) -> str:
+    """BLEU of the pair that the bundle knew, before and after."""
+    old = group[0]["old_pair"]
+    if not old:
+        return "–"
+    return f"{old['pair']} {old['before']:.2f} → {old['after']:.2f} (p = {old['p_value']:.3f})"
+
+
+def minutes(group: Sequence[Row]) -> str:
+    """Of training, with validation."""
+    return f"{fmean(row['seconds'] for row in group) / 60:.1f}"
+
+
+def rate(group: Sequence[Row]) -> str:
+    """Source and target tokens a second, without padding."""
+    return f"{fmean(r['src_tokens_per_second'] + r['tgt_tokens_per_second'] for r in group):,.0f}"
+
+
+def seeds(group: Sequence[Row]) -> str:
+    """All of them."""
+    return ", ".join(str(row["seed"]) for row in group)
+
+
+#: Columns: their heads, and what they say of runs that differ in their seed alone.
+SYSTEMS: dict[str, Callable[[list[Row], Known], str]] = {
+    "recipe": lambda group, _: name(group[0]),
+    "system": lambda group, _: system(group[0]),
+    "published": lambda _, known: known.published,
+    "BLEU of tokens": lambda group, _: spread(group, "bleu" if of_tokens(group[0]) else None),
+    "BLEU, 13a": lambda group, _: spread(
+        group, "bleu_detokenized" if of_tokens(group[0]) else "bleu"
+    ),
+    "longest third": lambda group, _: spread(group, "bleu_longest_third"),
+    "perplexity": lambda group, _: spread(group, "perplexity"),
+    "parameters": lambda group, _: f"{group[0]['parameters']:,}",
+    "epochs": lambda group, _: str(group[0]["epochs"]),
+    "minutes": lambda group, _: minutes(group),
+    "tokens/s": lambda group, _: rate(group),
+    "machine": lambda _, known: known.machine,
+    "seeds": lambda group, _: seeds(group),
+}
+TRANSFER: dict[str, Callable[[list[Row], Known], str]] = {
+    "recipe": lambda group, _: name(group[0]),
+    "begun from": lambda group, _: beginning(group[0]),
+    "pairs": lambda group, _: f"{group[0]['pairs']:,}",
+    "learned": lambda group, _: learned(group[0]),
+    "steps": lambda group, _: f"{group[0]['steps']:,}",
+    "BLEU": lambda group, _: spread(group, "bleu"),
+    "perplexity": lambda group, _: spread(group, "perplexity"),
+    "old pair": lambda group, _: old_pair(group),
+    "minutes": lambda group, _: minutes(group),
+    "machine": lambda _, known: known.machine,
+    "seeds": lambda group, _: seeds(group),
+}
 
 
 def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
