@@ -145,7 +145,8 @@ def race(
             "nll": c.turns[-1]["nll"] if c.turns else None,
             "reached": arrived(c),
         }
-        rows.append({"name": c.name, "setting": c.setting, "problem": c.problem, **done})
+        about = {"versions": c.about.get("versions", {}), "problem": c.problem}
+        rows.append({"name": c.name, "setting": c.setting, **about, **done})
     return {"target": target, "portion": portion, "rows": rows}
 
 
