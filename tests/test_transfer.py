@@ -450,7 +450,12 @@ def test_a_table_of_runs_that_began_from_bundles(
     frozen = ["--model.freeze=[encoder.*]", "--data.limit=50"]
     gate = old_pair(trained, "--old_pair.max_drop=-100")
     assert main([*run, start, *frozen, *gate]) == 3
-    shape = ["--model.network.d_model=16", "--model.network.d_ff=32", "--model.network.num_heads=2"]
+    shape = [
+        "--model.init_from=null",
+        "--model.network.d_model=16",
+        "--model.network.d_ff=32",
+        "--model.network.num_heads=2",
+    ]
     assert main([*run, *shape, "--model.network.num_layers=1"]) == 0
     (tmp_path / "README.md").write_text("<!-- transfer -->\n<!-- /transfer -->\n")
     assert main(["table", "runs/transfer.jsonl", "README.md"]) == 0

@@ -186,7 +186,8 @@ def peek(args: Sequence[str], *key: str) -> tuple[str | None, str]:
     parser.add_argument(*CONFIG_OPTIONS, action="append", default=[])
     given, _ = parser.parse_known_args(with_recipes_found(args))
     if given.value is not None:
-        return given.value, "--"
+        # null takes back what a recipe sets
+        return None if given.value == "null" else given.value, "--"
     for file in reversed(given.config):
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says it better
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))

@@ -52,7 +52,8 @@ class Seq2SeqModule(LightningModule):
             holds are copied, and the settings of the network are its own.
         new_rows: how other pieces begin: as the `mean` of the old pieces that spell them, or with
             `random` initial values.
-        freeze: patterns such as `encoder.*` for names of parameters that shall not learn.
+        freeze: patterns for names of parameters that shall not learn, such as `[encoder.*]`, or
+            `["*"]` for all.
         lora: adapters that learn in the place of matrices.
         probes: after each validation also decode some 50 strange lines (single words, capitals,
             digits, very long ones, the wrong language, ...) and log which share of the
