@@ -93,7 +93,8 @@ def compare(cli: FitCLI, recipe: Path) -> str:
         ValueError: If the text is not that of the measured runs.
     """
     files = check_data(cli.datamodule.corpora(), recipe.parent)
-    rows = read_rows(recipes_folder() / MEASURED)
+    files = sorted(recipes_folder().glob("*.jsonl"))
+    rows = [row for file in files for row in read_rows(file)]
     measured = [row for row in rows if row["recipe"] == cli.name and not row["changes"]]
     if measured:
         cli.trainer.callbacks.append(Curve(cli.log, mean_curve(measured)))  # type: ignore[attr-defined]
