@@ -23,7 +23,6 @@ NEUTRAL = (
     "data.train", "data.val", "data.test", "data.cache", "data.num_workers", "run_dir", "existing",
     "logger", "ckpt_path", "seed_everything", "trainer.enable_progress_bar",
 )  # fmt: skip
-MEASURED = "results.jsonl"
 
 
 def main(args: Sequence[str]) -> int:
@@ -36,7 +35,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--results",
         type=Path,
-        default=Path("runs", MEASURED),
+        default=Path("runs", "results.jsonl"),
         help="file to append to (%(default)s)",
     )
     given, options = parser.parse_known_args(args)
@@ -93,8 +92,7 @@ def compare(cli: FitCLI, recipe: Path) -> str:
         ValueError: If the text is not that of the measured runs.
     """
     files = check_data(cli.datamodule.corpora(), recipe.parent)
-    files = sorted(recipes_folder().glob("*.jsonl"))
-    rows = [row for file in files for row in read_rows(file)]
+    rows = [row for file in sorted(recipes_folder().glob("*.jsonl")) for row in read_rows(file)]
     measured = [row for row in rows if row["recipe"] == cli.name and not row["changes"]]
     if measured:
         cli.trainer.callbacks.append(Curve(cli.log, mean_curve(measured)))  # type: ignore[attr-defined]
