@@ -83,18 +83,19 @@ def transplant(
         ValueError: when the new model shares a matrix of which the old one has two.
     """
     _check_tied(model, old.model)
-    sides: tuple[Side, ...] = ("src", "tgt")
+    shared = tokenizer.shared and old.tokenizer.shared  # then both sides are spelled alike
+    sides: tuple[Side, ...] = ("src",) if shared else ("src", "tgt")
     spelled = {side: spellings(tokenizer, old.tokenizer, side) for side in sides}
     if new_rows == "random":
         spelled = {side: [i if len(i) == 1 else [] for i in ids] for side, ids in spelled.items()}
     for name, parameter in model.named_parameters():
         trained = old.model.get_parameter(name)
         if name in model.ROWS:
-            _fill(parameter, trained, spelled[model.ROWS[name]])
+            _fill(parameter, trained, spelled["src" if shared else model.ROWS[name]])
         else:
             parameter.copy_(trained)
     counts = {side: _count(ids) for side, ids in spelled.items()}
-    if tokenizer.shared and old.tokenizer.shared:
+    if shared:
         return {"shared": counts["src"]}
     return {"source": counts["src"], "target": counts["tgt"]}
 
