@@ -95,13 +95,18 @@ def test_the_curve_of_measured_runs_is_compared(
         "recipe": "toys/toy", "changes": [], "validation_bleu": [100.0, 100.0], "bleu": 100.0,
         "signature": "", "test": "", "machine": "", "versions": {},
     }  # fmt: skip
-    other = {**measured, "recipe": "toys/other"}
-    text = "".join(json.dumps(row) + "\n" for row in (measured, other))
+    others = [{**measured, "recipe": "toys/other"}, {**measured, "changes": ["average=1"]}]
+    text = "".join(json.dumps(row) + "\n" for row in (measured, *others))
     (toy.parent.parent / "results.jsonl").write_text(text)
     assert reproduce(toy) == 0
     printed = capsys.readouterr().out
     assert "measured runs: 1" in printed
     assert printed.count("OFF the curve: BLEU") == 2
+    assert reproduce(toy, "--average", "1", "--existing", "number") == 0
+    assert "measured runs: 1" in capsys.readouterr().out
+    assert reproduce(toy, "--average", "2", "--existing", "number") == 0
+    printed = capsys.readouterr().out
+    assert "measured runs: 0" in printed and "the curve:" not in printed
 
 
 def test_other_text_is_refused(

@@ -66,7 +66,7 @@ def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[st
     again = shlex.join(["reproduce", str(recipe), *places, f"--results={results}", *options])
     cli = FitCLI(["--config", str(recipe), *args], again)
     try:
-        compared = compare(cli, recipe)
+        compared = compare(cli, recipe, changed)
     except BaseException:
         cli.tidy()
         raise
@@ -82,8 +82,8 @@ def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[st
     return code
 
 
-def compare(cli: FitCLI, recipe: Path) -> str:
-    """Compares the text with the checksums, and lets the run be compared with the measured ones.
+def compare(cli: FitCLI, recipe: Path, changed: list[str]) -> str:
+    """Compares the text with the checksums, and the run with those measured with the same options.
 
     Returns:
         What it will be compared with, in words.
@@ -93,7 +93,9 @@ def compare(cli: FitCLI, recipe: Path) -> str:
     """
     files = check_data(cli.datamodule.corpora(), recipe.parent)
     rows = [row for file in sorted(recipes_folder().glob("*.jsonl")) for row in read_rows(file)]
-    measured = [row for row in rows if row["recipe"] == cli.name and not row["changes"]]
+    measured = [
+        row for row in rows if row["recipe"] == cli.name and set(row["changes"]) == set(changed)
+    ]
     if measured:
         cli.trainer.callbacks.append(Curve(cli.log, mean_curve(measured)))  # type: ignore[attr-defined]
     text = (
