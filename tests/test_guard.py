@@ -318,7 +318,7 @@ def test_shares_of_flaws_are_logged_at_validation(tmp_path: Path) -> None:
     found = translator.checked([line for lines in kinds.values() for line in lines])
     rates = flaw_rates([line.verdict.flaw for line in found])
     assert sum(rates.values()) > 0.5  # nothing has been learned yet
-    assert {key: model.scores[key] for key in rates} == rates
+    assert {key: model.scorer.scores[key] for key in rates} == rates
     assert {key: log.latest[f"val/{key}"] for key in rates} == rates
     assert {key: run.callback_metrics[f"val/{key}"].item() for key in rates} == pytest.approx(rates)
 
@@ -326,4 +326,4 @@ def test_shares_of_flaws_are_logged_at_validation(tmp_path: Path) -> None:
 def test_without_probes_nothing_is_added(tmp_path: Path) -> None:
     model = module()
     trainer(tmp_path, TrainingLog(), max_epochs=1).fit(model, datamodule=FixedData([3], [3]))
-    assert not [key for key in model.scores if key.endswith("_rate")]
+    assert not [key for key in model.scorer.scores if key.endswith("_rate")]

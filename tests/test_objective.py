@@ -68,7 +68,9 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     assert gradient.dtype == torch.bfloat16 and gradient.isfinite().all()
 
 
-def test_padding_is_never_projected() -> None:
+def test_padding_is_left_out_and_few_numbers_of_rows_are_projected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hidden, weight, targets, lengths = batch()
     seen: list[tuple[int, ...]] = []
 
@@ -76,8 +78,12 @@ def test_padding_is_never_projected() -> None:
         seen.append(tuple(rows.shape))
         return rows @ weight.T
 
-    label_smoothed_loss(project, hidden, targets, target_rows(lengths, 5), 0.1)
-    assert seen == [(9, 8)]
+    losses = []
+    for multiple in (1, 3, 4, 128):  # of 9 real tokens among 15
+        monkeypatch.setattr(objective, "_ROWS", multiple)
+        losses += label_smoothed_loss(project, hidden, targets, target_rows(lengths, 5), 0.1)
+    assert seen == [(9, 8), (9, 8), (12, 8), (128, 8)]
+    torch.testing.assert_close(losses, losses[:2] * 4)
     assert target_rows(lengths, 5).tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12]
 
 

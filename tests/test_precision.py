@@ -65,10 +65,10 @@ def test_evaluation_on_a_cpu_is_in_full_precision(tmp_path: Path) -> None:
     model, data = module(), FixedData([4, 4], [3, 2])
     mixed: Any = {"precision": "bf16-mixed"}
     trainer(tmp_path, max_epochs=1, **mixed).fit(model, datamodule=data)
-    during = model.scores
+    during = model.scorer.scores
     trainer(tmp_path).validate(model, datamodule=data, verbose=False)
     assert math.isfinite(during["loss"])
-    assert during == model.scores
+    assert during == model.scorer.scores
 
 
 @pytest.mark.parametrize(("fast", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -52,7 +52,7 @@ def test_fused_adam_clips_in_mixed_precision(tmp_path: Path, precision: str) -> 
     assert run.optimizers[0].defaults["fused"]
     assert run.optimizers[0].defaults["betas"] == (0.9, 0.98)
     assert run.optimizers[0].defaults["eps"] == 1e-9
-    assert math.isfinite(model.scores["loss"])
+    assert math.isfinite(model.scorer.scores["loss"])
 
 
 def test_schedule_moves_once_for_each_optimizer_step(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_validation_loss_is_that_of_torch(tmp_path: Path) -> None:
         flat = logits.flatten(0, 1), batch.tgt_out.flatten()
         total += torch.nn.functional.cross_entropy(*flat, ignore_index=0, reduction="sum").item()
         tokens += int(batch.tgt_lengths.sum())
-    assert model.scores["nll"] == pytest.approx(total / tokens, rel=1e-5)
-    assert sorted(model.translations) == list(range(4, 12))
+    assert model.scorer.scores["nll"] == pytest.approx(total / tokens, rel=1e-5)
+    assert sorted(model.scorer.translations) == list(range(4, 12))
 
 
 class Poison(Callback):

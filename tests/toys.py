@@ -178,7 +178,7 @@ def one_step(
     return {
         "weights": keep.weights,
         "gradients": keep.gradients,
-        "scores": model.scores,
+        "scores": model.scorer.scores,
         "latest": log.latest,
     }
 

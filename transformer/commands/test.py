@@ -95,13 +95,13 @@ def score_bundle(
     module.network = model
     seconds = run(module, datamodule, device, precision)
     numbers = {
-        "bleu": module.scores["bleu"],
-        "chrf": module.scores["chrf"],
-        "signature": module.score.signature,
-        "chrf_signature": module.score.chrf_signature,
-        **detokenized(module, module.scores),
-        "loss": module.scores["loss"],
-        "perplexity": module.scores["perplexity"],
+        "bleu": module.scorer.scores["bleu"],
+        "chrf": module.scorer.scores["chrf"],
+        "signature": module.scorer.text.signature,
+        "chrf_signature": module.scorer.text.chrf_signature,
+        **detokenized(module, module.scorer.scores),
+        "loss": module.scorer.scores["loss"],
+        "perplexity": module.scorer.scores["perplexity"],
         "test": data["test"],
         "test_seconds": round(seconds, 3),
         "bundle": str(bundle),
@@ -142,7 +142,10 @@ def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precisi
 def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
     """Writes results.json, and the translations in the order of the corpus."""
     folder.mkdir(parents=True)
-    lines = [" ".join(module.translations[i].splitlines()) for i in sorted(module.translations)]
+    lines = [
+        " ".join(module.scorer.translations[i].splitlines())
+        for i in sorted(module.scorer.translations)
+    ]
     text = "".join(f"{line}\n" for line in lines)
     (folder / "hypotheses.txt").write_text(text, encoding="utf-8")
     text = json.dumps(numbers, indent=2, ensure_ascii=False)

@@ -59,7 +59,7 @@ class TrainingLog(Callback):
         """Log the scores, and start the clock of training again."""
         if trainer.state.fn == "fit":
             self._tick(training=False)
-            scores = cast(Seq2SeqModule, pl_module).scores
+            scores = cast(Seq2SeqModule, pl_module).scorer.scores
             self.curve.append(round(scores["bleu"], 2))
             self._log(trainer, {f"val/{key}": value for key, value in scores.items()})
 

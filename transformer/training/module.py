@@ -1,8 +1,7 @@
 """The LightningModule: one training step, one validation, and what a checkpoint carries."""
 
 import hashlib
-import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
@@ -15,14 +14,12 @@ from transformer.bundle import load_bundle
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
-from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
-from transformer.inference.guard import flaw_rates, probes
 from transformer.inference.search import SearchConfig, search
-from transformer.inference.translator import Translator
 from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
 from transformer.training.adapters import LoRAConfig, choose_what_learns
-from transformer.training.meter import Meter, Prepared, prepare, sum_over_processes
+from transformer.training.meter import Meter, Prepared, prepare
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
+from transformer.training.scoring import Scorer, probe
 from transformer.training.transfer import FREE, NewRows, check_shape, transplant
 
 
@@ -113,22 +110,13 @@ class Seq2SeqModule(LightningModule):
             "score_lowercase": score_lowercase,
             "score_detokenized": score_detokenized,
         }
-        self.score = TranslationScore(tokenize=score_tokenize, lowercase=score_lowercase)
-        self.detokenized = (
-            TranslationScore(lowercase=score_lowercase) if score_detokenized else None
-        )
+        self.scorer = Scorer(score_tokenize, score_lowercase, score_detokenized)
         #: Name and settings of the run, plain values; every checkpoint carries them.
         self.recipe: dict[str, Any] = {}
         self.network: Seq2Seq | None = None
-        #: Scores of the last validation or test, in full precision.
-        self.scores: dict[str, float] = {}
-        #: Its translations, by their index in the corpus.
-        self.translations: dict[int, str] = {}
         self.meter = Meter()
         self.micro_batches = 0
         self._step_tokens = 0
-        self._sums = [0.0, 0.0, 0.0]
-        self._references: list[str] = []
 
     # Building
 
@@ -261,11 +249,11 @@ class Seq2SeqModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self._begin_evaluation("val")
+        self.scorer.begin(self.data.texts("val")[1], self.data.tgt)
 
     def on_test_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self._begin_evaluation("test")
+        self.scorer.begin(self.data.texts("test")[1], self.data.tgt)
 
     def validation_step(self, prepared: Prepared, batch_idx: int) -> None:
         """Loss and translations of one batch of the validation set."""
@@ -277,16 +265,15 @@ class Seq2SeqModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Scores of the whole validation set."""
+        self.scorer.finish(self.trainer)
+        if self.probes:
+            self.scorer.scores.update(probe(self.model, self.data, self.search_config))
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
         """Scores of the whole test set."""
+        self.scorer.finish(self.trainer)
         self._log_scores("test")
-
-    def _begin_evaluation(self, split: Literal["val", "test"]) -> None:
-        self._sums = [0.0, 0.0, 0.0]
-        self._references = self.data.texts(split)[1]
-        self.translations = {}
 
     def _evaluate(self, prepared: Prepared) -> None:
         batch = prepared.batch
@@ -300,45 +287,15 @@ class Seq2SeqModule(LightningModule):
         with precise, parametrize.cached():  # adapters are merged once for each batch
             loss, nll = self.loss(prepared)
             found = search(self.model, batch.src, batch.src_lengths, self.search_config)
-        for i, value in enumerate((loss.item(), nll.item(), prepared.tgt_tokens)):
-            self._sums[i] += value
         hypotheses = self.tokenizer.decode([best[0].ids for best in found])
-        ids = batch.ids.tolist()
-        references = [self._references[i] for i in ids]
-        self.score.update(hypotheses, references)
-        if self.detokenized:
-            detokenize = moses_detokenizer(self.data.tgt)
-            self.detokenized.update(detokenize(hypotheses), detokenize(references))
-        self.translations.update(zip(ids, hypotheses, strict=True))
+        self.scorer.add(
+            batch.ids.tolist(), hypotheses, loss.item(), nll.item(), prepared.tgt_tokens
+        )
 
     def _log_scores(self, split: Literal["val", "test"]) -> None:
-        loss, nll, tokens = sum_over_processes(self.trainer, self._sums)
-        tokens = max(tokens, 1.0)
-        scores = self.score.compute()
-        self.score.reset()
-        if self.detokenized:
-            scores["bleu_detokenized"] = self.detokenized.compute()["bleu"]
-            self.detokenized.reset()
-        self.scores = {
-            "loss": loss / tokens,
-            "nll": nll / tokens,
-            "perplexity": math.exp(min(nll / tokens, 700.0)),
-            **scores,
-            **(self._flaw_rates() if self.probes and split == "val" else {}),
-        }
         # Loggers get these from a callback, with the step of everything else.
-        self.log_dict({f"{split}/{key}": value for key, value in self.scores.items()}, logger=False)
-
-    def _flaw_rates(self) -> dict[str, float]:
-        """Every process decodes all the probes: they are few, and nothing has to be gathered."""
-        limit = self.data.rule.max_length
-        how = replace(self.search_config, n_best=1)
-        translator = Translator(
-            self.model, self.tokenizer, how, max_length=limit, tgt=self.data.tgt
-        )
-        kinds = probes(translator.encode, *self.data.texts("val"), translator.max_length)
-        found = translator.checked([line for lines in kinds.values() for line in lines])
-        return flaw_rates([line.verdict.flaw for line in found])
+        scores = {f"{split}/{key}": value for key, value in self.scorer.scores.items()}
+        self.log_dict(scores, logger=False)
 
     # Checkpoints
 

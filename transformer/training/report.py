@@ -53,7 +53,7 @@ def evaluate(trainer: Trainer, module: Seq2SeqModule, split: Split) -> dict[str,
     """Loss, perplexity, BLEU and chrF of the module on one split."""
     run = trainer.test if split == "test" else trainer.validate
     run(module, datamodule=module.data, verbose=False)
-    return module.scores
+    return module.scorer.scores
 
 
 def results(
@@ -79,8 +79,8 @@ def results(
     return {
         "bleu": scores.get("bleu"),
         "chrf": scores.get("chrf"),
-        "signature": module.score.signature,
-        "chrf_signature": module.score.chrf_signature,
+        "signature": module.scorer.text.signature,
+        "chrf_signature": module.scorer.text.chrf_signature,
         **detokenized(module, scores),
         "loss": scores.get("loss"),
         "perplexity": scores.get("perplexity"),
@@ -113,12 +113,12 @@ def results(
 def _by_length(module: Seq2SeqModule, split: Split | None) -> dict[str, Any]:
     """BLEU by the words of the source; of several processes none has all the translations."""
     sources, references = module.data.texts(split) if split else ([], [])
-    if not sources or len(module.translations) < len(sources):
+    if not sources or len(module.scorer.translations) < len(sources):
         return {}
-    texts = sources, [module.translations[i] for i in range(len(sources))], references
+    texts = sources, [module.scorer.translations[i] for i in range(len(sources))], references
     return {
-        "bleu_by_length": [list(b) for b in bleu_by_length(module.score, *texts)],
-        "bleu_longest_third": bleu_of_longest_third(module.score, *texts),
+        "bleu_by_length": [list(b) for b in bleu_by_length(module.scorer.text, *texts)],
+        "bleu_longest_third": bleu_of_longest_third(module.scorer.text, *texts),
     }
 
 
@@ -136,11 +136,11 @@ def machine(module: Seq2SeqModule) -> str:
 
 def detokenized(module: Seq2SeqModule, scores: dict[str, float]) -> dict[str, Any]:
     """BLEU of the detokenised text, and its signature, where the recipe asks for them."""
-    if module.detokenized is None:
+    if module.scorer.detokenized is None:
         return {}
     return {
         "bleu_detokenized": scores.get("bleu_detokenized"),
-        "signature_detokenized": module.detokenized.signature,
+        "signature_detokenized": module.scorer.detokenized.signature,
     }
 
 

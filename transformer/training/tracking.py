@@ -126,9 +126,9 @@ def samples(
     With several processes only those that this process translated are there to choose from.
     """
     sources, references = module.data.texts(split)
-    known = sorted(module.translations)
+    known = sorted(module.scorer.translations)
     chosen = random.Random(0).sample(known, min(count, len(known)))
-    return [(sources[i], references[i], module.translations[i]) for i in chosen]
+    return [(sources[i], references[i], module.scorer.translations[i]) for i in chosen]
 
 
 def attention_figure(module: Seq2SeqModule, source: str, translation: str) -> Any:
