@@ -27,6 +27,7 @@ from transformer.data.mixture import FurtherCorpus, Mixture, MixtureLoader, prop
 from transformer.data.table import MixedTable
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
 from transformer.data.vocabulary import learn
+from transformer.inference import forced
 from transformer.inference.translator import Translator
 
 SIZES = (500, 90, 40)
@@ -387,8 +388,8 @@ def test_a_tag_is_aligned_with_nothing(trained: Path, monkeypatch: pytest.Monkey
     tgt = translator.tokenizer.encode_tgt(["red"])[0][:-1]
     weights = torch.zeros(1, 1, len(tgt) + 1, len(src))
     weights[..., 0], weights[..., -2] = 0.6, 0.4  # the tag, and the end of "baum"
-    monkeypatch.setattr(translator, "_cross_attention", lambda *_: weights)
-    assert translator._alignment(src, tgt) == [(1, 0)]
+    monkeypatch.setattr(forced, "cross_attention", lambda *_: weights)
+    assert forced.align(translator.model, translator.tokenizer, src, tgt) == [(1, 0)]
 
 
 def test_the_test_uses_the_tag_of_its_target(

@@ -78,7 +78,7 @@ def test_padding_is_left_out_and_few_numbers_of_rows_are_projected(
         seen.append(tuple(rows.shape))
         return rows @ weight.T
 
-    losses = []
+    losses: list[Tensor] = []
     for multiple in (1, 3, 4, 128):  # of 9 real tokens among 15
         monkeypatch.setattr(objective, "_ROWS", multiple)
         losses += label_smoothed_loss(project, hidden, targets, target_rows(lengths, 5), 0.1)

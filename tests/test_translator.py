@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from transformer.bundle import load_bundle, save_bundle
 from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
+from transformer.inference.long_lines import TooLongError, split
 from transformer.inference.search import SearchConfig, pad
-from transformer.inference.translator import TooLongError, Translator
+from transformer.inference.translator import Translator
 from transformer.inference.workers import in_threads
 from transformer.models import Transformer, TransformerConfig
 
@@ -260,12 +261,16 @@ def test_a_line_that_is_too_long() -> None:
     found = ours.translate([LINES[1], long], too_long="split")
     assert len(found) == 2
     assert found[0] == ours.translate(LINES[1:2])[0]
-    pieces = ours._split(long)
+
+    def fits(line: str) -> bool:
+        return len(ours.tokenizer.encode_src([line])[0]) <= 30
+
+    pieces = split(long, fits)
     assert "".join(pieces).replace(" ", "") == long.replace(" ", "")
-    assert all(len(ours.tokenizer.encode_src([piece])[0]) <= 30 for piece in pieces)
+    assert all(map(fits, pieces))
     assert pieces[0].endswith(".")
-    assert ours._split("A b. C d! " * 9) == ["A b.", "C d!"] * 9
-    assert all(piece.endswith("。") for piece in ours._split("가나다라。마바사아。자차。"))
+    assert split("A b. C d! " * 9, fits) == ["A b.", "C d!"] * 9
+    assert all(piece.endswith("。") for piece in split("가나다라。마바사아。자차。", fits))
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])

@@ -1,6 +1,5 @@
 """Text in, text out: a bundle as a translator."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from transformer.bundle import load_bundle
-from transformer.data.tokenizer import BOS, Tokenizer
+from transformer.data.tokenizer import Tokenizer
+from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
+from transformer.inference.long_lines import TooLongError, split
 from transformer.inference.search import Hypothesis, SearchConfig, pad, search
 from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
@@ -49,17 +50,6 @@ class Scored(NamedTuple):
 
     log_prob: float
     tokens: int
-
-
-class TooLongError(ValueError):
-    """A line that has more tokens than the limit; index: its place among the lines, from 0."""
-
-    def __init__(self, index: int, tokens: int, limit: int) -> None:
-        super().__init__(
-            f"line {index + 1} has {tokens} tokens, the limit is {limit}: shorten it, "
-            "have it split (too_long: split), or raise max_length"
-        )
-        self.index, self.tokens = index, tokens
 
 
 def find_device(name: str) -> str:
@@ -190,7 +180,9 @@ class Translator:
         """The same as `translate`, with what is wrong: in a split line the worst of its parts."""
         if isinstance(lines, str):
             raise TypeError(f"give a list of lines, such as [{lines!r}]")
-        parts = [self._split(line, to) if too_long == "split" else [line] for line in lines]
+        parts = [[line] for line in lines]
+        if too_long == "split":
+            parts = [split(line, lambda part: self._fits(part, to)) for line in lines]
         flat = [part for line in parts for part in line]
         _, found, verdicts = self._search(flat, to=to, guard=guard, **overrides)
         texts = self.tokenizer.decode([hypotheses[0].ids for hypotheses in found])
@@ -331,8 +323,8 @@ class Translator:
         sizes = [max(len(s), len(t)) for s, t in zip(src_ids, tgt_ids, strict=True)]
         results = [Scored(0.0, 0)] * len(sizes)
         for batch in self._batches(list(enumerate(sizes)), self.max_tokens):
-            log_probs = self._log_probs([src_ids[i] for i in batch], [tgt_ids[i] for i in batch])
-            for index, log_prob in zip(batch, log_probs.tolist(), strict=True):
+            pairs = [src_ids[i] for i in batch], [tgt_ids[i] for i in batch]
+            for index, log_prob in zip(batch, log_probs(self.model, *pairs), strict=True):
                 results[index] = Scored(log_prob, len(tgt_ids[index]))
         return results
 
@@ -346,24 +338,8 @@ class Translator:
         """
         src = self.encode([src_line], to)[0]
         tgt = self.tokenizer.encode_tgt([tgt_line])[0]
-        weights = self._cross_attention(src, tgt)
+        weights = cross_attention(self.model, src, tgt)
         return weights, self.tokenizer.src_pieces(src), self.tokenizer.tgt_pieces(tgt)
-
-    @torch.inference_mode()
-    def _log_probs(self, src_ids: list[list[int]], tgt_ids: list[list[int]]) -> Tensor:
-        src, src_lengths = pad(src_ids, self.device)
-        tgt_in, _ = pad([[BOS, *row[:-1]] for row in tgt_ids], self.device)
-        tgt_out, tgt_lengths = pad(tgt_ids, self.device)
-        logits = self.model.project(self.model(src, src_lengths, tgt_in)).float()
-        chosen = logits.gather(-1, tgt_out[:, :, None]).squeeze(-1) - logits.logsumexp(-1)
-        real = torch.arange(tgt_in.size(1), device=self.device) < tgt_lengths[:, None]
-        return (chosen * real).sum(1)
-
-    @torch.inference_mode()
-    def _cross_attention(self, src: list[int], tgt: list[int]) -> Tensor:
-        ids, lengths = pad([src], self.device)
-        tgt_in, _ = pad([[BOS, *tgt[:-1]]], self.device)
-        return self.model.cross_attention(ids, lengths, tgt_in)[0].float()
 
     def _translations(
         self,
@@ -379,24 +355,14 @@ class Translator:
                 hypothesis.score,
                 hypothesis.log_prob,
                 self.tokenizer.tgt_pieces(hypothesis.ids),
-                self._alignment(src, hypothesis.ids) if alignments else None,
+                align(self.model, self.tokenizer, src, hypothesis.ids) if alignments else None,
                 verdict,
             )
             for text, hypothesis, verdict in zip(texts, hypotheses, verdicts, strict=True)
         ]
 
-    def _alignment(self, src: list[int], tgt: list[int]) -> list[tuple[int, int]]:
-        """For each target word the source word with the most attention, over layers and heads."""
-        if not tgt:
-            return []
-        weights = self._cross_attention(src, [*tgt, BOS])  # the last id only closes the row
-        weights = weights.mean((0, 1))[:-1, :-1]  # the end symbols are no words,
-        weights[:, : bool(self.tokenizer.tags)] = 0  # and neither is a tag
-        src_words, tgt_words = self.tokenizer.src_words(src[:-1]), self.tokenizer.tgt_words(tgt)
-        words = weights.new_zeros(tgt_words[-1] + 1, src_words[-1] + 1)
-        rows, columns = torch.tensor(tgt_words)[:, None], torch.tensor(src_words)
-        words.index_put_((rows, columns), weights, accumulate=True)
-        return [(s, t) for t, s in enumerate(words.argmax(-1).tolist())]
+    def _fits(self, line: str, to: str | None) -> bool:
+        return len(self.encode([line], to)[0]) <= self.max_length
 
     @staticmethod
     def _batches(sizes: list[tuple[int, int]], budget: int) -> Iterator[list[int]]:
@@ -409,18 +375,6 @@ class Translator:
             batch.append(index)
         if batch:
             yield batch
-
-    def _split(self, line: str, to: str | None = None) -> list[str]:
-        """A line beyond the limit as its sentences; one that still is, in halves at a space."""
-        line = line.strip()
-        if len(line) < 2 or len(self.encode([line], to)[0]) <= self.max_length:
-            return [line]
-        parts = [part for part in re.split(r"(?<=[.!?…])\s+|(?<=[。！？])", line) if part]
-        if len(parts) == 1:
-            spaces = [match.start() for match in re.finditer(r"\s+", line)] or [len(line) // 2]
-            middle = min(spaces, key=lambda place: abs(place - len(line) // 2))
-            parts = [line[:middle], line[middle:]]
-        return [short for part in parts for short in self._split(part, to)]
 
 
 def _joined(parts: Sequence[tuple[str, Verdict]]) -> Checked:
