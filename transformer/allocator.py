@@ -28,8 +28,8 @@ def keep_few_kernels(d_model: int) -> None:
     For every shape of a bfloat16 product oneDNN makes a kernel and keeps 1,024 of them, which
     come to lie between the freed tensors, so that larger ones do not fit there any more. Measured
     with two AMX threads over 25 batches of the base model: 4.0 GiB and growing, with 16 kernels
-    2.8 GiB at the same speed. The tiny model would need 1.0 GiB in place of 2.0, but lose a tenth
-    of its speed to making kernels again.
+    2.8 GiB at the same speed. A narrow model keeps them all: the tiny one, which needs 1.4
+    GiB with them, lost a tenth of its speed to making kernels again.
     """
     if d_model >= WIDE:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
