@@ -94,14 +94,15 @@ def score_bundle(
     module = Seq2SeqModule(model.config, search=how, **evaluation)
     module.network = model
     seconds = run(module, datamodule, device, precision)
+    scorer = module.scorer
     numbers = {
-        "bleu": module.scorer.scores["bleu"],
-        "chrf": module.scorer.scores["chrf"],
-        "signature": module.scorer.text.signature,
-        "chrf_signature": module.scorer.text.chrf_signature,
-        **detokenized(module, module.scorer.scores),
-        "loss": module.scorer.scores["loss"],
-        "perplexity": module.scorer.scores["perplexity"],
+        "bleu": scorer.scores["bleu"],
+        "chrf": scorer.scores["chrf"],
+        "signature": scorer.text.signature,
+        "chrf_signature": scorer.text.chrf_signature,
+        **detokenized(module, scorer.scores),
+        "loss": scorer.scores["loss"],
+        "perplexity": scorer.scores["perplexity"],
         "test": data["test"],
         "test_seconds": round(seconds, 3),
         "bundle": str(bundle),
@@ -142,10 +143,8 @@ def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precisi
 def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
     """Writes results.json, and the translations in the order of the corpus."""
     folder.mkdir(parents=True)
-    lines = [
-        " ".join(module.scorer.translations[i].splitlines())
-        for i in sorted(module.scorer.translations)
-    ]
+    found = module.scorer.translations
+    lines = [" ".join(found[index].splitlines()) for index in sorted(found)]
     text = "".join(f"{line}\n" for line in lines)
     (folder / "hypotheses.txt").write_text(text, encoding="utf-8")
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
