@@ -148,14 +148,17 @@ def test_an_interrupted_run_goes_on_and_is_noted(
     """The command that it prints is that of `reproduce`, and resumes."""
 
     def stop(self: StopSafely, trainer: Trainer, *args: Any) -> None:
-        self.signum = signal.SIGINT if trainer.global_step == 7 else 0
+        self.signum = signal.SIGINT if trainer.global_step in (7, 8) else 0
         original(self, trainer, *args)
 
     original = StopSafely.on_train_batch_end
     with monkeypatch.context() as patch:
         patch.setattr(StopSafely, "on_train_batch_end", stop)
         assert reproduce(toy) == 130
+        (command,) = re.findall(r"to resume: +\S+ (reproduce .*)", capsys.readouterr().out)
+        assert main(shlex.split(command)) == 130
     (command,) = re.findall(r"to resume: +\S+ (reproduce .*)", capsys.readouterr().out)
+    assert command.count("--ckpt_path") == 1
     assert not (tmp_path / "runs/results.jsonl").exists()
     assert main(shlex.split(command)) == 0
     (row,) = rows(tmp_path / "runs/results.jsonl")

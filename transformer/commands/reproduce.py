@@ -21,7 +21,7 @@ EPILOG = """All further options are those of `transformer fit`, such as --seed_e
 #: Options that leave the recipe what it is: where its text lies, what is written and shown where.
 NEUTRAL = (
     "data.train", "data.val", "data.test", "data.cache", "data.num_workers", "run_dir", "existing",
-    "logger", "ckpt_path", "seed_everything", "trainer.enable_progress_bar",
+    "logger", "seed_everything", "trainer.enable_progress_bar",
 )  # fmt: skip
 
 
@@ -38,14 +38,22 @@ def main(args: Sequence[str]) -> int:
         default=Path("runs", "results.jsonl"),
         help="file to append to (%(default)s)",
     )
+    parser.add_argument("--ckpt_path", help="checkpoint of a stopped run, to resume it")
     given, options = parser.parse_known_args(args)
     if args[0] != given.recipe:  # an option of fit may stand before it, and its value be taken
         raise ValueError("the recipe must come first: transformer reproduce <recipe> [options]")
     with lightning_errors():
-        return reproduce(Path(find_recipe(given.recipe)), given.corpus, given.results, options)
+        recipe = Path(find_recipe(given.recipe))
+        return reproduce(recipe, given.corpus, given.results, options, given.ckpt_path)
 
 
-def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[str]) -> int:
+def reproduce(
+    recipe: Path,
+    corpus: Path | None,
+    results: Path,
+    options: list[str],
+    ckpt_path: str | None = None,
+) -> int:
     """Trains a recipe and appends its results.
 
     Args:
@@ -53,6 +61,7 @@ def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[st
         corpus: Folder with the files that the recipe names; where the recipe says if None.
         results: File of rows, JSON Lines.
         options: Of `transformer fit`.
+        ckpt_path: Checkpoint to go on from.
 
     Returns:
         The exit code of training.
@@ -64,7 +73,8 @@ def reproduce(recipe: Path, corpus: Path | None, results: Path, options: list[st
     args = [*moved(recipe, corpus), *options]
     places = [f"--corpus={corpus}"] if corpus else []
     again = shlex.join(["reproduce", str(recipe), *places, f"--results={results}", *options])
-    cli = FitCLI(["--config", str(recipe), *args], again)
+    resume = [f"--ckpt_path={ckpt_path}"] if ckpt_path else []
+    cli = FitCLI(["--config", str(recipe), *args, *resume], again)
     try:
         compared = compare(cli, recipe, changed)
     except BaseException:
