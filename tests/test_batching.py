@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
@@ -103,12 +103,15 @@ def test_cut_is_greedy_and_within_the_budget(lengths: list[int], budget: int) ->
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8))
+@example([1, 1, 1], 2)
 def test_evenly_gives_each_process_equally_many(sizes: list[int], world: int) -> None:
     rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     batches = evenly(list(rows), world)
     assert len(batches) % world == 0
-    if sum(sizes) >= world:
-        assert np.concatenate(batches).tolist() == list(range(sum(sizes)))
+    kept = [row for batch in batches for row in batch]
+    assert kept == list(range(len(kept)))
+    one_row_each = all(len(batch) == 1 for batch in batches)
+    assert sum(sizes) - len(kept) == (sum(sizes) % world if one_row_each else 0)
 
 
 def test_an_epoch_holds_every_pair_once_within_the_budget(make_loader: Any) -> None:
@@ -225,6 +228,23 @@ def test_a_position_is_refused_where_it_means_nothing() -> None:
     list(loader)
     other.load_state_dict(loader.state_dict())  # between epochs it does not matter
     assert other.state_dict()["epoch"] == 1
+
+
+def test_a_stream_with_other_settings_is_another_one(
+    stream_source: tuple[Corpus, Tokenizer],
+) -> None:
+    """Its batches depend on which pairs are left out."""
+    loader = StreamLoader(*stream_source, LengthRule(50), Plan(BUDGET))
+    next(iter(loader))
+    other = StreamLoader(*stream_source, LengthRule(6), Plan(BUDGET))
+    with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
+        other.load_state_dict(loader.state_dict())
+
+
+def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer]) -> None:
+    loader = StreamLoader(*stream_source, LengthRule(50), Plan(BUDGET))
+    counts = [(len(list(loader)), loader.counts.pairs)[1] for _ in range(3)]
+    assert counts[0] > 0 and counts == counts[:1] * 3
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])

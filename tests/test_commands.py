@@ -188,6 +188,7 @@ def test_a_long_line_is_refused_by_name_or_split(
     expected = short.translate([LINES[0], " ".join(LINES * 2)], too_long="split")
     assert run(*args, "--too_long", "split") == expected
     assert "--too_long split" in refused(*args, "--too_long", "split", "--scores")
+    assert "none of --prefix" in refused(*args, "--too_long", "split", "--prefix", "A")
 
 
 def test_score_is_that_of_the_api(run: Any, bundle: str, tmp_path: Path) -> None:

@@ -49,6 +49,19 @@ def ready(corpus: Path, **options: Any) -> DataModule:
     return data
 
 
+def test_an_interrupted_vocabulary_leaves_nothing_behind(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Tokenizer, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tokenizer, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(corpus).prepare_data()
+    assert not [path for path in (corpus / "cache").rglob("*") if "part" in path.name]
+
+
 def test_validation_ids_count_into_the_texts(corpus: Path) -> None:
     lines = (corpus / "val.en").read_text().splitlines()
     (corpus / "val.en").write_text("\n".join(["", "w " * 300, *lines[2:]]) + "\n")

@@ -73,7 +73,7 @@ def test_reproduce_appends_rows_and_table_shows_them(
     lines = [line for line in text.splitlines() if line.startswith("| [toys/toy](toys/toy.yaml)")]
     assert len(lines) == 2 and lines[0].endswith("| A | 1, 2 |")
     assert f"| {mean:.2f} (" in lines[0]
-    assert "`model.learning_rate=0.02`" in lines[1]
+    assert "`--model.learning_rate=0.02`" in lines[1]
     assert "](pictures/bleu_by_length-" in text
     drawn = {path.name for path in (tmp_path / "runs/pictures").iterdir()}
     assert drawn == {"toys-toy.png", "toys-other.png", "bleu_by_length-test.de-en.png"}

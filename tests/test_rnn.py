@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from toys import dropouts
 
 from transformer.inference.search import SearchConfig, search
 from transformer.models import RNN, RNNConfig
@@ -41,6 +42,16 @@ def test_bidirectional_is_torchs_packed(cell: Any) -> None:
     found = ours(x, LENGTHS)
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1, :3], expected[1, :3])
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_dropout_is_on_embeddings_between_layers_and_on_what_is_projected(layers: int) -> None:
+    """Encoder: embedding and between layers; decoder: the same, and the output."""
+    model = build(num_layers=layers, dropout=0.5).train()
+    assert len(dropouts(model, SRC, LENGTHS, TGT)) == layers + layers + 1
+    torch.manual_seed(0)
+    hidden = model(SRC, LENGTHS, TGT)
+    assert 0.3 < (hidden == 0).double().mean() < 0.7
 
 
 def test_context_vector_is_where_each_direction_ends() -> None:

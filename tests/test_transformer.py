@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from toys import dropouts
 
 from transformer.models import PRESETS, Transformer, TransformerConfig
 
@@ -169,10 +170,9 @@ def test_cross_attention_is_a_distribution_over_the_source() -> None:
 def test_dropout_stands_where_the_paper_has_it() -> None:
     """On both embeddings and on every sub-layer's output: 2 + 2 layers * (2 + 3) places."""
     model = build(replace(SMALL, dropout=0.25)).train()
-    places = [
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)
-    ]
-    assert len(places) == 2 + 2 * (2 + 3)
+    calls = dropouts(model, SRC, LENGTHS, TGT)
+    assert len(set(calls)) == len(calls) == 2 + 2 * (2 + 3)  # a module for each place
+    assert [inputs for _, inputs in calls].count(2) == 2 * (2 + 3)  # with the sum
     scaled = model.src_embedding(SRC) / build().src_embedding(SRC)
     assert set(scaled.round(decimals=6).unique().tolist()) == {0.0, round(1 / 0.75, 6)}
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from transformer.bundle import load_bundle, save_bundle
-from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
+from transformer.inference.forced import align, cross_attention
 from transformer.inference.long_lines import TooLongError, split
 from transformer.inference.search import SearchConfig, pad
 from transformer.inference.translator import Translator
@@ -105,6 +106,9 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
         load_bundle(tmp_path / "bundle")
     path.write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON .*: copy the bundle again"):
+        load_bundle(tmp_path / "bundle")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json is not that of a bundle"):
         load_bundle(tmp_path / "bundle")
 
 
@@ -197,8 +201,9 @@ def test_batches_side_by_side_give_the_same_translations(monkeypatch: pytest.Mon
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.decoder[0].feed_forward.inner.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="the model's output is not a number"):
-        Translator(broken, tokenizer, SEARCH).translate(lines)
+    for sample in (False, True):
+        with pytest.raises(ValueError, match="the model's output is not a number"):
+            Translator(broken, tokenizer, SEARCH).translate(lines, sample=sample)
     translator().translate(lines, sample=True)
     assert asked[-1][1] == 1  # samples depend on the seed alone
 
@@ -215,25 +220,48 @@ def test_n_best_and_alignments() -> None:
 
 
 def test_alignment_is_the_most_attended_source_word() -> None:
-    ours = translator()
-    found = ours.n_best(LINES[:1], alignments=True)[0][0]
-    weights, src_pieces, tgt_pieces = ours.attention(LINES[0], found.text)
-    assert weights.shape == (2, 2, len(tgt_pieces), len(src_pieces))
-    assert tgt_pieces[:-1] == found.pieces
-    assert src_pieces[-1] == tgt_pieces[-1] == "</s>"
+    """Of lines of different lengths, in one batch; each by a calculation of its own."""
 
     def word_of(text: str, pieces: list[str], index: int) -> int:
         """By counting the spaces before the last character of a piece."""
         end = len("".join(pieces[: index + 1]).rstrip())
         return text[:end].count(" ")
 
-    mean = weights.mean((0, 1))
-    sums = torch.zeros(len(found.text.split()), len(LINES[0].split()))
-    for t in range(len(tgt_pieces) - 1):
-        for s in range(len(src_pieces) - 1):
-            row, column = word_of(found.text, tgt_pieces, t), word_of(LINES[0], src_pieces, s)
-            sums[row, column] += mean[t, s]
-    assert found.alignment == [(s, t) for t, s in enumerate(sums.argmax(-1).tolist())]
+    ours = translator()
+    for line, (found, *_) in zip(LINES, ours.n_best(LINES, alignments=True), strict=True):
+        weights, src_pieces, tgt_pieces = ours.attention(line, found.text)
+        assert weights.shape == (2, 2, len(tgt_pieces), len(src_pieces))
+        assert tgt_pieces[:-1] == found.pieces
+        assert src_pieces[-1] == tgt_pieces[-1] == "</s>"
+        mean = weights.mean((0, 1))
+        sums = torch.zeros(len(found.text.split()), len(line.split()))
+        for t in range(len(tgt_pieces) - 1):
+            for s in range(len(src_pieces) - 1):
+                row, column = word_of(found.text, tgt_pieces, t), word_of(line, src_pieces, s)
+                sums[row, column] += mean[t, s]
+        assert found.alignment == [(s, t) for t, s in enumerate(sums.argmax(-1).tolist())]
+
+
+def test_an_unknown_word_is_not_in_the_text_and_not_aligned() -> None:
+    config = TokenizerConfig(kind="word", shared=False)
+    tokenizer = Tokenizer.train(config, lambda: LINES * 2, lambda: ANSWERS * 2)
+    shape = replace(SHAPE, tied="none")
+    model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size).eval()
+    (src,) = tokenizer.encode_src(["a zebra sleeps"])
+    (dog, *_), (cat, *_) = tokenizer.encode_tgt(["DOG", "CAT"])
+    targets = [[UNK, dog, UNK, cat], [dog], [UNK], []]
+    assert tokenizer.decode(targets) == ["DOG CAT", "DOG", "", ""]
+    found = align(model, tokenizer, [src] * 4, targets)
+    assert [[t for _, t in pairs] for pairs in found] == [[0, 1], [0], [], []]
+    weights = cross_attention(model, [src], [[*targets[0], EOS]])[0].mean((0, 1))
+    assert [s for s, _ in found[0]] == weights[[1, 3], :3].argmax(-1).tolist()
+
+
+def test_a_text_in_place_of_a_list_is_refused() -> None:
+    ours = translator()
+    for call in (ours.translate, ours.n_best, lambda text: ours.score([text], text)):
+        with pytest.raises(TypeError, match="give a list of lines"):
+            call("a dog")
 
 
 def test_prefix() -> None:
@@ -258,6 +286,8 @@ def test_a_line_that_is_too_long() -> None:
     with pytest.raises(TooLongError, match=r"line 2 has \d+ tokens, the limit is 30") as error:
         ours.translate([LINES[1], long])
     assert error.value.index == 1
+    with pytest.raises(ValueError, match="a prefix goes with whole lines"):
+        ours.translate([long], too_long="split", prefix="A")
     found = ours.translate([LINES[1], long], too_long="split")
     assert len(found) == 2
     assert found[0] == ours.translate(LINES[1:2])[0]

@@ -37,6 +37,18 @@ VAL = [3, 2, 2]  # sentences of the validation batches: unequally many for two p
 SHAPE = "{d_model: 16, d_ff: 32, num_heads: 2, num_layers: 1, dropout: 0.1}"
 
 
+def dropouts(model: torch.nn.Module, *inputs: torch.Tensor) -> list[tuple[str, int]]:
+    """Name of each `Dropout`, and with how many tensors, as a forward pass calls them."""
+    calls: list[tuple[str, int]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: calls.append((name, len(given)))
+            )
+    model(*inputs)
+    return calls
+
+
 def sentences(count: int, seed: int) -> list[tuple[str, str]]:
     """Word-for-word translations of 1 to 7 random words."""
     rng = random.Random(seed)

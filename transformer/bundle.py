@@ -185,9 +185,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             "`transformer average` wrote"
         )
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): copy the bundle again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not that of a bundle: copy the bundle again")
     version = config.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(

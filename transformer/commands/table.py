@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -94,10 +95,9 @@ class Known(NamedTuple):
 
 
 def name(row: Row) -> str:
-    """The recipe as a link, and what was changed in it."""
-    return " ".join(
-        [f"[{row['recipe']}]({row['recipe']}.yaml)", *(f"`{c}`" for c in row["changes"])]
-    )
+    """The recipe as a link, and what was changed in it, as options to be typed."""
+    options = (f"`{shlex.quote(f'--{change}')}`" for change in row["changes"])
+    return " ".join([f"[{row['recipe']}]({row['recipe']}.yaml)", *options])
 
 
 def of_tokens(row: Row) -> bool:
@@ -188,7 +188,7 @@ TRANSFER: dict[str, Callable[[list[Row], Known], str]] = {
 
 def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     """Draws BLEU by length for each test set of several systems; returns the lines that show it."""
-    from transformer.evaluation.plots import bleu_by_length
+    from transformer.evaluation.plots import FEW, bleu_by_length
 
     by_test: dict[str, list[Row]] = {}
     for row in (group[0] for group in groups(rows)):
@@ -206,4 +206,6 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
         bleu_by_length(curves, title=title).savefig(file)
         link = Path(os.path.relpath(file, beside)).as_posix()
         shown.append(f"![BLEU by source length on {test}]({link})\n")
+    if shown:
+        shown.append(f"Bins of fewer than {FEW} sentences and rows with options are not drawn.\n")
     return shown

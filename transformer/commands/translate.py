@@ -85,8 +85,10 @@ def translate(
         ValueError: If the input or the bundle is at fault.
     """
     n_best = search.setdefault("n_best", 1)
-    if too_long == "split" and (scores or alignments or n_best > 1):
-        raise ValueError("--too_long split goes with neither --n_best, --scores nor --alignments")
+    if too_long == "split" and (prefix or scores or alignments or n_best > 1):
+        raise ValueError(
+            "--too_long split goes with none of --prefix, --n_best, --scores and --alignments"
+        )
     longest = {} if max_length is None else {"max_length": max_length}
     source = read(texts, input)
     warnings, numbers = Warnings(guard), count(1)

@@ -104,7 +104,8 @@ def cut(lengths: Ints, max_tokens: int) -> list[int]:
 def evenly(batches: list[Ints], world: int) -> list[Ints]:
     """Halves the batches of most rows until each of the processes has equally many.
 
-    Nothing is left out, unless there are fewer rows than processes.
+    Nothing is left out, unless every batch has one row already: then fewer than there are
+    processes.
     """
     while remainder := len(batches) % world:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))

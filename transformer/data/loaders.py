@@ -226,22 +226,31 @@ class StreamLoader(TrainLoader):
         num_workers: int = 0,
         ahead: Callable[[], int] = lambda: 0,
     ) -> None:
-        super().__init__(plan, f"{corpus.spec} limit {limit}", rank, num_workers, ahead)
+        text = f"{corpus.spec} limit {limit} max_length {rule.max_length}"
+        super().__init__(plan, text, rank, num_workers, ahead)
         self._source = (corpus, tokenizer, rule, limit)
-        self.counts = Counts()
+        self._counted: dict[int, Counts] = {}
+
+    @property
+    def counts(self) -> Counts:
+        """What has been read so far, each pool counted once however many epochs there were."""
+        total = Counts()
+        for counts in self._counted.values():
+            total.add(counts)
+        return total
 
     def _batches(self, start: Position) -> Iterator[tuple[Position, Batch]]:
         loader = self._loader(_Pools(*self._source, start.pool))
         for pool, table in enumerate(loader, start.pool):
-            self.counts.add(table.counts)
+            self._counted[pool] = table.counts
             if not len(table):
                 continue  # all of it was left out
             batches = self.plan.batches(table, np.arange(len(table)), (start.epoch, pool))
             mine = batches[self.rank :: self.plan.world]
             for number in range(start.batch if pool == start.pool else 0, len(mine)):
                 yield Position(start.epoch, pool, number + 1), collate(table, mine[number])
-        if not self.counts.pairs:
-            raise nothing_left(self._source[0], self.counts)
+        if not (counts := self.counts).pairs:
+            raise nothing_left(self._source[0], counts)
 
 
 class EvalLoader:

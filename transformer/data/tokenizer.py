@@ -186,6 +186,11 @@ class Tokenizer:
         """The same for target ids."""
         return _words(self._tgt, ids)
 
+    def tgt_shown(self, ids: list[int]) -> list[int]:
+        """Places of the target ids that `decode` writes: all but the special ones."""
+        specials = _specials(self._tgt)
+        return [place for place, token in enumerate(ids) if token not in specials]
+
     def to_text(self) -> dict[str, str]:
         """File name -> JSON text: one file, or one for each side."""
         return dict(self._files)

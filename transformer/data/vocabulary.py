@@ -45,13 +45,14 @@ def learn(folder: Path, config: TokenizerConfig, texts: Texts, languages: list[s
     """
     tokenizer = Tokenizer.train(config, *_lines(texts, config.shared), languages)
     temporary = folder.with_name(f"{uuid.uuid4().hex}.part")
-    tokenizer.save(temporary)
     try:
+        tokenizer.save(temporary)
         temporary.rename(folder)
-    except OSError:  # another run was faster
-        shutil.rmtree(temporary)
-        if not folder.is_dir():
+    except OSError:
+        if not folder.is_dir():  # else another run was faster
             raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_tags(tokenizer: Tokenizer, tags: bool, targets: dict[str, str]) -> None:

@@ -13,6 +13,10 @@ from transformer.data.tokenizer import EOS
 
 NEVER = float("-inf")
 GROUP = 100  # tokens whose maximum is looked at first
+NOT_A_NUMBER = (
+    "the model's output is not a number: its weights are damaged, or too large for this precision; "
+    "try float32, or another checkpoint"
+)
 
 
 class Candidates(NamedTuple):
@@ -81,6 +85,8 @@ def sampled_continuations(
         if banned is not None:
             logits = logits.masked_fill_(banned, NEVER)
         probabilities = _truncated(logits / temperature, top_k, top_p).softmax(-1)
+        if probabilities.isnan().any():
+            raise ValueError(NOT_A_NUMBER)
         tokens = probabilities.flatten(0, 1).multinomial(1, generator=generator).view_as(scores)
         scores = scores + log_probs.gather(-1, tokens[:, :, None]).squeeze(-1)
         own = torch.arange(scores.size(1), device=scores.device).expand_as(scores)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from transformer.data.tokenizer import BOS, Tokenizer
+from transformer.data.tokenizer import BOS, EOS, Tokenizer
 from transformer.inference.search import pad
 from transformer.models import Seq2Seq
 
@@ -32,34 +32,44 @@ def log_probs(
 
 
 @torch.inference_mode()
-def cross_attention(model: Seq2Seq, src: list[int], tgt: list[int]) -> Tensor:
-    """The weights (L, H, T, S) of one sentence pair; both end with EOS."""
+def cross_attention(
+    model: Seq2Seq, src_ids: Sequence[list[int]], tgt_ids: Sequence[list[int]]
+) -> Tensor:
+    """The weights (B, L, H, T, S) of sentence pairs whose sides end with EOS."""
     device = next(model.parameters()).device
-    ids, lengths = pad([src], device)
-    tgt_in, _ = pad([[BOS, *tgt[:-1]]], device)
-    return model.cross_attention(ids, lengths, tgt_in)[0].float()
+    src, lengths = pad(src_ids, device)
+    tgt_in, _ = pad([[BOS, *row[:-1]] for row in tgt_ids], device)
+    return model.cross_attention(src, lengths, tgt_in).float()
 
 
 def align(
-    model: Seq2Seq, tokenizer: Tokenizer, src: list[int], tgt: list[int]
-) -> list[tuple[int, int]]:
-    """For each target word the source word with the most attention, over layers and heads.
+    model: Seq2Seq, tokenizer: Tokenizer, src_ids: Sequence[list[int]], tgt_ids: Sequence[list[int]]
+) -> list[list[tuple[int, int]]]:
+    """For each word of each target the source word with the most attention, over layers and heads.
 
     Args:
         model: in evaluation mode.
         tokenizer: of the ids.
-        src: source ids, EOS last.
-        tgt: target ids, without EOS.
+        src_ids: of each source sentence, EOS last.
+        tgt_ids: of each target sentence, without EOS.
 
     Returns:
         Pairs (source word, target word), counted from 0.
     """
-    if not tgt:
+    weights = cross_attention(model, src_ids, [[*tgt, EOS] for tgt in tgt_ids]).mean((1, 2))
+    return [_word_pairs(tokenizer, *pair) for pair in zip(weights, src_ids, tgt_ids, strict=True)]
+
+
+def _word_pairs(
+    tokenizer: Tokenizer, weights: Tensor, src: list[int], tgt: list[int]
+) -> list[tuple[int, int]]:
+    shown = tokenizer.tgt_shown(tgt)
+    if not shown:
         return []
-    weights = cross_attention(model, src, [*tgt, BOS])  # the last id only closes the row
-    weights = weights.mean((0, 1))[:-1, :-1]  # the end symbols are no words,
+    weights = weights[shown, : len(src) - 1]  # the end symbol is no word,
     weights[:, : bool(tokenizer.tags)] = 0  # and neither is a tag
-    src_words, tgt_words = tokenizer.src_words(src[:-1]), tokenizer.tgt_words(tgt)
+    src_words = tokenizer.src_words(src[:-1])
+    tgt_words = tokenizer.tgt_words([tgt[place] for place in shown])
     words = weights.new_zeros(tgt_words[-1] + 1, src_words[-1] + 1)
     rows, columns = torch.tensor(tgt_words)[:, None], torch.tensor(src_words)
     words.index_put_((rows, columns), weights, accumulate=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.inference.continuations import (
     NEVER,
+    NOT_A_NUMBER,
     Candidates,
     Continuations,
     banned_tokens,
@@ -189,10 +190,7 @@ def search(
         )
         _close(todo, length, config, finished)
     if not (all(finished) or (stop and stop.is_set())):
-        raise ValueError(
-            "the model's output is not a number: its weights are damaged, or too large for this "
-            "precision; try float32, or another checkpoint"
-        )
+        raise ValueError(NOT_A_NUMBER)
     return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]
 
 

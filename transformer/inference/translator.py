@@ -1,10 +1,12 @@
 """Text in, text out: a bundle as a translator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Alignment = list[tuple[int, int]]
+Result = TypeVar("Result")
 SMALLEST = 256  # tokens in a batch; to spread less over the cores takes longer than one core alone
 
 
@@ -34,7 +38,7 @@ class Translation(NamedTuple):
     score: float
     log_prob: float
     pieces: list[str]
-    alignment: list[tuple[int, int]] | None = None
+    alignment: Alignment | None = None
     verdict: Verdict = Verdict()
 
 
@@ -50,6 +54,12 @@ class Scored(NamedTuple):
 
     log_prob: float
     tokens: int
+
+
+def refuse_text(lines: Sequence[str]) -> None:
+    """A text is a sequence, too: of its characters, which nobody means."""
+    if isinstance(lines, str):
+        raise TypeError(f"give a list of lines, such as [{lines!r}]")
 
 
 def find_device(name: str) -> str:
@@ -134,6 +144,7 @@ class Translator:
         Raises:
             ValueError: when the model does not translate into it.
         """
+        refuse_text(lines)
         to = to or self.tgt
         if to != self.tgt and not self.tokenizer.tags:
             raise ValueError(
@@ -160,9 +171,11 @@ class Translator:
                 at sentence ends (else at spaces) into parts that are translated one by one.
             guard: decode again, with `stricter` settings, what loops, is empty or blows up; the
                 least bad translation is taken.
-            overrides: fields of `SearchConfig`, such as beam=1.
+            overrides: fields of `SearchConfig`, such as beam=1; `prefix` and `generator` as in
+                `n_best`, but no prefix with split lines.
 
         Raises:
+            TypeError: for a text in place of a list.
             ValueError: when a line is too long and is not to be split, or `to` is unknown.
         """
         found = self.checked(lines, to=to, too_long=too_long, guard=guard, **overrides)
@@ -178,8 +191,9 @@ class Translator:
         **overrides: Any,
     ) -> list[Checked]:
         """The same as `translate`, with what is wrong: in a split line the worst of its parts."""
-        if isinstance(lines, str):
-            raise TypeError(f"give a list of lines, such as [{lines!r}]")
+        refuse_text(lines)
+        if too_long == "split" and overrides.get("prefix"):
+            raise ValueError("a prefix goes with whole lines: leave it out, or too_long='split'")
         parts = [[line] for line in lines]
         if too_long == "split":
             parts = [split(line, lambda part: self._fits(part, to)) for line in lines]
@@ -215,10 +229,15 @@ class Translator:
             ValueError: when a line is too long, `to` is unknown, or `guard` goes with several
                 translations.
         """
-        found = self._search(
+        ids, found, verdicts = self._search(
             lines, to=to, prefix=prefix, generator=generator, guard=guard, **overrides
         )
-        return [self._translations(*line, alignments) for line in zip(*found, strict=True)]
+        aligned: Iterator[Alignment | None] = repeat(None)
+        if alignments:
+            both = zip(ids, found, strict=True)
+            pairs = [(src, hypothesis.ids) for src, line in both for hypothesis in line]
+            aligned = iter(self._of_pairs(partial(align, self.model, self.tokenizer), pairs))
+        return [self._translations(*line, aligned) for line in zip(found, verdicts, strict=True)]
 
     def _search(
         self,
@@ -313,20 +332,16 @@ class Translator:
         Raises:
             ValueError: when there are not as many targets as sources, or `to` is unknown.
         """
+        refuse_text(tgt_lines)
         if len(src_lines) != len(tgt_lines):
             raise ValueError(
                 f"{len(src_lines)} source lines and {len(tgt_lines)} target lines: give one "
                 "target for each source"
             )
-        src_ids = self.encode(src_lines, to)
         tgt_ids = self.tokenizer.encode_tgt(list(tgt_lines))
-        sizes = [max(len(s), len(t)) for s, t in zip(src_ids, tgt_ids, strict=True)]
-        results = [Scored(0.0, 0)] * len(sizes)
-        for batch in self._batches(list(enumerate(sizes)), self.max_tokens):
-            pairs = [src_ids[i] for i in batch], [tgt_ids[i] for i in batch]
-            for index, log_prob in zip(batch, log_probs(self.model, *pairs), strict=True):
-                results[index] = Scored(log_prob, len(tgt_ids[index]))
-        return results
+        pairs = list(zip(self.encode(src_lines, to), tgt_ids, strict=True))
+        found = self._of_pairs(partial(log_probs, self.model), pairs)
+        return [Scored(log_prob, len(tgt)) for log_prob, tgt in zip(found, tgt_ids, strict=True)]
 
     def attention(
         self, src_line: str, tgt_line: str, to: str | None = None
@@ -338,15 +353,14 @@ class Translator:
         """
         src = self.encode([src_line], to)[0]
         tgt = self.tokenizer.encode_tgt([tgt_line])[0]
-        weights = cross_attention(self.model, src, tgt)
+        (weights,) = cross_attention(self.model, [src], [tgt])
         return weights, self.tokenizer.src_pieces(src), self.tokenizer.tgt_pieces(tgt)
 
     def _translations(
         self,
-        src: list[int],
         hypotheses: list[Hypothesis],
         verdicts: list[Verdict],
-        alignments: bool,
+        aligned: Iterator[Alignment | None],
     ) -> list[Translation]:
         texts = self.tokenizer.decode([hypothesis.ids for hypothesis in hypotheses])
         return [
@@ -355,11 +369,24 @@ class Translator:
                 hypothesis.score,
                 hypothesis.log_prob,
                 self.tokenizer.tgt_pieces(hypothesis.ids),
-                align(self.model, self.tokenizer, src, hypothesis.ids) if alignments else None,
+                next(aligned),
                 verdict,
             )
             for text, hypothesis, verdict in zip(texts, hypotheses, verdicts, strict=True)
         ]
+
+    def _of_pairs(
+        self,
+        compute: Callable[[Sequence[list[int]], Sequence[list[int]]], list[Result]],
+        pairs: Sequence[tuple[list[int], list[int]]],
+    ) -> list[Result]:
+        """What is computed of pairs of source and target ids, in batches of like length."""
+        sizes = [(index, max(map(len, pair))) for index, pair in enumerate(pairs)]
+        results: dict[int, Result] = {}
+        for batch in self._batches(sizes, self.max_tokens):
+            src_ids, tgt_ids = zip(*(pairs[index] for index in batch), strict=True)
+            results.update(zip(batch, compute(src_ids, tgt_ids), strict=True))
+        return [results[index] for index in range(len(pairs))]
 
     def _fits(self, line: str, to: str | None) -> bool:
         return len(self.encode([line], to)[0]) <= self.max_length

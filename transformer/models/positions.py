@@ -34,10 +34,11 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, start: int, length: int) -> Tensor:
         """Vectors (length, D) of the positions start .. start + length - 1."""
-        if start + length > len(self.table):
-            size = max(256, start + length, 2 * len(self.table))
-            self.table = sinusoidal(size, self.table.size(1)).to(self.table)
-        return self.table[start : start + length]
+        table = self.table  # other threads may put theirs in its place, even a shorter one
+        if start + length > len(table):
+            size = max(256, start + length, 2 * len(table))
+            self.table = table = sinusoidal(size, table.size(1)).to(table)
+        return table[start : start + length]
 
 
 class LearnedPositions(nn.Module):

@@ -213,9 +213,10 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Ids (B, T) of the positions 0..T-1 -> (B, T, D)."""
         x = self.tokens(ids) * self.scale + self.positions(0, ids.size(1))
-        if torch.is_autocast_enabled(x.device.type):
-            # The residual sums of all layers go on in the type in which they begin.
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if x.is_cpu and torch.is_autocast_enabled("cpu"):
+            # The residual sums of all layers go on in the type in which they begin. (Not on a GPU,
+            # where autocast's layer normalisation gives float32 whatever it gets.)
+            x = x.to(torch.get_autocast_dtype("cpu"))
         return self.dropout(x)
 
     def step(self, ids: Tensor, position: int) -> Tensor:

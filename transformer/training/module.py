@@ -51,7 +51,7 @@ class Seq2SeqModule(LightningModule):
             `random` initial values.
         freeze: patterns for names of parameters that shall not learn, such as `[encoder.*]`, or
             `["*"]` for all.
-        lora: adapters that learn in the place of matrices.
+        lora: adapters that learn beside frozen matrices.
         probes: after each validation also decode some 50 strange lines (single words, capitals,
             digits, very long ones, the wrong language, ...) and log which share of the
             translations repeats itself (`loop_rate`), is empty (`empty_rate`) or far too long
@@ -143,6 +143,12 @@ class Seq2SeqModule(LightningModule):
         torch.manual_seed(self.seed)
         sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
         self.network = self.config.build(*sizes)
+        longest, positions = self.data.rule.max_length, self.network.max_length
+        if positions and longest > positions:
+            raise ValueError(
+                f"data.max_length is {longest}, but the model has {positions} learned positions: "
+                "lower it, or raise model.network.max_positions"
+            )
         if self.init_from:
             self._begin_from(self.init_from)
         self.learned_parameters = choose_what_learns(self.network, self.frozen, self.lora)
