@@ -235,6 +235,8 @@ def test_errors_on_the_command_line(
         ),
         ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
         ("seed: [", "recipe.yaml, line 2"),
+        ("", "recipe.yaml is no recipe: it must hold keys and values"),
+        ("- seed", "recipe.yaml is no recipe: it must hold keys and values"),
     ],
 )
 def test_errors_in_a_recipe_name_file_and_line(

@@ -188,6 +188,8 @@ def test_a_long_line_is_refused_by_name_or_split(
     expected = short.translate([LINES[0], " ".join(LINES * 2)], too_long="split")
     assert run(*args, "--too_long", "split") == expected
     assert "--too_long split" in refused(*args, "--too_long", "split", "--scores")
+    dialogue = f"- {LINES[0]}"
+    assert run("translate", bundle, dialogue) == Translator.load(bundle).translate([dialogue])
     assert "none of --prefix" in refused(*args, "--too_long", "split", "--prefix", "A")
 
 
@@ -313,6 +315,7 @@ def checkpoint(path: Path, seed: int, **changes: Any) -> Transformer:
     }
     weights = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
     content = {"state_dict": weights, "bundle": about, "recipe": {"name": "toy"}, "global_step": 7}
+    content["epoch"] = 0
     torch.save(content, path)
     return model
 

@@ -173,6 +173,23 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             "trainer.accumulate_grad_batches 2: use 6",
         ),
         (["--trainer.devices", "0"], "transformer: error: `Trainer(devices='0')` value is not"),
+        (["--trainer.devices", "2,3"], "error: trainer: "),
+        (
+            ["--trainer.val_check_interval=0.3", "--trainer.accumulate_grad_batches=4"],
+            "trainer.val_check_interval 0.3 is a share of an epoch",
+        ),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0: it must be at"),
+        (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps is 0: it must be at least"),
+        (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1: it must be at"),
+        (["--model.warmup_steps=-5"], "model.warmup_steps is -5: it must be at least 0"),
+        (["--model.learning_rate=-1"], "model.learning_rate is -1: it must be at least 0"),
+        (["--model.label_smoothing=1.5"], "model.label_smoothing is 1.5: it must be below 1"),
+        (["--save_every=0"], "save_every is 0: it must be at least 1"),
+        (["--seed_everything=true"], "seed_everything is True: give a number"),
+        (["--trainer.default_root_dir=x"], "trainer.default_root_dir is not used here: take run"),
+        (["--trainer.overfit_batches=1"], "trainer.overfit_batches is not used here: take data.l"),
+        (["--old_pair.max_drop=1"], "old_pair.max_drop 1.0 does nothing without old_pair.test"),
+        (["stray.yaml"], "'stray.yaml': a recipe is given as --config stray.yaml"),
     ],
 )
 def test_mistakes_cost_one_line_and_leave_nothing(
@@ -190,10 +207,11 @@ def test_mistakes_cost_one_line_and_leave_nothing(
     assert not Path("runs/toy").exists()
 
 
-@pytest.mark.parametrize("key", ["model", "data", "trainer"])
+@pytest.mark.parametrize("key", ["model", "data", "trainer", "old_pair"])
 def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     path = recipe(tmp_path)
-    path.write_text(re.sub(f"^{key}: .*$", f"{key}: 3", path.read_text(), flags=re.MULTILINE))
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{key}:")]
+    path.write_text("\n".join([*lines, f"{key}: 3"]))
     assert fit("--config", path) == 2
     said = capsys.readouterr().err
     assert f"{path}: {key} is 3, not a group of settings" in said
@@ -272,8 +290,9 @@ def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path) -> No
     assert fit("--config", path, "--logger", "none", "--trainer.max_epochs", "1") == 0
     config = yaml.safe_load(Path("runs/toy/config.yaml").read_text())
     tokenizer = Namespace(**config["data"]["tokenizer"])
+    model = Namespace(freeze=(), lora=Namespace(**config["model"]["lora"]))
     given = settings(
-        ckpt_path="runs/toy/checkpoints/last.ckpt", data=Namespace(tokenizer=tokenizer)
+        ckpt_path="runs/toy/checkpoints/last.ckpt", data=Namespace(tokenizer=tokenizer), model=model
     )
     kept = resumable(given)
     assert kept.keys() == {"recipe", "bundle", "wandb_id"}
@@ -402,8 +421,11 @@ def test_vocabulary_of_another_size_cannot_resume(
     assert fit("--config", path, "--ckpt_path", last, "--data.tokenizer.vocab_size", "310") == 2
     said = capsys.readouterr().err
     assert "data.tokenizer.vocab_size is 310, which does not fit the checkpoint" in said
-    assert "of 300" in said
-    torch.save({**torch.load(last), "optimizer_states": None}, last)  # still resumable by its keys
+    assert "with 300" in said
+    assert fit("--config", path, "--ckpt_path", last, "--model.lora.rank", "2") == 2
+    assert "model.lora is {'rank': 2, " in capsys.readouterr().err
+    assert fit("--config", path, "--ckpt_path", last, "--model.freeze", "[encoder.*]") == 2
+    assert "model.freeze is ['encoder.*'], which does not fit" in capsys.readouterr().err
     weights = torch.load(last)
     del weights["optimizer_states"]
     torch.save(weights, "weights.ckpt")
@@ -500,11 +522,11 @@ def records(folder: Path) -> list[Any]:
 
 @pytest.mark.slow
 def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
-    path = recipe(tmp_path)
+    path = recipe(tmp_path, "toy+1.yaml")  # a name that W&B does not take
     process = start("--config", path, WANDB_SILENT="false")
     said, errors = process.communicate(timeout=120, input="")
     assert process.returncode == 0, errors
-    run = Path("runs/toy")
+    run = Path("runs/toy+1")
     found = records(run)
 
     config = {
@@ -514,7 +536,7 @@ def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
     }
     assert json.loads(config["model"])["network"]["d_model"] == 16
     assert json.loads(config["data"])["tokenizer"]["vocab_size"] == 300
-    assert json.loads(config["recipe"]) == "toy"
+    assert json.loads(config["recipe"]) == "toy+1"
     results = json.loads((run / "results.json").read_text())
     assert json.loads(config["parameters"]) == results["parameters"]
     assert "git_revision" in config
@@ -541,6 +563,7 @@ def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
     artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
     artifacts += [record.artifact for record in found if record.HasField("artifact")]
     (bundle,) = [a for a in artifacts if a.type == "model"]
+    assert bundle.name == "toy-1"
     names = {entry.path for entry in bundle.manifest.contents}
     assert names >= {"config.json", "tokenizer.json", "model.safetensors", "README.md"}
     assert f"wandb sync {run}/wandb/offline-run-" in said

@@ -23,7 +23,7 @@ from transformer.training.averaging import (
 )
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
 from transformer.training.meter import NotFinite
-from transformer.training.module import Seq2SeqModule
+from transformer.training.module import RANK, Seq2SeqModule
 from transformer.training.report import load_final_weights
 from transformer.training.stopping import diverged
 
@@ -239,12 +239,12 @@ def test_final_model_is_the_average_else_the_best_else_the_last(trained: Any) ->
         run.callbacks[:] = everything
         return weights
 
-    what, weights = final("step", "val/bleu", None)
+    what, weights = final("step", RANK, None)
     assert what == "mean of the last 3 checkpoints"
     mean = average_checkpoints(sorted(folder.glob("weights-*.ckpt")))["state_dict"]
     torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in mean.items()})
 
-    what, weights = final("val/bleu", None)
+    what, weights = final(RANK, None)
     assert "highest validation BLEU" in what
     by_bleu = sorted(folder.glob("best-*.ckpt"), key=lambda p: float(p.stem.split("bleu")[1]))
     best = read_checkpoint(by_bleu[-1])["state_dict"]

@@ -465,7 +465,7 @@ def test_a_table_of_runs_that_began_from_bundles(
         if line.startswith("| [")
     )
     row = json.loads((tmp_path / "runs/transfer.jsonl").read_text().splitlines()[0])
-    assert "`data.limit=50`" in begun[0]
+    assert "`--data.limit=50`" in begun[0]
     assert begun[1].startswith(f"begun from {trained}/old/bundle (de → en); shared vocabulary: ")
     share = row["learned_parameters"] / row["parameters"]
     assert begun[2:4] == ["50", f"{row['learned_parameters']:,} ({share:.1%})"]

@@ -82,8 +82,12 @@ class OneLineErrors(Base):
             return unknown_argument(message.removeprefix(UNRECOGNIZED).removeprefix("-- "), self)
         key = KNOWN_KEY.search(message)
         if key is None:
-            # A file that is not YAML: its name was lost on the way.
+            # Something with a file, whose name was lost on the way.
             file = self.files[-1] if self.files else "the configuration"
+            if message.startswith("Unexpected config"):
+                return f"{file} is no recipe: it must hold keys and values, such as `data: {{...}}`"
+            if "codec can't decode" in message:
+                return f"{file} is not UTF-8 ({message}): convert it first"
             return " ".join(message.replace('"<unicode string>"', file).split())
         value = GIVEN_VALUE.search(message)
         where = place(key[1], self.files, value and value[1])
@@ -108,7 +112,8 @@ class Parser(OneLineErrors, ArgumentParser):
             if arg == "--":
                 others += left
                 break
-            if not arg.startswith("-") or arg == "-":
+            text = " " in arg and not arg.startswith("--")  # "- hello": a line of a dialogue
+            if not arg.startswith("-") or arg == "-" or text:
                 others.append(arg)
                 continue
             options.append(arg)
@@ -178,7 +183,11 @@ def unknown_argument(arguments: str, parser: Any) -> str:
     """Says that the first of some arguments does not exist, and which option is nearest."""
     argument = arguments.split()[0]
     if not argument.startswith("-"):
-        return f"unexpected argument {argument!r}"
+        recipe = (
+            argument.endswith((".yaml", ".yml")) and "--config" in parser._option_string_actions
+        )
+        hint = f": a recipe is given as --config {argument}" if recipe else ""
+        return f"unexpected argument {argument!r}{hint}"
     option = argument.split("=")[0]
     near = nearest(option.lstrip("-"), valid_keys(parser))
     return f"option {option!r} does not exist" + (f", the nearest is '--{near}'" if near else "")
@@ -276,7 +285,7 @@ def recipes_folder() -> Path:
 
 
 def check_groups(files: Iterable[str]) -> None:
-    """Refuse recipes in which `model`, `data` or `trainer` is no group of settings.
+    """Refuse recipes in which `model` or another group is not a group of settings.
 
     Raises:
         ValueError: which file and key; Lightning would train with defaults, or break.
@@ -285,7 +294,7 @@ def check_groups(files: Iterable[str]) -> None:
 
     for file in files:
         groups = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        for key in ("model", "data", "trainer"):
+        for key in ("model", "data", "trainer", "old_pair"):
             if not isinstance(groups.get(key, {}), dict):
                 raise ValueError(
                     f"{file}: {key} is {groups[key]!r}, not a group of settings: indent settings "

@@ -32,7 +32,10 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
         ValueError: If the checkpoints do not belong together, or the folder exists.
     """
     if Path(bundle).exists():  # before the work, which may be long
-        raise ValueError(f"{bundle} exists already: choose another folder, or move it away")
+        raise ValueError(
+            f"{bundle} exists already: the last argument is the new bundle's folder: choose "
+            "another one, or move it away"
+        )
     checkpoint = average_checkpoints(checkpoints)
     checkpoint_to_bundle(checkpoint, bundle, card(checkpoint, checkpoints))
     print(f"{described(checkpoints)} -> {bundle}\nTry: {program()} translate {bundle} <text>")

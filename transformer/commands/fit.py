@@ -28,6 +28,7 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Shape, architecture_of
 from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
+from transformer.training.checks import check
 from transformer.training.forgetting import ForgettingGate, OldPair
 from transformer.training.meter import NotFinite
 from transformer.training.module import module_of
@@ -44,7 +45,6 @@ from transformer.training.runs import (
     RUN_DIR,
     SaveConfig,
     be_quiet,
-    check,
     choose_precision,
     claim,
     recipe_name,
@@ -128,20 +128,34 @@ def finish(cli: FitCLI, gate: ForgettingGate | None) -> bool:
     """Score the final model and write everything down; whether it forgot its old pair."""
     trainer, module = cli.trainer, cli.model
     weights = load_final_weights(trainer, module)
-    split: Split | None = "test" if cli.config.data.test else "val" if cli.config.data.val else None
-    scores = evaluate(trainer, module, split) if split else {}
+    try:
+        numbers = scored(cli, gate, weights)
+    except BaseException:  # of hours of training there is a bundle, whatever became of the test
+        if trainer.is_global_zero:
+            numbers = results(trainer, module, cli.log, {}, None, weights)
+            save_final(cli.folder, module, numbers, weights)
+            print(f"\nThe model was not tested; it is in {cli.folder / 'bundle'}", flush=True)
+        raise
     if not trainer.is_global_zero:
         return False
-    numbers = results(trainer, module, cli.log, scores, split, weights)
-    if gate:
-        numbers["old_pair"] = gate.score_after(module)
-        gate.log(trainer, numbers["old_pair"])
     picture = save_final(cli.folder, module, numbers, weights)
-    log_bundle(trainer, cli.folder / "bundle", cli.name, numbers)
     print(summary(cli.folder, module, numbers, weights, picture), flush=True)
+    log_bundle(trainer, cli.folder / "bundle", cli.name, numbers)
     if cli.temporary:
         print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
     return bool(gate and numbers["old_pair"]["forgotten"])
+
+
+def scored(cli: FitCLI, gate: ForgettingGate | None, weights: str) -> dict[str, Any]:
+    """What `results.json` holds of the final model, after its test; the first process knows all."""
+    trainer, module = cli.trainer, cli.model
+    split: Split | None = "test" if cli.config.data.test else "val" if cli.config.data.val else None
+    scores = evaluate(trainer, module, split) if split else {}
+    numbers = results(trainer, module, cli.log, scores, split if scores else None, weights)
+    if gate:
+        numbers["old_pair"] = gate.score_after(module)
+        gate.log(trainer, numbers["old_pair"])
+    return numbers
 
 
 def default_network(args: Sequence[str]) -> Shape:
@@ -275,11 +289,11 @@ class FitCLI(LightningCLI):
         """Lightning's own warns whenever arguments are passed in."""
         self.config = parser.parse_args(args)
         check_groups(cast(FitParser, parser).files)
+        check(self.config)
 
     def before_instantiate_classes(self) -> None:
         """Find the run folder and the checkpoint before anything is built."""
         config = self.config
-        check(config)
         self.ckpt_path: str | None = config.ckpt_path
         self.checkpoint = resumable(config) if config.ckpt_path else None
         self.name = recipe_name(config, self.checkpoint)
@@ -305,7 +319,8 @@ class FitCLI(LightningCLI):
             self.datamodule.tokenizer = Tokenizer.from_text(self.checkpoint["bundle"]["tokenizer"])
         run_id = (self.checkpoint or {}).get("wandb_id")
         kind: LoggerName = "none" if config.trainer.fast_dev_run else config.logger
-        callbacks = [self.log, WandbTracker(), SaveConfig(self.folder, text), Banner(self)]
+        # The log comes after what a validation does for W&B, for it starts the clock again.
+        callbacks = [WandbTracker(), self.log, SaveConfig(self.folder, text), Banner(self)]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(progress(self.log))
         if config.patience is not None:
@@ -319,12 +334,18 @@ class FitCLI(LightningCLI):
         )
         callbacks.append(self.stop)
         given = self.config_init.trainer
-        return super().instantiate_trainer(
-            logger=given.logger or make_logger(kind, self.folder, self.name, run_id) or False,
-            callbacks=[*(given.callbacks or []), *callbacks],
-            default_root_dir=str(self.folder),
-            enable_progress_bar=any(isinstance(c, LiveProgress) for c in callbacks),
-        )
+        logger = given.logger
+        if logger is None:
+            logger = make_logger(kind, self.folder, self.name, run_id) or False
+        try:
+            return super().instantiate_trainer(
+                logger=logger,
+                callbacks=[*(given.callbacks or []), *callbacks],
+                default_root_dir=str(self.folder),
+                enable_progress_bar=any(isinstance(c, LiveProgress) for c in callbacks),
+            )
+        except (TypeError, ModuleNotFoundError) as error:  # a device or a plugin that is not there
+            raise ValueError(f"trainer: {error}") from None
 
     def tidy(self) -> None:
         """Leave no folder behind in which nothing was trained: it would be in the way."""

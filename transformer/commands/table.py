@@ -51,7 +51,10 @@ def table(results: str, markdown: str) -> None:
             f"{target} must have the lines {' and '.join(comments)}, between which to write"
         )
     file = source.with_name("published.json")
-    published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error})") from None
     parts = [described(rows, published), *pictures(rows, source.parent, target.parent)]
     target.write_text("\n".join([f"{before}{begin}", *parts, f"{end}{after}"]), encoding="utf-8")
     print(f"{len(rows)} runs -> {target}")

@@ -77,13 +77,15 @@ def writing(file: str | None) -> Iterator[TextIO]:
     """Opens a file to write to, which appears when it is whole; standard output if None.
 
     Raises:
-        ValueError: If the file exists.
+        ValueError: If the file exists, or its folder does not.
     """
     if file is None:
         yield sys.stdout
         return
     if Path(file).exists():
         raise ValueError(f"{file} exists already: choose another --output, or move it away")
+    if not Path(file).parent.is_dir():
+        raise ValueError(f"--output {file}: there is no folder {Path(file).parent}: make it first")
     partial = Path(f"{file}.partial-{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as stream:

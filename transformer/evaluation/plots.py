@@ -22,6 +22,7 @@ LATIN = "DejaVu Sans"  # comes with matplotlib
 CELL = 0.34  # inches, for labels of 10 points
 CELL_OF_LONG = 0.2  # beyond LONG pieces, with labels of 7 points
 LONG = 40
+LARGEST = 40.0  # inches, of a panel
 FEW = 10  # sentences
 
 
@@ -103,6 +104,7 @@ def bleu_by_length(
 def _panels(heads: int, rows: int, columns: int) -> tuple[Figure, Axes, list[Axes]]:
     """Lays out the large panel and, beside it in a square of the same size, one for each head."""
     cell = CELL if max(rows, columns) <= LONG else CELL_OF_LONG
+    cell = min(cell, LARGEST / max(rows, columns))
     width, height = max(2.0, columns * cell), max(2.0, rows * cell)
     side = ceil(sqrt(heads)) if heads > 1 else 0
     size = (width * (2 if side else 1) + 2.5, height + 1.8)

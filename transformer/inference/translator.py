@@ -232,11 +232,7 @@ class Translator:
         ids, found, verdicts = self._search(
             lines, to=to, prefix=prefix, generator=generator, guard=guard, **overrides
         )
-        aligned: Iterator[Alignment | None] = repeat(None)
-        if alignments:
-            both = zip(ids, found, strict=True)
-            pairs = [(src, hypothesis.ids) for src, line in both for hypothesis in line]
-            aligned = iter(self._of_pairs(partial(align, self.model, self.tokenizer), pairs))
+        aligned = self._alignments(ids, found) if alignments else repeat(None)
         return [self._translations(*line, aligned) for line in zip(found, verdicts, strict=True)]
 
     def _search(
@@ -374,6 +370,14 @@ class Translator:
             )
             for text, hypothesis, verdict in zip(texts, hypotheses, verdicts, strict=True)
         ]
+
+    def _alignments(
+        self, ids: list[list[int]], found: list[list[Hypothesis]]
+    ) -> Iterator[Alignment]:
+        """That of each hypothesis of each line, in their order."""
+        lines = zip(ids, found, strict=True)
+        pairs = [(src, hypothesis.ids) for src, line in lines for hypothesis in line]
+        return iter(self._of_pairs(partial(align, self.model, self.tokenizer), pairs))
 
     def _of_pairs(
         self,

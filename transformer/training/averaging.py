@@ -97,7 +97,7 @@ def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, card: s
     load_network(network, checkpoint)
     training = {
         "recipe": checkpoint["recipe"].get("name"),
-        "epochs": checkpoint.get("epoch"),
+        "epochs": checkpoint["epoch"] + 1,  # Lightning counts from 0
         "steps": checkpoint.get("global_step"),
     }
     save_bundle(folder, network, tokenizer, card=card, training=training, **about["about"])

@@ -9,7 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from transformer.training.meter import Reading
-from transformer.training.module import Seq2SeqModule
+from transformer.training.module import RANK, Seq2SeqModule
+
+
+def of_training(trainer: Trainer) -> bool:
+    """Whether a validation is one of training: not the test of it, nor a trial before it."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 class TrainingLog(Callback):
@@ -52,12 +57,12 @@ class TrainingLog(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training; nothing that is NaN is decoded."""
-        if trainer.state.fn == "fit":
+        if of_training(trainer):
             self._read(trainer, cast(Seq2SeqModule, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the scores, and start the clock of training again."""
-        if trainer.state.fn == "fit":
+        if of_training(trainer):
             self._tick(training=False)
             scores = cast(Seq2SeqModule, pl_module).scorer.scores
             self.curve.append(round(scores["bleu"], 2))
@@ -155,6 +160,25 @@ def _peak_memory_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """Finds its files where the run folder is now; Lightning would forget them if it was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Those that are gone are forgotten."""
+
+        def here(path: str) -> str:
+            file = Path(str(self.dirpath), Path(path).name)
+            return str(file) if path and file.exists() else ""
+
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        kept.pop("", None)
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        paths = {name: here(state_dict[name]) for name in names}
+        super().load_state_dict(
+            {**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath}
+        )
+
+
 def checkpoints(
     folder: Path, *, validates: bool, keep_best: int, average: int, save_every: int | None
 ) -> list[Callback]:
@@ -180,17 +204,17 @@ def checkpoints(
         rolling: dict[str, Any] = {"monitor": "step", "mode": "max", "save_top_k": average}
         name = "weights-step{step}"
         found.append(
-            ModelCheckpoint(filename=name, save_weights_only=True, **rolling, **when, **common)
+            RunCheckpoint(filename=name, save_weights_only=True, **rolling, **when, **common)
         )
     if validates:
-        best: dict[str, Any] = {"monitor": "val/bleu", "mode": "max", "save_top_k": keep_best}
+        best: dict[str, Any] = {"monitor": RANK, "mode": "max", "save_top_k": keep_best}
         name = "best-step{step}-bleu{val/bleu:.2f}"
-        found.append(ModelCheckpoint(filename=name, **best, **common))
-    return [*found, ModelCheckpoint(filename="last", **when, **common)]
+        found.append(RunCheckpoint(filename=name, **best, **common))
+    return [*found, RunCheckpoint(filename="last", **when, **common)]
 
 
 def early_stopping(patience: int) -> EarlyStopping:
     """Stop when BLEU has not risen for `patience` validations."""
     return EarlyStopping(
-        "val/bleu", mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
+        RANK, mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
     )

@@ -1,11 +1,13 @@
 """What a run that begins from a bundle does to the pair that the bundle knew."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
-from transformer.bundle import load_bundle
+from transformer.bundle import read_config
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.evaluation.metrics import SAMPLES, Comparison, TranslationScore, paired_bootstrap
 from transformer.inference.search import SearchConfig
@@ -47,22 +49,24 @@ class ForgettingGate:
     def __init__(self, config: OldPair, folder: str) -> None:
         assert config.test
         self.config = config
-        old = load_bundle(folder)
-        languages = config.src or old.config["src"], config.tgt or old.config["tgt"]
+        old = read_config(Path(folder))
+        languages = config.src or old["src"], config.tgt or old["tgt"]
         self.corpus: Corpus = open_corpus(
             config.test, *languages, config.columns, key="old_pair.test"
         )
         pairs = list(self.corpus.pairs())
         self.sources = [pair.src for pair in pairs]
         self.references = [pair.tgt for pair in pairs]
-        evaluation = old.config["evaluation"]
+        evaluation = old["evaluation"]
         self.score = TranslationScore(evaluation["score_tokenize"], evaluation["score_lowercase"])
         self.folder = folder
         self.before: list[str] = []
+        self.device = torch.device("cpu")
 
     def score_before(self, search: SearchConfig) -> str:
         """Translates with the bundle, and with the search of the run; BLEU in words."""
-        translator = Translator.load(self.folder)
+        translator = Translator.load(self.folder, precision="float32")  # as that of after
+        self.device = translator.device
         translator.encode([], self.corpus.tgt)  # says so if it knows no such language
         translator.tgt = self.corpus.tgt
         self.before = self._translate(translator, search)
@@ -76,7 +80,8 @@ class ForgettingGate:
         # A model that cannot be asked for the old target language writes its own.
         known = self.corpus.tgt in module.tokenizer.tags
         tgt = self.corpus.tgt if known else module.data.tgt
-        translator = Translator(module.model, module.tokenizer, max_length=longest, tgt=tgt)
+        model = module.model.to(self.device)  # training has left it on the CPU
+        translator = Translator(model, module.tokenizer, max_length=longest, tgt=tgt)
         after = self._translate(translator, module.search_config)
         compared = paired_bootstrap(self.score, self.before, after, self.references)
         return {

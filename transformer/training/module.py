@@ -22,6 +22,9 @@ from transformer.training.objective import Schedule, label_smoothed_loss, learni
 from transformer.training.scoring import Scorer, probe
 from transformer.training.transfer import FREE, NewRows, check_shape, transplant
 
+#: By which validations are compared: BLEU and, where it is the same (at first it is 0), the loss.
+RANK = "val/rank"
+
 
 class Seq2SeqModule(LightningModule):
     """Trains and evaluates a sequence-to-sequence model.
@@ -85,8 +88,6 @@ class Seq2SeqModule(LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        if learning_rate < 0:
-            raise ValueError(f"model.learning_rate is {learning_rate:g}: it must not be negative")
         self.config = network
         self.label_smoothing = label_smoothing
         self.schedule = schedule
@@ -300,7 +301,10 @@ class Seq2SeqModule(LightningModule):
 
     def _log_scores(self, split: Literal["val", "test"]) -> None:
         # Loggers get these from a callback, with the step of everything else.
-        scores = {f"{split}/{key}": value for key, value in self.scorer.scores.items()}
+        found = self.scorer.scores
+        scores = {f"{split}/{key}": value for key, value in found.items()}
+        if split == "val":
+            scores[RANK] = found["bleu"] - 1e-6 * found["loss"]
         self.log_dict(scores, logger=False)
 
     # Checkpoints

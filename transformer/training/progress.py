@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from transformer.training.callbacks import TrainingLog
+from transformer.training.callbacks import TrainingLog, of_training
 
 
 def progress(log: TrainingLog) -> Callback:
@@ -98,7 +98,7 @@ class LiveProgress(TQDMProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a line about each validation above the bar."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == "fit" and "val/loss" in self.log_source.latest:
+        if of_training(trainer) and "val/loss" in self.log_source.latest:
             self.print(f"{_epoch(trainer)}  {validation_line(self.log_source.latest)}")
 
 
@@ -126,7 +126,7 @@ class PlainProgress(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the scores."""
-        if trainer.state.fn == "fit" and "val/loss" in self.log_source.latest:
+        if of_training(trainer) and "val/loss" in self.log_source.latest:
             self._print(trainer, validation_line(self.log_source.latest))
 
     def _print(self, trainer: Trainer, text: str) -> None:

@@ -20,12 +20,12 @@ from transformer.training.adapters import merge
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
 from transformer.training.forgetting import in_words
-from transformer.training.module import Seq2SeqModule
+from transformer.training.module import RANK, Seq2SeqModule
 from transformer.training.runs import program
 from transformer.training.tracking import attention_figure, samples
 
 Split = Literal["test", "val"]
-SHOWN = 5  # translations in the summary; the picture is of the first
+SHOWN = 5  # translations in the summary; the picture is of one of them
 
 
 def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
@@ -42,7 +42,7 @@ def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
         rolling.sort(key=lambda path: int(Path(path).stem.partition("-step")[2]))
         load_network(module.model, average_checkpoints(rolling))
         return f"mean of the last {len(rolling)} checkpoints"
-    best = [c.best_model_path for c in saved if c.monitor == "val/bleu" and c.best_model_path]
+    best = [c.best_model_path for c in saved if c.monitor == RANK and c.best_model_path]
     if best:
         load_network(module.model, read_checkpoint(best[0]))
         return "checkpoint with the highest validation BLEU"
@@ -50,7 +50,8 @@ def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
 
 
 def evaluate(trainer: Trainer, module: Seq2SeqModule, split: Split) -> dict[str, float]:
-    """Loss, perplexity, BLEU and chrF of the module on one split."""
+    """Loss, perplexity, BLEU and chrF of the module on one split; nothing if it has no batches."""
+    module.scorer.forget()
     run = trainer.test if split == "test" else trainer.validate
     run(module, datamodule=module.data, verbose=False)
     return module.scorer.scores
@@ -105,7 +106,7 @@ def results(
         "recipe": module.recipe.get("name"),
         "seed": module.seed,
         "precision": str(trainer.precision),
-        "machine": machine(module),
+        "machine": machine(trainer.strategy.root_device),  # the module was moved away already
         "versions": versions(),
     }
 
@@ -122,10 +123,10 @@ def _by_length(module: Seq2SeqModule, split: Split | None) -> dict[str, Any]:
     }
 
 
-def machine(module: Seq2SeqModule) -> str:
+def machine(device: torch.device) -> str:
     """The GPU, or the processor and how many threads it computes with."""
-    if module.device.type == "cuda":
-        return torch.cuda.get_device_name(module.device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     file = Path("/proc/cpuinfo")
     info = file.read_text() if file.exists() else ""
     found = re.search(r"model name\s*: (.*)", info)
@@ -175,10 +176,10 @@ def save_final(
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     shown = samples(module, numbers["split"], SHOWN) if numbers["split"] else []
-    if not shown:
+    if (figure := attention_figure(module, shown)) is None:
         return None
     picture = folder / "attention.png"
-    attention_figure(module, shown[0][0], shown[0][2]).savefig(picture, dpi=150)
+    figure.savefig(picture, dpi=150)
     return picture
 
 

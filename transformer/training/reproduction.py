@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from transformer.data.corpus import Corpus, TwoFiles
 from transformer.data.files import UNZIP_ERRORS, lines, unzipped
-from transformer.training.callbacks import TrainingLog
+from transformer.training.callbacks import TrainingLog, of_training
 
 NEEDED = (
     "recipe", "changes", "bleu", "signature", "validation_bleu", "test", "machine", "versions"
@@ -115,7 +115,7 @@ class Curve(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print where it is."""
         done = len(self.own.curve)
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or done > len(self.reference):
+        if not of_training(trainer) or not trainer.is_global_zero or done > len(self.reference):
             return
         found, expected = self.own.curve[-1], self.reference[done - 1]
         bar = trainer.progress_bar_callback

@@ -21,37 +21,6 @@ RUN_DIR = "TRANSFORMER_RUN_DIR"
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
-def check(config: Any) -> None:
-    """Refuse settings that do not go together, before anything is built.
-
-    Raises:
-        ValueError: which ones.
-    """
-    precision = config.trainer.precision
-    if str(precision) in ("16", "16-mixed", "16-true"):
-        # The scaler's infinite gradients, which it skips, cannot be told from a run that diverged.
-        raise ValueError(
-            f"trainer.precision {precision} cannot train here: use bf16-mixed or 32-true"
-        )
-    if config.old_pair.test and not config.model.init_from:
-        raise ValueError(
-            f"old_pair.test {config.old_pair.test} is about the bundle that a run begins from: "
-            "give model.init_from, or leave old_pair out"
-        )
-    if config.patience is not None and not config.data.val:
-        raise ValueError(
-            f"patience {config.patience} counts validations, but there is no data.val: give "
-            "data.val, or leave patience out"
-        )
-    interval, window = config.trainer.val_check_interval, config.trainer.accumulate_grad_batches
-    if isinstance(interval, int) and interval % (window or 1):
-        # Checkpoints of a validation inside of an optimizer step could not be resumed exactly.
-        raise ValueError(
-            f"trainer.val_check_interval {interval} counts batches and is not a multiple of "
-            f"trainer.accumulate_grad_batches {window}: use {-(-interval // window) * window}"
-        )
-
-
 def claim(config: Any, name: str) -> tuple[Path, bool]:
     """The folder of the run, made here; that of its checkpoint when it is resumed.
 
@@ -106,7 +75,7 @@ def resumable(config: Any) -> dict[str, Any]:
         Its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
 
     Raises:
-        ValueError: when it cannot be, or was trained with another vocabulary.
+        ValueError: when it cannot be, or other parameters were trained in it.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     if "optimizer_states" not in checkpoint:
@@ -114,15 +83,30 @@ def resumable(config: Any) -> dict[str, Any]:
             f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged: resume from "
             "last.ckpt, interrupted.ckpt or best-*.ckpt"
         )
-    trained = checkpoint["recipe"]["config"]["data"]["tokenizer"]
-    for key, value in vars(config.data.tokenizer).items():
-        if trained.get(key) != value:
+    trained = checkpoint["recipe"]["config"]
+    now = {f"data.tokenizer.{key}": value for key, value in vars(config.data.tokenizer).items()}
+    before = {f"data.tokenizer.{key}": value for key, value in trained["data"]["tokenizer"].items()}
+    for key in ("freeze", "lora"):
+        now[f"model.{key}"] = _plain(getattr(config.model, key))
+        before[f"model.{key}"] = trained["model"][key]
+    for key, value in now.items():
+        if before.get(key) != value:
             raise ValueError(
-                f"data.tokenizer.{key} is {value!r}, which does not fit the checkpoint "
-                f"{config.ckpt_path} with the vocabulary of {trained.get(key)!r}: resume with the "
-                "checkpoint's value, or begin a new run"
+                f"{key} is {value!r}, which does not fit the checkpoint {config.ckpt_path} with "
+                f"{before.get(key)!r}: resume with the checkpoint's value, or begin a new run"
             )
     return {key: checkpoint.get(key) for key in ("recipe", "bundle", "wandb_id")}
+
+
+def _plain(setting: Any) -> Any:
+    """As YAML has it, in which recipes are kept."""
+    if isinstance(setting, list | tuple):
+        return [_plain(item) for item in setting]
+    return (
+        {k: _plain(v) for k, v in vars(setting).items()}
+        if hasattr(setting, "__dict__")
+        else setting
+    )
 
 
 def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:

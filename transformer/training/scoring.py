@@ -43,9 +43,13 @@ class Scorer(nn.Module):
             references: of the whole corpus.
             tgt: its language.
         """
+        self.forget()
         self._references, self._tgt = references, tgt
         self._sums = [0.0, 0.0, 0.0]
-        self.translations = {}
+
+    def forget(self) -> None:
+        """There are no scores and no translations."""
+        self.scores, self.translations = {}, {}
 
     def add(
         self, ids: list[int], hypotheses: list[str], loss: float, nll: float, tokens: int

@@ -4,6 +4,7 @@ import csv
 import netrc
 import os
 import random
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,10 +15,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from transformer.inference.translator import Translator
+from transformer.training.callbacks import of_training
 from transformer.training.module import Seq2SeqModule
 
 LoggerName = Literal["wandb", "csv", "none"]
 SAMPLES = 8  # sentences in the table of each validation
+DRAWN = 200  # characters, at most as many pieces: a picture can show them
 
 
 def make_logger(kind: LoggerName, folder: Path, name: str, run_id: str | None) -> Logger | None:
@@ -99,7 +102,7 @@ class WandbTracker(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A table of translations, and where the model looked when it made one of them."""
         logger, module = trainer.logger, cast(Seq2SeqModule, pl_module)
-        if trainer.state.fn != "fit" or not isinstance(logger, WandbLogger):
+        if not of_training(trainer) or not isinstance(logger, WandbLogger):
             return
         rows = samples(module, "val", SAMPLES)
         if not rows or not trainer.is_global_zero:
@@ -107,8 +110,8 @@ class WandbTracker(Callback):
         table: list[Any] = [[trainer.global_step, *row] for row in rows]
         columns = ["step", "source", "reference", "translation"]
         logger.log_text("val/translations", columns, table, step=trainer.global_step)
-        figure = attention_figure(module, rows[0][0], rows[0][2])
-        logger.log_image("val/attention", [figure], step=trainer.global_step)
+        if figure := attention_figure(module, rows):
+            logger.log_image("val/attention", [figure], step=trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -131,10 +134,17 @@ def samples(
     return [(sources[i], references[i], module.scorer.translations[i]) for i in chosen]
 
 
-def attention_figure(module: Seq2SeqModule, source: str, translation: str) -> Any:
-    """Cross-attention of the last layer for one sentence pair, as a matplotlib figure."""
+def attention_figure(module: Seq2SeqModule, rows: list[tuple[str, str, str]]) -> Any:
+    """Cross-attention of the last layer for a translation, as a matplotlib figure.
+
+    It is the first of some `samples` that fits on a page; None where all are longer.
+    """
     from transformer.evaluation.plots import attention_heatmap
 
+    short = (row for row in rows if max(len(row[0]), len(row[2])) <= DRAWN)
+    if (row := next(short, None)) is None:
+        return None
+    source, _, translation = row
     translator = Translator(module.model, module.tokenizer, tgt=module.data.tgt)
     weights, src_pieces, tgt_pieces = translator.attention(source, translation)
     title = module.model.describe() + (", last layer" if len(weights) > 1 else "")
@@ -150,7 +160,9 @@ def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any
     run = trainer.logger.experiment
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
     run.summary.update({f"final/{key}": value for key, value in numbers.items()})
-    artifact = wandb.Artifact(name.replace("/", "-"), type="model", metadata=numbers)
+    # Of other characters W&B takes none.
+    allowed = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")[:128] or "bundle"
+    artifact = wandb.Artifact(allowed, type="model", metadata=numbers)
     for path in folder.iterdir():  # add_dir() would talk about it
         artifact.add_file(str(path), name=path.name)
     run.log_artifact(artifact)

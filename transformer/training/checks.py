@@ -1,0 +1,88 @@
+"""Settings that a run cannot be trained with, refused before anything is built."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def check(config: Any) -> None:
+    """Refuse settings that are out of their range or do not go together.
+
+    Raises:
+        ValueError: the first of them.
+    """
+    for problem in (*_ranges(config), *_numerics(config), *_groups(config), *_not_ours(config)):
+        raise ValueError(problem)
+
+
+def _ranges(config: Any) -> Iterator[str]:
+    """Numbers below their smallest value; Lightning would divide by them, or train uphill."""
+    for key, smallest in {
+        "save_every": 1,
+        "average": 0,
+        "patience": 0,
+        "keep_best": 1,
+        "model.warmup_steps": 0,
+        "model.learning_rate": 0,
+        "model.weight_decay": 0,
+        "model.label_smoothing": 0,
+        "trainer.gradient_clip_val": 0,
+        "trainer.accumulate_grad_batches": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.log_every_n_steps": 1,
+    }.items():
+        value = config[key]
+        if value is not None and value < smallest:
+            yield f"{key} is {value:g}: it must be at least {smallest}"
+    if config.model.label_smoothing >= 1:
+        yield f"model.label_smoothing is {config.model.label_smoothing:g}: it must be below 1"
+    if isinstance(config.seed_everything, bool):
+        yield f"seed_everything is {config.seed_everything}: give a number, the default is 1"
+
+
+def _numerics(config: Any) -> Iterator[str]:
+    precision = config.trainer.precision
+    if str(precision) in ("16", "16-mixed", "16-true"):
+        # The scaler's infinite gradients, which it skips, cannot be told from a run that diverged.
+        yield f"trainer.precision {precision} cannot train here: use bf16-mixed or 32-true"
+    # Checkpoints of a validation inside of an optimizer step could not be resumed exactly.
+    interval, window = config.trainer.val_check_interval, config.trainer.accumulate_grad_batches
+    if isinstance(interval, float) and interval < 1 < window:
+        yield (
+            f"trainer.val_check_interval {interval:g} is a share of an epoch and may end inside of "
+            f"a step of {window} batches: give a number of batches, such as {window * 100}"
+        )
+    elif isinstance(interval, int) and interval % window:
+        yield (
+            f"trainer.val_check_interval {interval} counts batches and is not a multiple of "
+            f"trainer.accumulate_grad_batches {window}: use {-(-interval // window) * window}"
+        )
+
+
+def _groups(config: Any) -> Iterator[str]:
+    """What needs something that is not given."""
+    old = config.old_pair
+    if old.test and not config.model.init_from:
+        yield (
+            f"old_pair.test {old.test} is about the bundle that a run begins from: "
+            "give model.init_from, or leave old_pair out"
+        )
+    for key, value in vars(old).items():
+        if value is not None and not old.test:
+            yield f"old_pair.{key} {value} does nothing without old_pair.test: give the corpus, too"
+    if config.patience is not None and not config.data.val:
+        yield (
+            f"patience {config.patience} counts validations, but there is no data.val: give "
+            "data.val, or leave patience out"
+        )
+
+
+def _not_ours(config: Any) -> Iterator[str]:
+    """Lightning's options whose work is done by others here."""
+    instead = {
+        "default_root_dir": (None, "run_dir"),
+        "overfit_batches": (0.0, "data.limit"),
+        "reload_dataloaders_every_n_epochs": (0, "nothing: each epoch has an order of its own"),
+    }
+    for key, (default, ours) in instead.items():
+        if config.trainer[key] not in (None, default):
+            yield f"trainer.{key} is not used here: take {ours}"
