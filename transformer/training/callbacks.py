@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from transformer.training.meter import Reading
 from transformer.training.module import RANK, Seq2SeqModule
 
+WARM_UP = 20  # steps that say nothing of the pace: data workers start, kernels are made
+
 
 def of_training(trainer: Trainer) -> bool:
     """Whether a validation is one of training: not the test of it, nor a trial before it."""
@@ -30,8 +32,9 @@ class TrainingLog(Callback):
         self.curve: list[float] = []
         #: The newest numbers, by the names that the loggers get.
         self.latest: dict[str, float] = {}
-        #: When this process began to train, and after which optimizer step.
+        #: When, and after which optimizer step, this process began to train, or had warmed up.
         self.started, self.first_step = time.monotonic(), 0
+        self._warm = WARM_UP
         self._mark = self.started
         self._window = 0.0
         self._last_step = 0
@@ -40,6 +43,7 @@ class TrainingLog(Callback):
         """Start the clock."""
         self.started = self._mark = time.monotonic()
         self.first_step = self._last_step = trainer.global_step
+        self._warm = trainer.global_step + WARM_UP
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,6 +52,8 @@ class TrainingLog(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
+        if trainer.global_step == self._warm:
+            self.started, self.first_step = time.monotonic(), trainer.global_step
         # The very first step, too: it shows at once whether the run is alive.
         if (
             trainer.global_step % cast(Any, trainer).log_every_n_steps == 0

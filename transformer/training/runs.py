@@ -7,6 +7,7 @@ import shutil
 import sys
 import timeit
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -83,30 +84,31 @@ def resumable(config: Any) -> dict[str, Any]:
             f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged: resume from "
             "last.ckpt, interrupted.ckpt or best-*.ckpt"
         )
-    trained = checkpoint["recipe"]["config"]
-    now = {f"data.tokenizer.{key}": value for key, value in vars(config.data.tokenizer).items()}
-    before = {f"data.tokenizer.{key}": value for key, value in trained["data"]["tokenizer"].items()}
-    for key in ("freeze", "lora"):
-        now[f"model.{key}"] = _plain(getattr(config.model, key))
-        before[f"model.{key}"] = trained["model"][key]
-    for key, value in now.items():
-        if before.get(key) != value:
+    now, trained = _plain(config), checkpoint["recipe"]["config"]
+    keys = [f"data.tokenizer.{key}" for key in now["data"]["tokenizer"]]
+    for key in (*keys, "model.freeze", "model.lora"):
+        value, before = _at(now, key), _at(trained, key)
+        if value != before:
             raise ValueError(
                 f"{key} is {value!r}, which does not fit the checkpoint {config.ckpt_path} with "
-                f"{before.get(key)!r}: resume with the checkpoint's value, or begin a new run"
+                f"{before!r}: resume with the checkpoint's value, or begin a new run"
             )
     return {key: checkpoint.get(key) for key in ("recipe", "bundle", "wandb_id")}
 
 
 def _plain(setting: Any) -> Any:
-    """As YAML has it, in which recipes are kept."""
+    """Settings as YAML has them, in which recipes are kept."""
     if isinstance(setting, list | tuple):
         return [_plain(item) for item in setting]
-    return (
-        {k: _plain(v) for k, v in vars(setting).items()}
-        if hasattr(setting, "__dict__")
-        else setting
-    )
+    if isinstance(setting, Namespace):
+        return {key: _plain(value) for key, value in vars(setting).items()}
+    return setting
+
+
+def _at(settings: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        settings = settings.get(part, {})
+    return settings
 
 
 def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
