@@ -184,6 +184,10 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--model.warmup_steps=-5"], "model.warmup_steps is -5: it must be at least 0"),
         (["--model.learning_rate=-1"], "model.learning_rate is -1: it must be at least 0"),
         (["--model.label_smoothing=1.5"], "model.label_smoothing is 1.5: it must be below 1"),
+        (
+            ["--model.network.positions=learned", "--model.network.max_positions=50"],
+            "data.max_length is 60, but there are 50 learned positions",
+        ),
         (["--save_every=0"], "save_every is 0: it must be at least 1"),
         (["--seed_everything=true"], "seed_everything is True: give a number"),
         (["--trainer.default_root_dir=x"], "trainer.default_root_dir is not used here: take run"),

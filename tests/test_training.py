@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import NETWORK, FixedData, datamodule, module, one_step, trainer
+from toys import FixedData, datamodule, module, one_step, trainer
 
 from transformer.bundle import load_bundle
 from transformer.training.averaging import (
@@ -42,12 +41,6 @@ def test_clipping_by_value_is_refused(tmp_path: Path) -> None:
     run = trainer(tmp_path, gradient_clip_val=1.0, gradient_clip_algorithm="value", max_epochs=1)
     with pytest.raises(ValueError, match=r"trainer\.gradient_clip_algorithm is 'value'"):
         run.fit(module(), datamodule=FixedData([2], []))
-
-
-def test_pairs_longer_than_the_learned_positions_are_refused_at_once(tmp_path: Path) -> None:
-    network = replace(NETWORK, positions="learned", max_positions=9)
-    with pytest.raises(ValueError, match=r"data.max_length is \d+, .* 9 learned positions"):
-        trainer(tmp_path).fit(module(network=network), datamodule=FixedData([2], []))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -59,7 +59,13 @@ def _numerics(config: Any) -> Iterator[str]:
 
 
 def _groups(config: Any) -> Iterator[str]:
-    """What needs something that is not given."""
+    """What does not go together, or needs something that is not given."""
+    network, longest = config.model.network, config.data.max_length
+    if network.get("positions") == "learned" and longest > network.max_positions:
+        yield (
+            f"data.max_length is {longest}, but there are {network.max_positions} learned "
+            "positions: lower it, or raise model.network.max_positions"
+        )
     old = config.old_pair
     if old.test and not config.model.init_from:
         yield (

@@ -144,12 +144,6 @@ class Seq2SeqModule(LightningModule):
         torch.manual_seed(self.seed)
         sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
         self.network = self.config.build(*sizes)
-        longest, positions = self.data.rule.max_length, self.network.max_length
-        if positions and longest > positions:
-            raise ValueError(
-                f"data.max_length is {longest}, but the model has {positions} learned positions: "
-                "lower it, or raise model.network.max_positions"
-            )
         if self.init_from:
             self._begin_from(self.init_from)
         self.learned_parameters = choose_what_learns(self.network, self.frozen, self.lora)
