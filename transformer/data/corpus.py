@@ -200,7 +200,10 @@ class Hub(Corpus):
             return _load_dataset(self.name, self.config, self.split, self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, no such split
             reason = " ".join(str(error).split())
-            raise ValueError(f"{self.key}: {self.spec} cannot be loaded ({reason})") from error
+            raise ValueError(
+                f"{self.key}: {self.spec} cannot be loaded ({reason}): check its name and the "
+                "network, or give local files"
+            ) from error
 
     def _read(self) -> Iterator[Pair]:
         return self._rows(self._load())
