@@ -178,7 +178,10 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
             ["--trainer.val_check_interval=0.3", "--trainer.accumulate_grad_batches=4"],
             "trainer.val_check_interval 0.3 is a share of an epoch",
         ),
-        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0: it must be at"),
+        (
+            ["--trainer.accumulate_grad_batches=0", "--trainer.val_check_interval=5"],
+            "trainer.accumulate_grad_batches is 0: it must be at least 1",
+        ),
         (["--trainer.log_every_n_steps=0"], "trainer.log_every_n_steps is 0: it must be at least"),
         (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val is -1: it must be at"),
         (["--model.warmup_steps=-5"], "model.warmup_steps is -5: it must be at least 0"),

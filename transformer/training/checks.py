@@ -1,6 +1,7 @@
 """Settings that a run cannot be trained with, refused before anything is built."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 
@@ -10,7 +11,8 @@ def check(config: Any) -> None:
     Raises:
         ValueError: the first of them.
     """
-    for problem in (*_ranges(config), *_numerics(config), *_groups(config), *_not_ours(config)):
+    # One after the other: what is out of its range is not computed with.
+    for problem in chain(_ranges(config), _numerics(config), _groups(config), _not_ours(config)):
         raise ValueError(problem)
 
 
@@ -20,7 +22,7 @@ def _ranges(config: Any) -> Iterator[str]:
         "save_every": 1,
         "average": 0,
         "patience": 0,
-        "keep_best": 1,
+        "keep_best": 0,
         "model.warmup_steps": 0,
         "model.learning_rate": 0,
         "model.weight_decay": 0,
