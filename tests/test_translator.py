@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from transformer.bundle import load_bundle, save_bundle
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
+from transformer.inference.batches import like_length
 from transformer.inference.forced import align, cross_attention
 from transformer.inference.long_lines import TooLongError, split
 from transformer.inference.search import SearchConfig, pad
@@ -347,10 +348,10 @@ def test_samples_repeat_by_seed() -> None:
 
 
 def test_batches_are_sorted_and_stay_in_budget() -> None:
-    sizes = list(enumerate([5, 30, 4, 4, 90, 6, 30, 7]))
-    batches = list(translator()._batches(sizes, 60))
+    sizes = [5, 30, 4, 4, 90, 6, 30, 7]
+    batches = list(like_length(sizes, 60))
     assert sorted(index for batch in batches for index in batch) == list(range(8))
-    lengths = [[sizes[index][1] for index in batch] for batch in batches]
+    lengths = [[sizes[index] for index in batch] for batch in batches]
     assert [length for batch in lengths for length in batch] == [4, 4, 5, 6, 7, 30, 30, 90]
     for batch in lengths:
         assert len(batch) * max(batch) <= 60 or len(batch) == 1

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformer.commands.arguments import Parser
 from transformer.commands.text import check_language, writing
 from transformer.data.files import lines
-from transformer.inference.translator import Precision, Translator
+from transformer.inference.device import Precision
+from transformer.inference.translator import Translator
 
 DESCRIPTION = """Forced decoding. For each pair of lines two columns, separated by a tab: the
 log-probability of the target line in nats, its end symbol included, and its number of tokens."""

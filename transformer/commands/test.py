@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.arguments import Parser
 from transformer.data.datamodule import DataModule
+from transformer.inference.device import Precision, find_device
 from transformer.inference.search import SearchConfig
-from transformer.inference.translator import Precision, find_device
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import bleus, detokenized, versions
 from transformer.training.runs import be_quiet, best_precision

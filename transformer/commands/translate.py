@@ -12,10 +12,11 @@ import torch
 from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import Parser
 from transformer.commands.text import BREAKS, Line, check_language, chunks, read, writing
+from transformer.inference.device import Precision
 from transformer.inference.guard import Flaw, Verdict
 from transformer.inference.long_lines import TooLongError
 from transformer.inference.search import SearchConfig
-from transformer.inference.translator import Precision, Translation, Translator
+from transformer.inference.translator import Translation, Translator
 
 DESCRIPTION = """Translate texts, files or standard input. One line comes out for each line that
 goes in; an empty one stays empty. With --n_best above 1, --scores or --alignments the output is

@@ -1,18 +1,20 @@
 """Text in, text out: a bundle as a translator."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transformer.bundle import load_bundle
 from transformer.data.tokenizer import Tokenizer
+from transformer.inference.batches import like_length, of_pairs
+from transformer.inference.device import Precision, converted, find_device
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
 from transformer.inference.long_lines import TooLongError, split
@@ -20,9 +22,7 @@ from transformer.inference.search import Hypothesis, SearchConfig, pad, search
 from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Alignment = list[tuple[int, int]]
-Result = TypeVar("Result")
 SMALLEST = 256  # tokens in a batch; to spread less over the cores takes longer than one core alone
 
 
@@ -60,22 +60,6 @@ def refuse_text(lines: Sequence[str]) -> None:
     """A text is a sequence, too: of its characters, which nobody means."""
     if isinstance(lines, str):
         raise TypeError(f"give a list of lines, such as [{lines!r}]")
-
-
-def find_device(name: str) -> str:
-    """The device of a name; `auto` is a CUDA GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: when there is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here ({reason}): try cpu") from None
-    return name
 
 
 class Translator:
@@ -126,14 +110,8 @@ class Translator:
             ValueError: when the folder is no bundle, or the device is not there.
         """
         device = find_device(device)
-        if precision == "auto":
-            # Cards that only emulate bfloat16 are slower with it.
-            fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(False)
-            precision = "bfloat16" if fast else "float32"
         bundle = load_bundle(folder, device)
-        model = bundle.model.to(getattr(torch, precision))
-        if device == "cpu" and precision == "float32":
-            _transpose_weights(model)
+        model = converted(bundle.model, device, precision)
         options.setdefault("max_length", bundle.config["max_length"])
         config, tgt = SearchConfig(**bundle.config["search"]), bundle.config["tgt"]
         return cls(model, bundle.tokenizer, config, **options, tgt=tgt)
@@ -310,10 +288,9 @@ class Translator:
 
         # Samples are drawn in a fixed order, so that they depend on the seed alone.
         workers = 1 if config.sample else count_workers(self.device)
-        sizes = [(index, len(row)) for index, row in enumerate(ids)]
-        share = sum(length for _, length in sizes) // workers
-        budget = min(self.max_tokens, max(share, SMALLEST))
-        batches = list(self._batches(sizes, budget))[::-1]  # the longest first
+        lengths = [len(row) for row in ids]
+        budget = min(self.max_tokens, max(sum(lengths) // workers, SMALLEST))
+        batches = list(like_length(lengths, budget))[::-1]  # the longest first
         found: list[list[Hypothesis]] = [[] for _ in ids]
         for batch, results in zip(batches, in_threads(search_batch, batches, workers), strict=True):
             for index, hypotheses in zip(batch, results, strict=True):
@@ -336,7 +313,7 @@ class Translator:
             )
         tgt_ids = self.tokenizer.encode_tgt(list(tgt_lines))
         pairs = list(zip(self.encode(src_lines, to), tgt_ids, strict=True))
-        found = self._of_pairs(partial(log_probs, self.model), pairs)
+        found = of_pairs(partial(log_probs, self.model), pairs, self.max_tokens)
         return [Scored(log_prob, len(tgt)) for log_prob, tgt in zip(found, tgt_ids, strict=True)]
 
     def attention(
@@ -377,35 +354,10 @@ class Translator:
         """That of each hypothesis of each line, in their order."""
         lines = zip(ids, found, strict=True)
         pairs = [(src, hypothesis.ids) for src, line in lines for hypothesis in line]
-        return iter(self._of_pairs(partial(align, self.model, self.tokenizer), pairs))
-
-    def _of_pairs(
-        self,
-        compute: Callable[[Sequence[list[int]], Sequence[list[int]]], list[Result]],
-        pairs: Sequence[tuple[list[int], list[int]]],
-    ) -> list[Result]:
-        """What is computed of pairs of source and target ids, in batches of like length."""
-        sizes = [(index, max(map(len, pair))) for index, pair in enumerate(pairs)]
-        results: dict[int, Result] = {}
-        for batch in self._batches(sizes, self.max_tokens):
-            src_ids, tgt_ids = zip(*(pairs[index] for index in batch), strict=True)
-            results.update(zip(batch, compute(src_ids, tgt_ids), strict=True))
-        return [results[index] for index in range(len(pairs))]
+        return iter(of_pairs(partial(align, self.model, self.tokenizer), pairs, self.max_tokens))
 
     def _fits(self, line: str, to: str | None) -> bool:
         return len(self.encode([line], to)[0]) <= self.max_length
-
-    @staticmethod
-    def _batches(sizes: list[tuple[int, int]], budget: int) -> Iterator[list[int]]:
-        """Indices of (index, length) in batches of like length whose padding stays in budget."""
-        batch: list[int] = []
-        for index, length in sorted(sizes, key=lambda pair: pair[1]):
-            if batch and (len(batch) + 1) * length > budget:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
 
 def _joined(parts: Sequence[tuple[str, Verdict]]) -> Checked:
@@ -413,15 +365,3 @@ def _joined(parts: Sequence[tuple[str, Verdict]]) -> Checked:
     texts, verdicts = zip(*parts, strict=True)
     flaws = zip(*verdicts, strict=True)
     return Checked(" ".join(texts), Verdict(*(max(kind, key=badness) for kind in flaws)))
-
-
-def _transpose_weights(model: nn.Module) -> None:
-    """Let linear layers' weights lie in memory as a CPU's products with few rows read them.
-
-    Products of 5 to 40 rows then take 0.5 to 0.8 of the time. The embeddings, whose rows are
-    looked up, keep a copy of a shared matrix.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            transposed = module.weight.detach().t().contiguous().t()
-            module.weight = nn.Parameter(transposed, requires_grad=False)
