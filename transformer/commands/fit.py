@@ -131,7 +131,7 @@ def finish(cli: FitCLI, gate: ForgettingGate | None) -> bool:
     try:
         numbers = scored(cli, gate, weights)
     except BaseException:  # of hours of training there is a bundle, whatever became of the test
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not cli.temporary:
             numbers = results(trainer, module, cli.log, {}, None, weights)
             save_final(cli.folder, module, numbers, weights)
             print(f"\nThe model was not tested; it is in {cli.folder / 'bundle'}", flush=True)

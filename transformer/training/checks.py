@@ -87,10 +87,10 @@ def _groups(config: Any) -> Iterator[str]:
 def _not_ours(config: Any) -> Iterator[str]:
     """Lightning's options whose work is done by others here."""
     instead = {
-        "default_root_dir": (None, "run_dir"),
-        "overfit_batches": (0.0, "data.limit"),
-        "reload_dataloaders_every_n_epochs": (0, "nothing: each epoch has an order of its own"),
+        "default_root_dir": (None, "take run_dir"),
+        "overfit_batches": (0.0, "take data.limit"),
+        "reload_dataloaders_every_n_epochs": (0, "leave it out, each epoch has its own order"),
     }
     for key, (default, ours) in instead.items():
         if config.trainer[key] not in (None, default):
-            yield f"trainer.{key} is not used here: take {ours}"
+            yield f"trainer.{key} is not used here: {ours}"
