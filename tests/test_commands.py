@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import logging
 import math
 import sys
 from dataclasses import asdict, replace
@@ -30,10 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(autouse=True)
-def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`test` logs to the standard output of its process, which here changes with every test."""
-    monkeypatch.setattr(logging.getLogger("transformer"), "handlers", [])
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 @pytest.fixture

@@ -17,10 +17,7 @@ from transformer.commands import fit as command
 from transformer.evaluation.plots import attention_heatmap
 from transformer.training.averaging import read_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def fit(*args: str | Path) -> int:

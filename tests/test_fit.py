@@ -3,57 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import json
 import os
 import pty
 import re
-import shlex
-import signal
 import struct
 import subprocess
 import sys
 import termios
-import time
-from argparse import Namespace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from toys import recipe
+from toys import ROOT, fit, recipe, table
 
 from transformer import Translator
 from transformer.__main__ import main
-from transformer.data.datamodule import DataModule
-from transformer.training.runs import best_precision, claim, program, resumable
-from transformer.training.stopping import Interrupted, StopSafely, goodbye
+from transformer.training.runs import best_precision
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
 KEYS = {
     "bleu", "chrf", "signature", "loss", "perplexity", "parameters", "epochs", "steps", "seconds",
     "src_tokens_per_second", "tgt_tokens_per_second", "recipe", "versions",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-
-
-def fit(*args: str | Path) -> int:
-    return main(["fit", *map(str, args)])
-
-
-def table(path: str | Path) -> list[dict[str, str]]:
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_recipe_becomes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,26 +109,6 @@ def test_an_architecture_brings_its_own_settings(
     assert "toy.yaml: architecture \"['rnn']\" is unknown" in capsys.readouterr().err
 
 
-def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(tmp_path)
-    (tmp_path / "runs/toy").mkdir(parents=True)
-    (tmp_path / "runs/toy/precious").write_text("a week of work")
-    assert fit("--config", path, "--logger", "none") == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "runs/toy exists already" in said
-    for way in ("--run_dir", "--ckpt_path runs/toy/checkpoints/last.ckpt", "--existing number"):
-        assert way in said
-    assert os.listdir("runs/toy") == ["precious"]
-
-    options = ["--logger", "none", "--trainer.max_epochs", "1", "--data.test", "null"]
-    assert fit("--config", path, "--existing", "number", *options) == 0
-    assert json.loads(Path("runs/toy-2/results.json").read_text())["split"] == "val"
-    assert fit("--config", path, "--existing", "number", "--data.val", "null", *options) == 0
-    assert json.loads(Path("runs/toy-3/results.json").read_text())["bleu"] is None
-    assert os.listdir("runs/toy") == ["precious"]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -225,87 +181,6 @@ def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert said.count("\n") == 1
 
 
-def settings(**options: Any) -> Namespace:
-    """What `claim` looks at."""
-    return Namespace(**{"run_dir": None, "ckpt_path": None, "existing": "refuse", **options})
-
-
-def test_of_two_runs_one_gets_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "runs/empty").mkdir(parents=True)
-    for name in ("new", "empty"):
-        assert claim(settings(), name) == (Path("runs", name), True)
-        with pytest.raises(ValueError, match=f"runs/{name} exists already"):
-            claim(settings(), name)
-        assert claim(settings(existing="number"), name) == (Path(f"runs/{name}-2"), True)
-        assert claim(settings(existing="number"), name) == (Path(f"runs/{name}-3"), True)
-
-
-def test_of_two_runs_that_both_saw_no_folder_one_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert claim(settings(), "new")[1]
-    monkeypatch.setattr(Path, "exists", lambda self: False)
-    with pytest.raises(ValueError, match="runs/new exists already"):
-        claim(settings(), "new")
-
-
-def test_other_processes_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert claim(settings(), "new") == (Path("runs/new"), True)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("TRANSFORMER_RUN_DIR", "runs/new-2")
-    assert claim(settings(), "new") == (Path("runs/new-2"), False)
-
-
-def test_a_refused_run_leaves_the_other_one_alone(tmp_path: Path) -> None:
-    """The other one has taken the folder and is still preparing its data."""
-    path = recipe(tmp_path)
-    claim(settings(), "toy")
-    assert fit("--config", path, "--logger", "none") == 2
-    assert os.listdir("runs/toy") == ["checkpoints"]
-
-
-def test_resuming_stays_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(tmp_path)
-    options = ["--logger", "none", "--trainer.max_epochs", "1"]
-    assert fit("--config", path, *options, "--run_dir", "runs/a") == 0
-    capsys.readouterr()
-    last = "runs/a/checkpoints/last.ckpt"
-    assert fit("--config", path, *options, "--ckpt_path", last, "--run_dir", "runs/b") == 2
-    assert "run_dir is runs/b, but --ckpt_path runs/a/" in capsys.readouterr().err
-    assert not Path("runs/b").exists()
-
-    (Path("runs/a/bundle") / "mine").touch()
-    again = ["--logger", "none", "--trainer.max_epochs", "2"]
-    assert fit("--config", "runs/a/config.yaml", "--ckpt_path", last, *again) == 0
-    assert Path("runs/a/bundle-before-1/mine").exists()
-    assert not Path("runs/a/bundle/mine").exists()
-    said = capsys.readouterr().out
-    assert "The bundle that was in runs/a/bundle is now runs/a/bundle-before-1" in said
-
-    Path("runs/a").rename("runs/moved there")
-    moved = ["--config", "runs/moved there/config.yaml", "--trainer.max_epochs", "3"]
-    moved += ["--logger", "none", "--ckpt_path", "runs/moved there/checkpoints/last.ckpt"]
-    assert fit(*moved) == 2
-    said = capsys.readouterr().err
-    assert "give --run_dir 'runs/moved there' if the folder was moved" in said
-    assert fit(*moved, "--run_dir", "runs/moved there") == 0
-    assert Path("runs/moved there/bundle-before-2").exists()
-    translate = "transformer translate 'runs/moved there/bundle' "
-    assert translate in capsys.readouterr().out.replace("python -m ", "")
-
-
-def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path) -> None:
-    path = recipe(tmp_path)
-    assert fit("--config", path, "--logger", "none", "--trainer.max_epochs", "1") == 0
-    config = yaml.safe_load(Path("runs/toy/config.yaml").read_text())
-    tokenizer = Namespace(**config["data"]["tokenizer"])
-    model = Namespace(freeze=(), lora=Namespace(**config["model"]["lora"]))
-    given = settings(
-        ckpt_path="runs/toy/checkpoints/last.ckpt", data=Namespace(tokenizer=tokenizer), model=model
-    )
-    kept = resumable(given)
-    assert kept.keys() == {"recipe", "bundle", "wandb_id"}
-    assert kept["recipe"]["name"] == "toy"
-
-
 def test_bfloat16_only_where_the_gpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     emulated = lambda including_emulation=True: including_emulation  # noqa: E731
@@ -314,40 +189,6 @@ def test_bfloat16_only_where_the_gpu_computes_in_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert best_precision("auto") == "bf16-mixed"
     assert best_precision("cpu") == "32-true"
-
-
-def test_ctrl_c_while_data_is_prepared_stops_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def prepare(self: DataModule) -> None:
-        signal.raise_signal(signal.SIGINT)
-        raise AssertionError("went on")
-
-    monkeypatch.setattr(DataModule, "prepare_data", prepare)
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    assert fit("--config", recipe(tmp_path), "--logger", "none") == 130
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    said = capsys.readouterr()
-    assert said.out.endswith("\nStopped at once; nothing was saved before.\n")
-    assert not said.err
-    assert not Path("runs/toy").exists()
-
-
-def test_ctrl_c_does_not_end_data_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with StopSafely(tmp_path) as stop:
-        monkeypatch.setattr(os, "getpid", lambda: -1)  # as in a process that was forked here
-        signal.raise_signal(signal.SIGINT)
-    assert stop.signum == signal.SIGINT
-
-
-def test_printed_commands_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Path("runs/my run")
-    said = goodbye(Interrupted(signal.SIGINT, run / "checkpoints" / "x.ckpt", 7, 1), run)
-    commands = [shlex.split(line.split(": ")[1]) for line in said.splitlines()[2:]]
-    assert commands[0][-4:] == [
-        "--config", "runs/my run/config.yaml", "--ckpt_path", "runs/my run/checkpoints/x.ckpt"
-    ]  # fmt: skip
-    assert commands[1][-2:] == ["runs/my run/checkpoints/x.ckpt", "runs/my run/bundle-interrupted"]
 
 
 def on_a_terminal(command: list[str]) -> tuple[int, str]:
@@ -396,240 +237,3 @@ def test_a_compiled_run_goes_all_the_way(tmp_path: Path) -> None:
     args = ["--logger", "none", "--model.compile", "true", "--trainer.max_epochs", "1"]
     assert fit("--config", path, *args) == 0
     assert len(Translator.load(tmp_path / "runs/toys/compiled/bundle", "cpu").translate(["a"])) == 1
-
-
-def test_fast_dev_run_goes_all_the_way_and_leaves_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert fit("--config", recipe(tmp_path), "--trainer.fast_dev_run", "true") == 0
-    said = capsys.readouterr().out
-    assert "test BLEU" in said
-    assert "nothing was kept" in said
-    assert not Path("runs").exists()
-
-
-def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--logger", "none", "--model.learning_rate", "1e38", "--model.schedule", "constant"]
-    assert fit("--config", recipe(tmp_path), *options, "--model.warmup_steps", "0") == 2
-    said = capsys.readouterr().err
-    assert re.search(
-        r"NaN or infinite at step \d: training stopped, no good checkpoint was replaced", said
-    )
-    assert "none was saved before" in said
-    assert not list(Path("runs/toy").glob("checkpoints/*"))
-
-
-def test_vocabulary_of_another_size_cannot_resume(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path)
-    assert fit("--config", path, "--logger", "none", "--trainer.max_epochs", "1") == 0
-    last = "runs/toy/checkpoints/last.ckpt"
-    assert fit("--config", path, "--ckpt_path", last, "--data.tokenizer.vocab_size", "310") == 2
-    said = capsys.readouterr().err
-    assert "data.tokenizer.vocab_size is 310, which does not fit the checkpoint" in said
-    assert "with 300" in said
-    assert fit("--config", path, "--ckpt_path", last, "--model.lora.rank", "2") == 2
-    assert "model.lora is {'rank': 2, " in capsys.readouterr().err
-    assert fit("--config", path, "--ckpt_path", last, "--model.freeze", "[encoder.*]") == 2
-    assert "model.freeze is ['encoder.*'], which does not fit" in capsys.readouterr().err
-    weights = torch.load(last)
-    del weights["optimizer_states"]
-    torch.save(weights, "weights.ckpt")
-    assert fit("--config", path, "--ckpt_path", "weights.ckpt") == 2
-    assert "holds weights alone" in capsys.readouterr().err
-
-
-def start(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "transformer", "fit", *map(str, args)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.mark.slow
-def test_ctrl_c_prints_the_command_that_resumes(tmp_path: Path) -> None:
-    path = recipe(tmp_path)
-    process = start("--config", path, "--logger", "csv", "--trainer.max_epochs", "10000")
-    deadline = time.monotonic() + 60
-    while not Path("runs/toy/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "a second Ctrl-C stops at once" in errors
-    assert "Traceback" not in errors
-    saved = Path("runs/toy/checkpoints/interrupted.ckpt")
-    steps = torch.load(saved, weights_only=True)["global_step"]
-    assert f"Stopped after step {steps:,}" in said
-    assert f"python -m transformer average {saved} runs/toy/bundle-interrupted" in said
-
-    (command,) = re.findall(r"to resume: +python -m transformer fit (.*)", said)
-    epochs = str(torch.load(saved, weights_only=True)["epoch"] + 2)
-    resumed = start(*shlex.split(command), "--trainer.max_epochs", epochs)
-    said, errors = resumed.communicate(timeout=60)
-    assert resumed.returncode == 0, errors
-    assert "resuming in runs/toy" in said
-    results = json.loads(Path("runs/toy/results.json").read_text())
-    assert results["steps"] > steps
-    rows = table("runs/toy/metrics.csv")
-    logged = [int(row["step"]) for row in rows]
-    assert logged == sorted(logged)
-    assert logged[0] == 1
-    assert logged[-1] == results["steps"]
-
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    # An optimizer step that never ends: all of an epoch's batches, of a corpus without end.
-    options = ["--trainer.accumulate_grad_batches", "1000000", "--trainer.max_epochs", "100000"]
-    process = start("--config", recipe(tmp_path), "--logger", "none", *options)
-    while "writing to" not in (process.stdout.readline() if process.stdout else "writing to"):
-        pass
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (130, 143), errors
-    assert "Traceback" not in errors
-
-
-def test_csv_logger_never_imports_wandb(tmp_path: Path) -> None:
-    path = recipe(tmp_path)
-    code = (
-        "import sys; from transformer.__main__ import main\n"
-        f"code = main(['fit', '--config', {str(path)!r}, '--logger', 'csv', "
-        "'--trainer.max_epochs', '1'])\n"
-        "assert 'wandb' not in sys.modules; sys.exit(code)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def records(folder: Path) -> list[Any]:
-    """What W&B wrote: its own protocol buffers, in a file of records."""
-    record = import_module("wandb.proto.wandb_internal_pb2").Record
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data = path.read_bytes()
-    assert data.startswith(b":W&B")
-    found, position, parts = [], 7, b""
-    while position + 7 <= len(data):  # LevelDB's log format: blocks of 32 KiB, parts of records
-        rest = 2**15 - position % 2**15
-        _, size, kind = struct.unpack_from("<IHB", data, position) if rest >= 7 else (0, 0, 0)
-        if kind == 0:
-            position += rest
-            continue
-        parts += data[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            found.append(record.FromString(parts))
-            parts = b""
-    return found
-
-
-@pytest.mark.slow
-def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
-    path = recipe(tmp_path, "toy+1.yaml")  # a name that W&B does not take
-    process = start("--config", path, WANDB_SILENT="false")
-    said, errors = process.communicate(timeout=120, input="")
-    assert process.returncode == 0, errors
-    run = Path("runs/toy+1")
-    found = records(run)
-
-    config = {
-        ".".join(item.nested_key) or item.key: item.value_json
-        for record in found
-        for item in [*record.run.config.update, *record.config.update]
-    }
-    assert json.loads(config["model"])["network"]["d_model"] == 16
-    assert json.loads(config["data"])["tokenizer"]["vocab_size"] == 300
-    assert json.loads(config["recipe"]) == "toy+1"
-    results = json.loads((run / "results.json").read_text())
-    assert json.loads(config["parameters"]) == results["parameters"]
-    assert "git_revision" in config
-
-    history: dict[str, list[str]] = {}
-    for record in found:
-        for item in record.history.item:
-            key = item.key or ".".join(item.nested_key)
-            history.setdefault(key, []).append(item.value_json)
-    for key in ("loss", "nll", "perplexity", "learning_rate", "gradient_norm", "padding_share",
-                "src_tokens_per_second", "tgt_tokens_per_second", "memory_gib"):  # fmt: skip
-        assert f"train/{key}" in history
-    for key in ("bleu", "chrf", "loss", "nll", "perplexity"):
-        assert len(history[f"val/{key}"]) == 2
-    steps = [int(float(step)) for step in history["trainer/global_step"]]
-    assert steps == sorted(steps)
-    assert steps[-1] == results["steps"]
-
-    files = next(run.glob("wandb/offline-run-*")) / "files"
-    shown = json.loads(next(files.glob("media/table/val/*.json")).read_text())
-    assert shown["columns"] == ["step", "source", "reference", "translation"]
-    assert len(shown["data"]) == 8
-    assert next(files.glob("media/images/val/*.png")).stat().st_size > 1000
-    artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
-    artifacts += [record.artifact for record in found if record.HasField("artifact")]
-    (bundle,) = [a for a in artifacts if a.type == "model"]
-    assert bundle.name == "toy-1"
-    names = {entry.path for entry in bundle.manifest.contents}
-    assert names >= {"config.json", "tokenizer.json", "model.safetensors", "README.md"}
-    assert f"wandb sync {run}/wandb/offline-run-" in said
-
-
-def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformer.training import tracking
-
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
-    assert not tracking.has_wandb_key()
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking.has_wandb_key()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking.has_wandb_key()
-    monkeypatch.setenv("WANDB_API_KEY", "0123")
-    assert tracking.has_wandb_key()
-    logger = tracking.make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
-    assert logger is not None
-    assert logger.version == "abc123"
-
-
-def test_commands_to_copy_name_a_program_that_can_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`make` runs a program that is on no PATH; what it prints must work when it is pasted."""
-    folder = tmp_path / ".venv" / "bin"
-    folder.mkdir(parents=True)
-    for name in ("transformer", "wandb"):
-        (folder / name).touch(mode=0o755)
-    monkeypatch.setenv("PATH", "/usr/bin")
-    monkeypatch.setattr(sys, "argv", [".venv/bin/transformer", "fit"])
-    assert (program(), program("wandb")) == (".venv/bin/transformer", ".venv/bin/wandb")
-    monkeypatch.setenv("PATH", str(folder))
-    assert (program(), program("wandb")) == ("transformer", "wandb")
-    monkeypatch.setattr(sys, "argv", ["somewhere/transformer/__main__.py", "fit"])
-    assert program() == "python -m transformer"
-
-
-@pytest.mark.parametrize(("key", "mode"), [("0" * 40, None), (None, "offline")])
-def test_wandb_is_online_where_there_is_a_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, mode: str | None
-) -> None:
-    from transformer.training import tracking
-
-    if key:
-        monkeypatch.setenv("WANDB_API_KEY", key)
-    logger: Any = tracking.make_logger("wandb", tmp_path, "name", None)
-    assert logger._wandb_init.get("mode") == mode
-
-
-def test_what_a_run_without_steps_wrote_stays(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path, "recipes/toys/none.yaml")
-    assert fit("--config", path, "--logger", "none", "--trainer.max_steps", "0") == 0
-    said = capsys.readouterr().out
-    run = Path("runs/toys/none")
-    assert str(run / "attention.png") in said
-    assert (run / "attention.png").is_file()
-    results = json.loads((run / "results.json").read_text())
-    assert results["steps"] == 0
-    assert results["chrf_signature"].startswith("nrefs:1|case:mixed")

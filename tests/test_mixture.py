@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from itertools import islice
 from pathlib import Path
@@ -33,15 +32,12 @@ from transformer.inference.translator import Translator
 SIZES = (500, 90, 40)
 
 
+pytestmark = pytest.mark.usefixtures("own_log")
+
+
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "POOL", 120)
-
-
-@pytest.fixture(autouse=True)
-def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands log to the standard output of their process, which here changes with every test."""
-    monkeypatch.setattr(logging.getLogger("transformer"), "handlers", [])
 
 
 def mixture(shares: tuple[float | None, ...] = (None, 0.2), temperature: float = 2.0) -> Mixture:

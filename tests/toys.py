@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from transformer.__main__ import main
 from transformer.data.batching import Batch
 from transformer.data.cache import LengthRule
 from transformer.data.datamodule import DataModule
@@ -28,6 +31,7 @@ from transformer.training.stopping import Interrupted, StopSafely
 # Models as small as these are many times slower on more threads, above all where tests run at once.
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).resolve().parent.parent
 WORDS = {
     "eins": "one", "zwei": "two", "drei": "three", "vier": "four", "haus": "house",
     "hund": "dog", "katze": "cat", "baum": "tree", "rot": "red", "blau": "blue",
@@ -78,6 +82,25 @@ def recipe(folder: Path, name: str = "toy.yaml", extra: str = "") -> Path:
         "trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 2}\n" + extra
     )
     return path
+
+
+def fit(*args: str | Path) -> int:
+    """`transformer fit` in this process; its exit code."""
+    return main(["fit", *map(str, args)])
+
+
+def start(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """`transformer fit` in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "transformer", "fit", *map(str, args)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def datamodule(folder: Path, **options: Any) -> DataModule:

@@ -1,0 +1,126 @@
+"""Where the curves of a run go: W&B, with and without a key, or a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import ROOT, recipe, start
+
+from transformer.training import tracking
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def records(folder: Path) -> list[Any]:
+    """What W&B wrote: its own protocol buffers, in a file of records."""
+    record = import_module("wandb.proto.wandb_internal_pb2").Record
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data = path.read_bytes()
+    assert data.startswith(b":W&B")
+    found, position, parts = [], 7, b""
+    while position + 7 <= len(data):  # LevelDB's log format: blocks of 32 KiB, parts of records
+        rest = 2**15 - position % 2**15
+        _, size, kind = struct.unpack_from("<IHB", data, position) if rest >= 7 else (0, 0, 0)
+        if kind == 0:
+            position += rest
+            continue
+        parts += data[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            found.append(record.FromString(parts))
+            parts = b""
+    return found
+
+
+def test_csv_logger_never_imports_wandb(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    code = (
+        "import sys; from transformer.__main__ import main\n"
+        f"code = main(['fit', '--config', {str(path)!r}, '--logger', 'csv', "
+        "'--trainer.max_epochs', '1'])\n"
+        "assert 'wandb' not in sys.modules; sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "toy+1.yaml")  # a name that W&B does not take
+    process = start("--config", path, WANDB_SILENT="false")
+    said, errors = process.communicate(timeout=120, input="")
+    assert process.returncode == 0, errors
+    run = Path("runs/toy+1")
+    found = records(run)
+
+    config = {
+        ".".join(item.nested_key) or item.key: item.value_json
+        for record in found
+        for item in [*record.run.config.update, *record.config.update]
+    }
+    assert json.loads(config["model"])["network"]["d_model"] == 16
+    assert json.loads(config["data"])["tokenizer"]["vocab_size"] == 300
+    assert json.loads(config["recipe"]) == "toy+1"
+    results = json.loads((run / "results.json").read_text())
+    assert json.loads(config["parameters"]) == results["parameters"]
+    assert "git_revision" in config
+
+    history: dict[str, list[str]] = {}
+    for record in found:
+        for item in record.history.item:
+            key = item.key or ".".join(item.nested_key)
+            history.setdefault(key, []).append(item.value_json)
+    for key in ("loss", "nll", "perplexity", "learning_rate", "gradient_norm", "padding_share",
+                "src_tokens_per_second", "tgt_tokens_per_second", "memory_gib"):  # fmt: skip
+        assert f"train/{key}" in history
+    for key in ("bleu", "chrf", "loss", "nll", "perplexity"):
+        assert len(history[f"val/{key}"]) == 2
+    steps = [int(float(step)) for step in history["trainer/global_step"]]
+    assert steps == sorted(steps)
+    assert steps[-1] == results["steps"]
+
+    files = next(run.glob("wandb/offline-run-*")) / "files"
+    shown = json.loads(next(files.glob("media/table/val/*.json")).read_text())
+    assert shown["columns"] == ["step", "source", "reference", "translation"]
+    assert len(shown["data"]) == 8
+    assert next(files.glob("media/images/val/*.png")).stat().st_size > 1000
+    artifacts = [r.request.log_artifact.artifact for r in found if r.HasField("request")]
+    artifacts += [record.artifact for record in found if record.HasField("artifact")]
+    (bundle,) = [a for a in artifacts if a.type == "model"]
+    assert bundle.name == "toy-1"
+    names = {entry.path for entry in bundle.manifest.contents}
+    assert names >= {"config.json", "tokenizer.json", "model.safetensors", "README.md"}
+    assert f"wandb sync {run}/wandb/offline-run-" in said
+
+
+def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    assert not tracking.has_wandb_key()
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking.has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not tracking.has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "0123")
+    assert tracking.has_wandb_key()
+    logger = tracking.make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
+    assert logger is not None
+    assert logger.version == "abc123"
+
+
+@pytest.mark.parametrize(("key", "mode"), [("0" * 40, None), (None, "offline")])
+def test_wandb_is_online_where_there_is_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, mode: str | None
+) -> None:
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    logger: Any = tracking.make_logger("wandb", tmp_path, "name", None)
+    assert logger._wandb_init.get("mode") == mode
