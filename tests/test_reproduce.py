@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from lightning.pytorch import Trainer
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
+from transformer.commands.table import by_length, groups
 from transformer.evaluation.metrics import TranslationScore, bleu_by_length, bleu_of_longest_third
-from transformer.training.reproduction import CHECKSUMS, mean_curve, where
+from transformer.training.reproduction import CHECKSUMS, Curve, mean_curve, where
 from transformer.training.stopping import StopSafely
 
 
@@ -216,6 +218,36 @@ def test_where_a_run_is() -> None:
     ]  # fmt: skip
     curves = [{"validation_bleu": [1.0, 3.0, 9.0]}, {"validation_bleu": [2.0, 5.0]}]
     assert mean_curve(curves) == [1.5, 4.0]
+    assert mean_curve([{"validation_bleu": [1.0, 5.0, 3.0]}]) == [1.0, 5.0, 5.0]
+
+
+def test_a_validation_that_falls_stays_on_the_curve(capsys: pytest.CaptureFixture[str]) -> None:
+    log: Any = SimpleNamespace(curve=[])
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, progress_bar_callback=None, sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+    )  # fmt: skip
+    curve: Any = Curve(log, [20.0, 25.0])
+    for bleu in (24.0, 1.0, 2.0):  # the measured run was shorter than this one
+        log.curve.append(bleu)
+        curve.on_validation_end(trainer, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "  above the curve: BLEU up to 24.00, the measured run 20.00",
+        "  on the curve: BLEU up to 24.00, the measured run 25.00",
+    ]
+
+
+def test_runs_that_differ_in_their_seed_are_one_line_and_one_curve() -> None:
+    row = {"recipe": "r", "test": "a/t", "changes": [], "machine": "m"}
+    seeds = [
+        {**row, "bleu_by_length": [[1, 5, 2, 10.0], [6, 10, 3, 20.0]]},
+        {**row, "bleu_by_length": [[1, 5, 2, 16.0], [6, 10, 3, 21.0]]},
+    ]
+    other = {**row, "test": "a/u"}
+    assert groups([seeds[0], other, {**seeds[1], "test": "b/t"}]) == [
+        [seeds[0], {**seeds[1], "test": "b/t"}], [other],
+    ]  # fmt: skip
+    assert by_length(seeds) == [[1, 5, 2, 13.0], [6, 10, 3, 20.5]]
 
 
 def test_bleu_by_length_is_sacrebleus_of_each_bin() -> None:

@@ -62,7 +62,9 @@ def table(results: str, markdown: str) -> None:
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Runs that differ in their seed alone, in the order in which their recipes came first."""
-    keys = [(row["recipe"], *row["changes"], row["machine"]) for row in rows]
+    keys = [
+        (row["recipe"], Path(row["test"]).name, *row["changes"], row["machine"]) for row in rows
+    ]
     order = sorted(range(len(rows)), key=lambda i: keys.index(keys[i]))
     return [[rows[i] for i in same] for _, same in groupby(order, key=lambda i: keys[i])]
 
@@ -120,6 +122,14 @@ def spread(group: Sequence[Row], key: str | None) -> str:
 def system(row: Row) -> str:
     """The model, its languages, and which of its weights were tested."""
     return f"{row['model']}, {row['src']} → {row['tgt']}; {row['weights']}, {row['precision']}"
+
+
+def by_length(group: Sequence[Row]) -> list[list[float]]:
+    """BLEU by length, the mean of each bin."""
+    return [
+        [*bins[0][:3], fmean(bleu for *_, bleu in bins)]
+        for bins in zip(*(row["bleu_by_length"] for row in group), strict=True)
+    ]
 
 
 def beginning(row: Row) -> str:
@@ -194,10 +204,11 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     from transformer.evaluation.plots import FEW, bleu_by_length
 
     by_test: dict[str, list[Row]] = {}
-    for row in (group[0] for group in groups(rows)):
+    for group in groups(rows):
+        row = group[0]
         if row.get("bleu_by_length") and not row["changes"]:
             test = f"{Path(row['test']).name}.{row['src']}-{row['tgt']}"
-            by_test.setdefault(test, []).append(row)
+            by_test.setdefault(test, []).append({**row, "bleu_by_length": by_length(group)})
     shown = []
     for test, systems in by_test.items():
         curves = {Path(row["recipe"]).name: row["bleu_by_length"] for row in systems}
