@@ -213,7 +213,7 @@ def test_what_table_refuses(
 
 
 def test_where_a_run_is() -> None:
-    assert [where(found, 20.0) for found in (18.5, 21.9, 17.0, 23.0)] == [
+    assert [where(found, 20.0) for found in (17.5, 22.9, 16.0, 24.0)] == [
         "on the curve", "on the curve", "OFF the curve", "above the curve",
     ]  # fmt: skip
     curves = [{"validation_bleu": [1.0, 3.0, 9.0]}, {"validation_bleu": [2.0, 5.0]}]

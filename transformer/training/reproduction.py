@@ -22,8 +22,9 @@ NEEDED = (
     "recipe", "changes", "bleu", "signature", "validation_bleu", "test", "machine", "versions"
 )  # fmt: skip
 CHECKSUMS = "SHA256SUMS"
-#: BLEU below the measured run after the same epoch that still counts as on the curve.
-TOLERANCE = 2.0
+#: How far from the measured run BLEU still counts as on its curve. The highest BLEU so far of two
+#: seeds of recipes/multi30k/transformer_small_de_en.yaml differs by up to 2.6 at the same epoch.
+TOLERANCE = 3.0
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
