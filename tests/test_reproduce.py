@@ -95,6 +95,7 @@ def test_the_curve_of_measured_runs_is_compared(
     monkeypatch.setattr("transformer.commands.reproduce.recipes_folder", lambda: toy.parent.parent)
     measured = {
         "recipe": "toys/toy", "changes": [], "validation_bleu": [100.0, 100.0], "bleu": 100.0,
+        "bleu_by_length": [],
         "signature": "", "test": "", "machine": "", "versions": {},
     }  # fmt: skip
     others = [{**measured, "recipe": "toys/other"}, {**measured, "changes": ["average=1"]}]

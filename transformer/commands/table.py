@@ -124,14 +124,6 @@ def system(row: Row) -> str:
     return f"{row['model']}, {row['src']} → {row['tgt']}; {row['weights']}, {row['precision']}"
 
 
-def by_length(group: Sequence[Row]) -> list[list[float]]:
-    """BLEU by length, the mean of each bin."""
-    return [
-        [*bins[0][:3], fmean(bleu for *_, bleu in bins)]
-        for bins in zip(*(row["bleu_by_length"] for row in group), strict=True)
-    ]
-
-
 def beginning(row: Row) -> str:
     """Where the weights came from, and how its rows did."""
     return "; ".join(row["origin"]) or "scratch"
@@ -199,6 +191,14 @@ TRANSFER: dict[str, Callable[[list[Row], Known], str]] = {
 }
 
 
+def by_length(group: Sequence[Row]) -> list[list[float]]:
+    """BLEU by length, the mean of each bin."""
+    return [
+        [*bins[0][:3], fmean(bleu for *_, bleu in bins)]
+        for bins in zip(*(row["bleu_by_length"] for row in group), strict=True)
+    ]
+
+
 def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     """Draws BLEU by length for each test set of several systems; returns the lines that show it."""
     from transformer.evaluation.plots import FEW, bleu_by_length
@@ -206,7 +206,7 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     by_test: dict[str, list[Row]] = {}
     for group in groups(rows):
         row = group[0]
-        if row.get("bleu_by_length") and not row["changes"]:
+        if not row["changes"]:
             test = f"{Path(row['test']).name}.{row['src']}-{row['tgt']}"
             by_test.setdefault(test, []).append({**row, "bleu_by_length": by_length(group)})
     shown = []
