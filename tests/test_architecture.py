@@ -13,13 +13,14 @@ TENSORS = {"torch", "numpy"}
 # room -> what it may import from inside the house, and from outside beyond the standard library
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "allocator": (set(), set()),
+    "kernels": (set(), {"torch"}),
     "models": (set(), {"torch"}),
     "data": (set(), TENSORS | {"tokenizers", "datasets", "pyarrow"}),
     "evaluation": (set(), TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}),
     "bundle": ({"models", "data.tokenizer"}, {"torch", "safetensors"}),
-    "inference": ({"models", "data.tokenizer", "bundle"}, {"torch"}),
+    "inference": ({"kernels", "models", "data.tokenizer", "bundle"}, {"torch"}),
     "training": (
-        {"models", "data", "evaluation", "bundle", "inference"},
+        {"kernels", "models", "data", "evaluation", "bundle", "inference"},
         TENSORS | {"lightning", "wandb"},
     ),
     "commands": (

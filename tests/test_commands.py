@@ -14,11 +14,13 @@ import sacrebleu
 import torch
 from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
 
+from transformer import kernels
 from transformer.__main__ import main
 from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.text import BREAKS
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.inference.translator import Translator
+from transformer.kernels import has_bfloat16
 from transformer.models import Transformer
 
 
@@ -246,6 +248,7 @@ def test_test_leaves_scores_and_hypotheses(
     assert printed[-3] == f"BLEU {numbers['bleu']:.2f}   {numbers['signature']}"
 
 
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU only emulates bfloat16")
 def test_test_in_bfloat16_scores_the_rounded_weights(
     run: Any, bundle: str, corpus: str, tmp_path: Path
 ) -> None:
@@ -261,6 +264,20 @@ def test_test_in_bfloat16_scores_the_rounded_weights(
     nll = -sum(s.log_prob for s in scored) / sum(s.tokens for s in scored)
     assert math.log(perplexity["bfloat16"]) == pytest.approx(nll, rel=1e-2)
     assert perplexity["bfloat16"] != perplexity["float32"]
+
+
+def test_bfloat16_is_refused_where_a_cpu_only_emulates_it(
+    refused: Any, bundle: str, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda device: False)
+    for command in (
+        ["translate", bundle, "a"],
+        ["score", bundle, "--src", f"{corpus}.en", "--tgt", f"{corpus}.xx"],
+        ["test", bundle, "--data.test", corpus],
+    ):
+        said = refused(*command, "--device", "cpu", "--precision", "bfloat16")
+        assert "--precision bfloat16 cannot be used here: this CPU only emulates bfloat16" in said
+    assert not Path(bundle).with_name("test-set").exists()
 
 
 def test_test_finds_a_folder_and_never_overwrites_it(

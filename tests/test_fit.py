@@ -15,13 +15,11 @@ import termios
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from toys import ROOT, fit, recipe, table
 
 from transformer import Translator
 from transformer.__main__ import main
-from transformer.training.runs import best_precision
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -179,16 +177,6 @@ def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err
     assert f"{path}: {key} is 3, not a group of settings" in said
     assert said.count("\n") == 1
-
-
-def test_bfloat16_only_where_the_gpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    emulated = lambda including_emulation=True: including_emulation  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
-    assert best_precision("auto") == "32-true"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert best_precision("auto") == "bf16-mixed"
-    assert best_precision("cpu") == "32-true"
 
 
 def on_a_terminal(command: list[str]) -> tuple[int, str]:

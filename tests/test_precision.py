@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
-from toys import FixedData, module, trainer
+from toys import SHAPE, FixedData, fit, module, recipe, trainer
 
+from transformer.commands.fit import FitCLI
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import TokenizerConfig
+from transformer.inference.device import find_precision
+from transformer.kernels import has_bfloat16
 from transformer.models import TransformerConfig
-from transformer.training import runs
 from transformer.training.module import Seq2SeqModule
+from transformer.training.runs import OnePrecision, choose_precision
 
 STEPS, WINDOW = 500, 25
 
@@ -50,6 +60,7 @@ def curve(folder: Path, seed: int, precision: Any) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU only emulates bfloat16")
 def test_the_loss_curve_of_bfloat16_stays_within_the_spread_of_seeds(tmp_path: Path) -> None:
     seeds = torch.stack([curve(tmp_path, seed, "32-true") for seed in (1, 2, 3)])
     fast = curve(tmp_path, 1, "bf16-mixed")
@@ -71,23 +82,144 @@ def test_evaluation_on_a_cpu_is_in_full_precision(tmp_path: Path) -> None:
     assert during == model.scorer.scores
 
 
-@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+#: What oneDNN and torch say of a CPU -> what it trains in.
+CPUS = {
+    "with AMX": (True, True, "bf16-mixed"),
+    "with AVX-512": (True, False, "32-true"),
+    "whose AMX oneDNN may not use": (False, True, "32-true"),
+    "without AVX-512": (False, False, "32-true"),
+}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Imitates a CPU, and a CUDA GPU where `gpu` says whether it computes in bfloat16 itself."""
+
+    def imitate(has: bool = False, amx: bool = False, gpu: bool | None = None) -> None:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        emulated = lambda including_emulation=True: gpu or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+
+    return imitate
+
+
+@pytest.mark.parametrize(("has", "amx", "expected"), CPUS.values(), ids=CPUS)
 def test_a_cpu_trains_in_bfloat16_where_it_is_fast(
-    monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
+    machine: Any, has: bool, amx: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(runs, "_bfloat16_is_fast", lambda: fast)
-    given = SimpleNamespace(precision=None, accelerator="cpu")
-    runs.choose_precision(given)
-    assert given.precision == expected
-    given = SimpleNamespace(precision="32-true", accelerator="cpu")
-    runs.choose_precision(given)
-    assert given.precision == "32-true"
+    machine(has, amx)
+    assert choose_precision("cpu") == choose_precision("auto") == expected
+    assert choose_precision("cpu", None, "32-true") == "32-true"  # that of the resumed run
+    assert choose_precision("cpu", "64-true", "32-true") == "64-true"
+    assert find_precision("cpu", "auto") == "float32"
 
 
-def test_a_gpu_is_not_judged_by_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_bfloat16_is_fast", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    given = SimpleNamespace(precision=None, accelerator="auto")
-    runs.choose_precision(given)
-    assert given.precision == "32-true"
+@pytest.mark.parametrize("asked", ["bf16-mixed", "bf16-true", "bf16"])
+def test_a_bfloat16_that_a_cpu_only_emulates_is_refused(machine: Any, asked: str) -> None:
+    machine(has=True)
+    assert choose_precision("cpu", asked) == asked
+    assert find_precision("cpu", "bfloat16") == "bfloat16"
+    machine(has=False)
+    reason = "this CPU only emulates bfloat16, some 40 times slower"
+    with pytest.raises(ValueError, match=f"{asked} .*{reason}.*use --trainer.precision 32-true"):
+        choose_precision("cpu", asked)
+    with pytest.raises(ValueError, match=f"{asked} .*{reason}"):
+        choose_precision("auto", None, asked)
+    with pytest.raises(ValueError, match=f"--precision bfloat16 .*{reason}.*: use float32"):
+        find_precision("cpu", "bfloat16")
+
+
+def test_a_gpu_is_not_judged_by_its_cpu(machine: Any) -> None:
+    machine(has=True, amx=True, gpu=False)
+    assert choose_precision("auto") == choose_precision("cuda") == "32-true"
+    assert find_precision("cuda", "auto") == "float32"
+    machine(has=False, amx=False, gpu=True)
+    assert choose_precision("auto") == choose_precision("gpu") == "bf16-mixed"
+    assert choose_precision("gpu", "bf16-true") == "bf16-true"
+    assert find_precision("cuda:1", "auto") == find_precision("cuda", "bfloat16") == "bfloat16"
+    assert find_precision("cpu", "auto") == "float32"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variable is about x86-64")
+def test_onednn_s_own_limit_is_obeyed() -> None:
+    """A CPU with AVX-512 can be told to do without."""
+    code = "from transformer.kernels import has_bfloat16 as h; raise SystemExit(h('cpu'))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
+
+
+def test_fit_refuses_it_in_one_line_and_leaves_nothing(
+    machine: Any, own_folder: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(has=False)
+    path = recipe(tmp_path)
+    lstm = tmp_path / "lstm.yaml"
+    network = path.read_text().replace(SHAPE, "{d_model: 16, cell: lstm}")
+    lstm.write_text(f"{network}architecture: rnn\n")
+    for config in (path, lstm):
+        assert fit("--config", config, "--trainer.precision", "bf16-mixed") == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "trainer.precision bf16-mixed cannot be used here: this CPU only emulates" in said
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_a_resumed_run_keeps_its_precision(
+    machine: Any, own_folder: None, own_log: None, tmp_path: Path
+) -> None:
+    """Stored by a CPU without AMX, resumed on one with it, and the other way round."""
+    config = ["--config", str(recipe(tmp_path)), "--logger", "none"]
+    for where, elsewhere, stored in (
+        ((False, False), (True, True), "32-true"),
+        ((True, True), (True, False), "bf16-mixed"),
+    ):
+        machine(*where)
+        cli = FitCLI([*config, "--existing", "number"])
+        assert cli.trainer.precision == stored
+        checkpoint = cli.folder / "checkpoints" / "last.ckpt"
+        tokenizer = FixedData([1], []).tokenizer.to_text()
+        saved = {"recipe": cli.model.recipe, "bundle": {"tokenizer": tokenizer}}
+        torch.save({**saved, "state_dict": {}, "optimizer_states": []}, checkpoint)
+        machine(*elsewhere)
+        resume = ["--ckpt_path", str(checkpoint)]
+        assert FitCLI([*config, *resume]).trainer.precision == stored
+        other = "64-true"
+        given = FitCLI([*config, *resume, "--trainer.precision", other])
+        assert given.trainer.precision == other
+
+
+def compare(rank: int, store: str, precision: str, answers: Any) -> None:
+    """A process of two; puts the message that it is stopped with, None where it may go on."""
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    both: Any = SimpleNamespace(world_size=2, precision=precision)
+    try:
+        answers.put(OnePrecision().setup(both, None, "fit"))  # type: ignore[arg-type,func-returns-value]
+    except ValueError as error:
+        answers.put(str(error))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("second", ["32-true", "bf16-mixed"])
+def test_processes_that_chose_differently_are_stopped(tmp_path: Path, second: str) -> None:
+    forked = multiprocessing.get_context("fork")
+    answers: Any = forked.Queue()
+    store = f"file://{tmp_path}/store"
+    both = [
+        forked.Process(target=compare, args=(rank, store, precision, answers))
+        for rank, precision in enumerate(("32-true", second))
+    ]
+    for process in both:
+        process.start()
+    found = [answers.get(timeout=60) for _ in both]
+    for process in both:
+        process.join()
+    assert found[0] == found[1]
+    if second == "32-true":
+        assert found[0] is None
+    else:
+        assert "is 32-true in some processes and bf16-mixed in others" in found[0]
+        assert found[0].endswith("give all of them --trainer.precision 32-true")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,13 +38,10 @@ def growth(device: str) -> dict[str, Any]:
         slope in doubly logarithmic coordinates between neighbours: 1 is linear.
     """
     keep_freed_memory()
-    trainer = SimpleNamespace(
-        precision=None, accelerator="cpu" if device == "cpu" else "gpu", devices=1
-    )
-    choose_precision(trainer)
-    found: dict[str, Any] = {"precision": trainer.precision, "repeats": REPEATS}
+    precision = choose_precision(device)
+    found: dict[str, Any] = {"precision": precision, "repeats": REPEATS}
     for task, axes in (("training", TRAINING), ("decoding", DECODING)):
-        prepare = _step(device, trainer.precision) if task == "training" else _decoder(device)
+        prepare = _step(device, precision) if task == "training" else _decoder(device)
         found[task] = {axis: _along(prepare, axis, values) for axis, values in axes.items()}
     return found
 

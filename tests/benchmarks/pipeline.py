@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -96,14 +95,12 @@ class Clock(Callback):
 def _train(corpus: str | None, max_tokens: int, bench: str, count: int) -> None:
     be_quiet()
     keep_freed_memory()
-    chosen = SimpleNamespace(precision=None, accelerator="cpu")
-    choose_precision(chosen)
     clock = Clock()
     with TemporaryDirectory() as folder:
         callbacks = [clock, TrainingLog(), StopSafely(Path(folder))]  # as in `transformer fit`
         trainer = Trainer(
             accelerator="cpu", devices=count, strategy="ddp" if count > 1 else "auto",
-            precision=chosen.precision, max_steps=WARM_UP + STEPS, max_epochs=-1,
+            precision=choose_precision("cpu"), max_steps=WARM_UP + STEPS, max_epochs=-1,
             callbacks=callbacks, limit_val_batches=0, num_sanity_val_steps=0, logger=False,
             enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False, default_root_dir=folder,

@@ -43,6 +43,7 @@ from transformer.training.report import (
 )
 from transformer.training.runs import (
     RUN_DIR,
+    OnePrecision,
     SaveConfig,
     be_quiet,
     choose_precision,
@@ -297,6 +298,9 @@ class FitCLI(LightningCLI):
         self.ckpt_path: str | None = config.ckpt_path
         self.checkpoint = resumable(config) if config.ckpt_path else None
         self.name = recipe_name(config, self.checkpoint)
+        stored = self.checkpoint and self.checkpoint["recipe"]["config"]["trainer"]["precision"]
+        trainer = config.trainer
+        trainer.precision = choose_precision(trainer.accelerator, trainer.precision, stored)
         self.temporary = bool(config.trainer.fast_dev_run) and not config.run_dir
         if self.temporary:
             self.folder, self.is_new = Path(tempfile.mkdtemp()), True
@@ -306,7 +310,6 @@ class FitCLI(LightningCLI):
         os.environ[RUN_DIR] = config.run_dir
         keep_freed_memory()
         keep_few_kernels(config.model.network.d_model)
-        choose_precision(config.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer with our logger, checkpoints and display."""
@@ -320,7 +323,9 @@ class FitCLI(LightningCLI):
         run_id = (self.checkpoint or {}).get("wandb_id")
         kind: LoggerName = "none" if config.trainer.fast_dev_run else config.logger
         # The log comes after what a validation does for W&B, for it starts the clock again.
-        callbacks = [WandbTracker(), self.log, SaveConfig(self.folder, text), Banner(self)]
+        callbacks = [
+            OnePrecision(), WandbTracker(), self.log, SaveConfig(self.folder, text), Banner(self),
+        ]  # fmt: skip
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(progress(self.log))
         if config.patience is not None:

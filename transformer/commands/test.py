@@ -13,11 +13,11 @@ from lightning.pytorch import Trainer
 from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.arguments import Parser
 from transformer.data.datamodule import DataModule
-from transformer.inference.device import Precision, find_device
+from transformer.inference.device import Precision, find_device, find_precision
 from transformer.inference.search import SearchConfig
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import bleus, detokenized, versions
-from transformer.training.runs import be_quiet, best_precision
+from transformer.training.runs import be_quiet
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
@@ -27,7 +27,6 @@ ONLY_TRAINING = {
     "train", "val", "also", "temperature", "tags", "tokenizer", "max_length", "too_long", "limit",
     "streaming",
 }  # fmt: skip
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true"}
 
 
 def main(args: Sequence[str]) -> int:
@@ -65,7 +64,7 @@ def score_bundle(
         score_lowercase: Ignore case in BLEU and chrF.
         score_detokenized: Also give BLEU of the text without the tokenisation of Moses.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto is bfloat16 on CUDA, float32 elsewhere.
+        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
         search: Fields of SearchConfig.
 
     Returns:
@@ -123,12 +122,13 @@ def beside(bundle: str, corpus: str) -> Path:
 
 def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precision) -> float:
     """Runs the test as `fit` does at its end; returns the seconds."""
-    accelerator, _, number = find_device(device).partition(":")
-    lightning_precision: Any = PRECISIONS.get(precision) or best_precision(accelerator)
+    accelerator, _, number = (device := find_device(device)).partition(":")
+    # As at the end of `fit`; where it is asked for with rounded weights, as `translate` has them.
+    bfloat16: Any = "bf16-mixed" if precision == "auto" else "bf16-true"
     trainer = Trainer(
         accelerator=accelerator,
         devices=[int(number)] if number else 1,
-        precision=lightning_precision,
+        precision=bfloat16 if find_precision(device, precision) == "bfloat16" else "32-true",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -79,7 +79,7 @@ def translate(
         max_length: Longest line, in tokens; the longest of the training if left out, beyond which
             a model loses text.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto is bfloat16 on CUDA, float32 elsewhere.
+        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
         search: Fields of SearchConfig.
 
     Raises:

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from transformer.kernels import has_bfloat16, refuse_emulated
 from transformer.models import Seq2Seq
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -26,14 +27,24 @@ def find_device(name: str) -> str:
     return name
 
 
-def converted(model: Seq2Seq, device: str, precision: Precision) -> Seq2Seq:
-    """A model on a device, in a precision; `auto` is bfloat16 on GPUs that compute in it."""
+def find_precision(device: str, precision: Precision) -> Literal["float32", "bfloat16"]:
+    """The precision of a name; `auto` is bfloat16 on GPUs that compute in it, else float32.
+
+    Raises:
+        ValueError: for bfloat16 on a CPU that only emulates it.
+    """
     if precision == "auto":
-        # Cards that only emulate bfloat16 are slower with it.
-        fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(False)
-        precision = "bfloat16" if fast else "float32"
-    model = model.to(getattr(torch, precision))
-    if device == "cpu" and precision == "float32":
+        return "bfloat16" if device.startswith("cuda") and has_bfloat16(device) else "float32"
+    if precision == "bfloat16":
+        refuse_emulated(device, "--precision bfloat16", "float32")
+    return precision
+
+
+def converted(model: Seq2Seq, device: str, precision: Precision) -> Seq2Seq:
+    """A model on a device, in a precision; `auto` as in `find_precision`."""
+    dtype = getattr(torch, find_precision(device, precision))
+    model = model.to(dtype)
+    if device == "cpu" and dtype == torch.float32:
         _transpose_weights(model)
     return model
 

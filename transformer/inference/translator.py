@@ -107,7 +107,8 @@ class Translator:
                 longest that the bundle was trained with when left out.
 
         Raises:
-            ValueError: when the folder is no bundle, or the device is not there.
+            ValueError: when the folder is no bundle, the device is not there, or it is a CPU that
+                only emulates the bfloat16 that is asked for.
         """
         device = find_device(device)
         bundle = load_bundle(folder, device)

@@ -5,15 +5,16 @@ import os
 import shlex
 import shutil
 import sys
-import timeit
 import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from transformer.kernels import refuse_emulated, trains_in_bfloat16
 from transformer.training.averaging import read_checkpoint
 
 #: Tells the processes that Lightning starts where the first one writes.
@@ -124,39 +125,51 @@ def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
     return path.parent.name if path.stem == "config" else path.stem
 
 
-def choose_precision(trainer: Any) -> None:
-    """Set the precision of training where the recipe's `trainer` leaves it open."""
-    if trainer.precision is None:
-        trainer.precision = best_precision(trainer.accelerator)
-        if trainer.accelerator in ("auto", "cpu") and _trains_on_cpu(trainer.accelerator):
-            trainer.precision = "bf16-mixed" if _bfloat16_is_fast() else "32-true"
-    torch.set_float32_matmul_precision("high")  # TF32 for what is computed in float32
+def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) -> Any:
+    """Choose the precision of training.
 
+    Args:
+        accelerator: the Trainer's.
+        given: the user's precision; None leaves it open.
+        stored: the precision of the run that is resumed.
 
-def best_precision(accelerator: Any) -> str:
-    """Of evaluation: bfloat16 where CUDA computes in it, else float32."""
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    # Older GPUs only emulate it, slower than they compute in float32.
-    can = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if wanted and can else "32-true"
+    Returns:
+        The Trainer's `precision`: the user's, else that of the resumed run, else bf16-mixed where
+        the device is faster with it.
 
-
-def _trains_on_cpu(accelerator: str) -> bool:
-    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return accelerator == "cpu" or not gpu
-
-
-def _bfloat16_is_fast() -> bool:
-    """Whether matrix products in bfloat16 take less than half of the time of float32.
-
-    Some CPUs only emulate bfloat16. With AMX the products are about eight times as fast, and a
-    training step of the tiny Transformer 1.3 times, of the base model 2.6 times.
+    Raises:
+        ValueError: for bfloat16 on a CPU that only emulates it.
     """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(512, 512, dtype=dtype)
-        seconds[dtype] = min(timeit.repeat("m @ m", globals={"m": matrix}, number=1, repeat=5))
-    return seconds[torch.bfloat16] < seconds[torch.float32] / 2
+    torch.set_float32_matmul_precision("high")  # TF32 for what is computed in float32
+    device = str(accelerator)
+    if device in ("auto", "gpu"):
+        mps = device == "gpu" or torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    precision = given or stored or ("bf16-mixed" if trains_in_bfloat16(device) else "32-true")
+    if str(precision).startswith("bf16"):
+        instead = "--trainer.precision 32-true"
+        refuse_emulated(device, f"trainer.precision {precision}", instead)
+    return precision
+
+
+class OnePrecision(Callback):
+    """Refuses processes that were started on different machines and chose different precisions."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare them, as soon as the processes know each other.
+
+        Raises:
+            ValueError: in each process, when they differ.
+        """
+        if trainer.world_size == 1:
+            return
+        found: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(found, trainer.precision)
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"trainer.precision is {' in some processes and '.join(sorted(set(found)))} in "
+                "others, whose machines differ: give all of them --trainer.precision 32-true"
+            )
 
 
 def program(name: str = "transformer") -> str:

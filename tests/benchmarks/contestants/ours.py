@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -156,9 +155,7 @@ class Gate(Callback):
 
 def precision(setting: str, accelerator: str) -> Any:
     """What `transformer fit` would set for the Trainer on this device."""
-    trainer = SimpleNamespace(precision=PRECISIONS[setting.split("+")[0]], accelerator=accelerator)
-    choose_precision(trainer)
-    return trainer.precision
+    return choose_precision(accelerator, PRECISIONS[setting.split("+")[0]])
 
 
 def module_of(job: dict[str, Any]) -> Seq2SeqModule:
