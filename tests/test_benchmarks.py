@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import arena, limit, peers, report, worker, works
-from benchmarks.__main__ import main
+from benchmarks import arena, limit, peers, plan, report, worker, works
+from benchmarks.__main__ import arguments, entries, main
 from benchmarks.workload import Text, make
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from transformer.kernels import has_bfloat16
 from transformer.models import TransformerConfig
 
 
@@ -98,36 +99,53 @@ def turn(contestant: arena.Contestant) -> dict[str, Any]:
     return {"rate": 1 / contestant.ask(do="steps", n=1)["value"]}
 
 
-def test_contestants_take_turns_and_who_fails_is_left_out(tmp_path: Path) -> None:
+def said(turn: dict[str, Any]) -> str:
+    return f"{turn['rate']:.0f} a second"
+
+
+def test_contestants_take_turns_and_who_fails_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     speeds = {"fast": 4.0, "slow": 2.0, "broken": 1.0, "other": 1.0}
     found = [contestant(tmp_path, setting, speed) for setting, speed in speeds.items()]
-    arena.compete(found, lambda c: None, turn, rounds=2, together=3)
+    arena.compete(found, lambda c: None, turn, said, rounds=2, together=3)
     assert [len(c.turns) for c in found] == [4, 2, 0, 2]  # the first one is in both groups
     assert found[2].problem == "RuntimeError: no such setting"
     assert [t["round"] for t in found[3].turns] == [2, 3]
     assert arena.ratios(found[0], found[1], "rate") == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert arena.ratios(found[1], found[3], "rate") is None
     assert found[0].about["peak_mib"] > 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("  script-slow, round 1 of 2: 2 a second") < lines.index(
+        "  script-fast, round 2 of 2: 4 a second"
+    )
+    assert "  script-broken is left out: RuntimeError: no such setting" in lines
 
 
 def test_a_contestant_that_dies_is_told_by_its_last_words(tmp_path: Path) -> None:
     one = contestant(tmp_path, "fast", 1.0)
     (tmp_path / "script.py").write_text("import no_such_module")
-    arena.compete([one], lambda c: None, turn, rounds=1)
+    arena.compete([one], lambda c: None, turn, said, rounds=1)
     assert one.problem == "ModuleNotFoundError: No module named 'no_such_module'"
 
 
 def test_an_environment_that_cannot_be_made_is_named(
-    bench: Path, workload: worker.Workload, monkeypatch: pytest.MonkeyPatch
+    bench: Path,
+    workload: worker.Workload,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     python = bench / "python"
     python.write_text("#!/bin/sh\necho ERROR: no network >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     setup = works.Setup(bench, workload.path.parent, "cpu", 1, 1)
-    (one,) = setup.field([peers.Entry("joeynmt", ("float32",), peer="joeynmt")], "train", "tiny")
+    entry = peers.Entry("joeynmt", ("float32",), peer="joeynmt")
+    (one,) = setup.field([entry], "train", "tiny")
     assert one.problem == "its environment cannot be made: ERROR: no network"
-    arena.compete([one], lambda c: None, turn, rounds=1)
+    setup.field([entry], "decode", "tiny")  # is not tried again
+    assert capsys.readouterr().out.count("Making the environment of joeynmt, some minutes") == 1
+    arena.compete([one], lambda c: None, turn, said, rounds=1)
     assert not one.turns
 
 
@@ -139,11 +157,61 @@ def test_cuda_is_skipped_where_there_is_none(
     assert capsys.readouterr().out == "no CUDA device here: nothing measured\n"
 
 
-@pytest.mark.parametrize("option", ["work", "shapes", "peers"])
-def test_a_misspelt_name_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "given", "near"),
+    [
+        ("work", "trian", "train"),
+        ("shapes", "bsae", "base"),
+        ("contestants", "hface", "huggingface"),
+    ],
+)
+def test_a_misspelt_name_is_refused(
+    option: str, given: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([f"--{option}", "hugginface"])
-    assert f"--{option} has no 'hugginface', there are: " in capsys.readouterr().err
+        main([f"--{option}", given])
+    said = capsys.readouterr().err
+    assert f"--{option} has no {given!r}, the nearest is {near!r}; there are: " in said
+
+
+@pytest.mark.parametrize(
+    ("has", "amx", "ours", "theirs"),
+    [
+        (True, True, ("default", "float32", "bf16"), ("float32", "bf16")),
+        (True, False, ("default", "bf16"), ("float32", "bf16")),
+        (False, False, ("default",), ("float32",)),
+    ],
+)
+def test_what_a_cpu_only_emulates_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, has: bool, amx: bool, ours: Any, theirs: Any
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    options = arguments().parse_args(["--contestants", "torch.nn", "--device", "cpu"])
+    first, second = entries(peers.TRAINING, options)
+    assert (first.settings, second.settings) == (ours, theirs)
+    monkeypatch.setattr(limit, "SIZE", {"cpu": 16})
+    monkeypatch.setattr(limit, "SECONDS", 0)
+    assert list(limit.rates("cpu")) == ["float32", "bfloat16"][: 1 + has]
+
+
+def test_the_plan_by_hand(workload: worker.Workload) -> None:
+    setup = works.Setup(Path(), workload.path.parent, "cpu", 1, 1)
+    tokens = sum(b.src_tokens + b.tgt_tokens for b in workload.train) / len(workload.train)
+    flops = limit.flops_per_token(workload, works.shape_of("tiny", workload.vocab))
+    assert plan.step_seconds(setup, "tiny", 1e9) == pytest.approx(tokens * flops / 0.4e9)
+    assert [plan.turn_steps(10, seconds) for seconds in (0.1, 4, 99)] == [10, 2, 1]
+    trainers = [peers.Entry("ours", ("default",)), peers.Entry("torch_nn", ("float32",))]
+    found = plan.plan(trainers, trainers[:1], 4, {"base": 2}, {"tiny": 0.5, "base": 3.0})
+    assert found == {
+        "train-base": 3 * (5 * 2 * 3.0 + 15), "loss": 3 * 300, "pipeline": 40, "growth": 150,
+        "processes": 4 * 70, "bundle": 300, "decode": 5 * 20 + 15, "latency": 5 * 2.5 + 15,
+        "startup": 30,
+    }  # fmt: skip
+    assert list(found)[-4:] == ["bundle", "decode", "latency", "startup"]
+    assert [plan.about(seconds) for seconds in (3, 70, 200)] == [
+        "10 seconds", "70 seconds", "3 minutes",
+    ]  # fmt: skip
 
 
 def test_the_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +219,9 @@ def test_the_short_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert "| this package |" in out and "| torch.nn.Transformer |" in out
     assert "not measured" not in out
+    assert "\nTo be measured: train-tiny " in out and "; all together about " in out
+    assert "\n  ours-default, round 2 of 2: " in out
+    assert ("emulates bfloat16" in out) != has_bfloat16("cpu")
     rows = json.loads((tmp_path / "results.json").read_text())["train-tiny"]["rows"]
     assert [row["name"] for row in rows] == ["ours", "torch_nn"]
     assert report.best(rows, "ours") == rows[0]

@@ -7,16 +7,18 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import report, works
+from transformer.kernels import has_bfloat16, trains_in_bfloat16
+
+from . import limit, plan, report, works
 from .arena import ROOT, cores
 from .growth import draw, growth
-from .limit import padding_share
-from .peers import DECODING, TRAINING, Entry
+from .peers import DECODING, TRAINING, Entry, python_of
 from .pipeline import input_share, processes
 from .pupil import train_once
 from .startup import startup
@@ -24,6 +26,7 @@ from .worker import Workload
 from .workload import Text, make
 
 WORKS = ("train", "loss", "decode", "latency", "startup", "pipeline", "processes", "growth")
+DECODES = {"decode", "latency", "startup"}
 STEPS = {"tiny": 10, "base": 3, "big": 3}
 GPU_STEPS, GPU_TOKENS = 20, 25_000
 #: The validation loss to reach, in nats per target token, and when to give up, in steps.
@@ -36,13 +39,15 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     add = parser.add_argument
     add("--corpus", help="folder with {train,val,test_2016_flickr}.{en,de}[.gz]; else generated")
-    add("--work", default=",".join(WORKS), help="comma-separated (%(default)s)")
+    help_ = f"comma-separated, of {', '.join(WORKS)} (%(default)s)"
+    add("--work", default="train,decode,latency,startup", help=help_)
     add("--shapes", help="comma-separated (tiny,base; on a GPU big, too)")
-    add("--peers", help="comma-separated; all when left out: " + ", ".join(peers()))
+    help_ = f"comma-separated, of {', '.join(peers())} (all); ours always takes part"
+    add("--contestants", default=",".join(peers()), help=help_)
     add("--device", default=os.environ.get("DEVICE", "cpu"), choices=("cpu", "cuda"))
     add("--threads", type=int, default=cores(), help="of each contestant")
     add("--rounds", type=int, default=5, help="turns of each contestant (%(default)s)")
-    add("--steps", type=int, help="training steps in a turn")
+    add("--steps", type=int, help="training steps in a turn; some seconds of them when left out")
     add("--sentences", type=int, help="of the test set to decode; all when left out")
     add("--max-tokens", type=int, help="of a batch on each side")
     add("--target", type=float, default=TARGET, help="validation loss to reach (%(default)s)")
@@ -54,20 +59,27 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def peers() -> list[str]:
-    """Names for `--peers`."""
-    return list(dict.fromkeys(entry.peer or entry.module for entry in (*TRAINING, *DECODING)))[1:]
+    """The names of all contestants, ours first."""
+    return list(dict.fromkeys(entry.name for entry in (*TRAINING, *DECODING)))
+
+
+def settings(entry: Entry, options: argparse.Namespace) -> tuple[str, ...]:
+    """What a contestant is measured in: nothing that the device emulates, nothing twice."""
+    left_out = set() if has_bfloat16(options.device) else {"bf16", "bf16+compile"}
+    if "default" in entry.settings and not trains_in_bfloat16(options.device):
+        left_out.add("float32")  # that is the default there
+    found = [setting for setting in entry.settings if setting not in left_out]
+    return tuple(found[: 1 if options.quick else None])
 
 
 def entries(field: tuple[Entry, ...], options: argparse.Namespace) -> list[Entry]:
     """Who takes part, ours first."""
-    wanted = options.peers.split(",") if options.peers is not None else peers()
-    if options.quick:
-        wanted = ["torch_nn"]
-    found = [e for e in field if e.module == works.OURS or (e.peer or e.module) in wanted]
+    names = ["torch.nn"] if options.quick else options.contestants.split(",")
     gpu = options.device == "cuda"
-    found = [entry for entry in found if (entry.on_gpu if gpu else entry.on_cpu)]
-    if options.quick:
-        found = [replace(entry, settings=entry.settings[:1]) for entry in found]
+    found = []
+    for entry in field:
+        if entry.name in (works.OURS, *names) and (entry.on_gpu if gpu else entry.on_cpu):
+            found.append(replace(entry, settings=settings(entry, options)))
     return found
 
 
@@ -75,16 +87,21 @@ def main(args: list[str]) -> int:
     """Measures, prints, and keeps the numbers."""
     parser = arguments()
     options = parser.parse_args(args)
-    known = {"work": WORKS, "shapes": works.SHAPES, "peers": peers()}
+    known = {"work": WORKS, "shapes": works.SHAPES, "contestants": peers()}
     for name, words in known.items():
         for word in (getattr(options, name) or "").split(","):
             if word and word not in words:
-                parser.error(f"--{name} has no {word!r}, there are: {', '.join(words)}")
+                near = get_close_matches(word, words, n=1, cutoff=0.0)[0]
+                parser.error(
+                    f"--{name} has no {word!r}, the nearest is {near!r}; there are: "
+                    + ", ".join(words)
+                )
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here: nothing measured")
         return 0
     settle(options)
     text = Text(options.corpus, options.max_tokens, limit=2000 if options.quick else None)
+    print(f"Reading the text and making batches, kept in {options.bench}", flush=True)
     folder = make(text, options.bench)
     setup = works.Setup(options.bench, folder, options.device, options.threads, options.rounds)
     results: dict[str, Any] = {
@@ -118,50 +135,83 @@ def about(text: Text, folder: Path) -> dict[str, Any]:
     workload = Workload(folder / "workload.npz")
     return {
         **asdict(text), "corpus": text.corpus or "generated Korean–English text",
-        "vocab": workload.vocab, "padding": padding_share(workload.train),
+        "vocab": workload.vocab, "padding": limit.padding_share(workload.train),
     }  # fmt: skip
+
+
+def prepare(
+    options: argparse.Namespace, setup: works.Setup, trainers: list[Entry], decoders: list[Entry]
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Makes the peers' environments, and says what comes and about how long it will take.
+
+    Returns:
+        Steps of a turn for each shape, and the seconds of each kind of work, about.
+    """
+    if not has_bfloat16(options.device):
+        print("Left out, since this CPU only emulates bfloat16: its limit, contestants in bf16")
+    for entry in (*trainers, *decoders):
+        python_of(entry.peer, setup.bench)
+    rate = limit.measure(setup.device, setup.threads)["float32"]
+    shapes = options.shapes.split(",")
+    seconds = {name: plan.step_seconds(setup, name, rate) for name in ("tiny", *shapes)}
+    steps = {name: options.steps or plan.turn_steps(STEPS[name], seconds[name]) for name in shapes}
+    if options.device == "cuda":
+        steps = dict.fromkeys(shapes, options.steps or GPU_STEPS)
+    wanted = set(options.work.split(",")) - ({"processes"} if options.device == "cuda" else set())
+    if wanted & DECODES and not options.bundle:
+        wanted.add("bundle")
+    planned = {
+        name: taken
+        for name, taken in plan.plan(trainers, decoders, setup.rounds, steps, seconds).items()
+        if name.split("-")[0] in wanted
+    }
+    words = ", ".join(f"{name} {plan.about(taken)}" for name, taken in planned.items())
+    total = plan.about(sum(planned.values()))
+    print(f"To be measured: {words}; all together about {total}", flush=True)
+    return steps, planned
 
 
 def measure(
     options: argparse.Namespace, setup: works.Setup, text: Text
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yields the name, the numbers and the table of each kind of work."""
-    work = options.work.split(",")
     trainers, decoders = entries(TRAINING, options), entries(DECODING, options)
-    fastest = {}
-    for shape in options.shapes.split(",") if "train" in work else ():
-        steps = options.steps or (GPU_STEPS if options.device == "cuda" else STEPS[shape])
-        part = works.train(setup, trainers, shape, steps)
-        fastest[shape] = part["rows"]
-        yield f"train-{shape}", part, report.training(part)
-    if "loss" in work:
-        racers = [champion(entry, fastest.get("tiny", [])) for entry in trainers]
-        part = works.race(setup, racers, "tiny", options.target, PORTION, MOST)
-        yield "loss", part, report.racing(part)
-    if "pipeline" in work:
-        part = input_share(text, setup.bench, setup.threads)
-        yield "pipeline", part, report.feeding(part)
-    if "processes" in work and options.device == "cpu":
-        part = processes(text, setup.bench, setup.rounds)
-        yield "processes", part, report.sharing(part)
-    if "growth" in work:
-        part = growth(options.device)
-        draw(part, setup.bench / "growth.png")
-        yield "growth", part, report.growing(part)
-    if not {"decode", "latency", "startup"} & set(work):
-        return
-    bundle = options.bundle or train_once(text, setup.workload, setup.bench, setup.device)
-    bundle = bundle.resolve()
-    if "decode" in work:
-        part = works.decode(setup, decoders, bundle, options.sentences)
-        yield "decode", part, report.decoding(part)
-    if "latency" in work:
-        part = works.latency(setup, decoders, bundle, REPEATS)
-        yield "latency", part, report.waiting(part)
-    if "startup" in work:
-        sentence = (setup.workload / "test.src").read_text(encoding="utf-8").splitlines()[0]
-        part = startup(bundle, sentence, setup.threads, setup.rounds)
-        yield "startup", part, report.starting(part)
+    steps, planned = prepare(options, setup, trainers, decoders)
+    fastest: dict[str, list[dict[str, Any]]] = {}
+    bundle: Path = options.bundle
+    for name, seconds in planned.items():
+        print(f"\n{name}, about {plan.about(seconds)}", flush=True)
+        work, _, shape = name.partition("-")
+        if work == "train":
+            part = works.train(setup, trainers, shape, steps[shape])
+            fastest[shape] = part["rows"]
+            yield name, part, report.training(part)
+        elif work == "loss":
+            racers = [champion(entry, fastest.get("tiny", [])) for entry in trainers]
+            part = works.race(setup, racers, "tiny", options.target, PORTION, MOST)
+            yield name, part, report.racing(part)
+        elif work == "pipeline":
+            part = input_share(text, setup.bench, setup.threads)
+            yield name, part, report.feeding(part)
+        elif work == "processes":
+            part = processes(text, setup.bench, setup.rounds)
+            yield name, part, report.sharing(part)
+        elif work == "growth":
+            part = growth(options.device)
+            draw(part, setup.bench / "growth.png")
+            yield name, part, report.growing(part)
+        elif work == "bundle":
+            bundle = train_once(text, setup.workload, setup.bench, setup.device)
+        elif work == "decode":
+            part = works.decode(setup, decoders, bundle.resolve(), options.sentences)
+            yield name, part, report.decoding(part)
+        elif work == "latency":
+            part = works.latency(setup, decoders, bundle.resolve(), REPEATS)
+            yield name, part, report.waiting(part)
+        elif work == "startup":
+            sentence = (setup.workload / "test.src").read_text(encoding="utf-8").splitlines()[0]
+            part = startup(bundle.resolve(), sentence, setup.threads, setup.rounds)
+            yield name, part, report.starting(part)
 
 
 def champion(entry: Entry, rows: list[dict[str, Any]]) -> Entry:

@@ -153,6 +153,7 @@ def compete(
     contestants: list[Contestant],
     warm_up: Callable[[Contestant], Any],
     turn: Callable[[Contestant], dict[str, Any]],
+    words: Callable[[dict[str, Any]], str],
     rounds: int,
     done: Callable[[Contestant], bool] = lambda contestant: False,
     together: int = TOGETHER,
@@ -161,12 +162,14 @@ def compete(
 
     What a turn gave goes to `turns` with its `round`, which no two groups share; `peak_mib` goes to
     `about`. One that fails is noted and left out from then on. A group starts afresh, its first
-    one, too: so all of them are at the same place of the workload in each round.
+    one, too: so all of them are at the same place of the workload in each round. Each turn is
+    printed when it ends.
 
     Args:
         contestants: the first one is the measure of the others.
         warm_up: what each does once before the rounds.
         turn: what each does once in every round.
+        words: says what a turn gave.
         rounds: how often.
         done: tells who needs no further turn.
         together: processes that are alive at once.
@@ -174,13 +177,15 @@ def compete(
     for number, group in enumerate(groups(contestants, together)):
         try:
             for contestant in group:
+                print(f"  {contestant.label} starts", flush=True)
                 _try(contestant, Contestant.start)
                 _try(contestant, warm_up)
             for shift in range(rounds):
                 act = partial(_take, turn, number * rounds + shift)
                 for contestant in rotated(group, shift):
-                    if not done(contestant):
-                        _try(contestant, act)
+                    if not (contestant.problem or done(contestant)) and _try(contestant, act):
+                        told = f"round {shift + 1} of {rounds}: {words(contestant.turns[-1])}"
+                        print(f"  {contestant.label}, {told}", flush=True)
             for contestant in group:
                 _try(contestant, _remember)
         finally:
@@ -204,18 +209,20 @@ def _remember(contestant: Contestant) -> None:
     contestant.about.update(contestant.ask(do="memory"))
 
 
-def _try(contestant: Contestant, act: Callable[[Contestant], Any]) -> None:
-    """Notes why a contestant fails, where it does."""
+def _try(contestant: Contestant, act: Callable[[Contestant], Any]) -> bool:
+    """Whether a contestant did something; notes and prints why it did not."""
     if contestant.problem:
-        return
+        return False
     try:
         act(contestant)
+        return True
     except Failed as failure:
         contestant.problem = str(failure)
-        contestant.stop()
     except Exception:
         contestant.problem = traceback.format_exc().strip().splitlines()[-1]
-        contestant.stop()
+    print(f"  {contestant.label} is left out: {contestant.problem}", flush=True)
+    contestant.stop()
+    return False
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

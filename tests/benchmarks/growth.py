@@ -56,6 +56,7 @@ def _along(
         for place, act in enumerate(work):
             seconds[place].append(_timed(act))
     medians = [statistics.median(times[1:]) for times in seconds]
+    print(f"  {axis}: {', '.join(f'{1e3 * median:,.0f} ms' for median in medians)}", flush=True)
     return {"values": values, "seconds": medians, "slopes": list(_slopes(values, medians))}
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from .arena import environment
 from .worker import Batch, Ints, Workload
 
+SECONDS = 1.0  # of matrix products in each precision
+SIZE = {"cpu": 2048, "cuda": 8192}
+
 
 def flops_per_token(workload: Workload, shape: dict[str, Any]) -> float:
     """Floating point operations of a training step for each real token, both sides counted.
@@ -34,7 +37,11 @@ def products(batch: Batch, shape: dict[str, Any]) -> float:
 
 
 def measure(device: str, threads: int) -> dict[str, float]:
-    """Matrix products in FLOP per second, in float32 and bfloat16, by a process of its own."""
+    """Matrix products in FLOP per second, by a process of its own, which takes some seconds.
+
+    Returns:
+        The rate in float32, and in bfloat16 where the device computes in it.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.limit", device], env=environment(threads), text=True,
         capture_output=True, check=True,
@@ -50,15 +57,17 @@ def padding_share(batches: list[Batch]) -> float:
     return 1 - float(real.sum()) / cells
 
 
-def _rates(device: str) -> dict[str, float]:
+def rates(device: str) -> dict[str, float]:
+    """The same in this process."""
     import torch
 
-    size, times = (8192, 30) if device == "cuda" else (2048, 8)
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    from transformer.kernels import has_bfloat16
+
+    size, rates = SIZE[device], {}
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + has_bfloat16(device)]:
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        seconds = []
-        for _ in range(times):
+        seconds: list[float] = []
+        while not seconds or sum(seconds) < SECONDS:
             start = time.perf_counter()
             a @ b
             if device == "cuda":
@@ -69,4 +78,4 @@ def _rates(device: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_rates(sys.argv[1])))
+    print(json.dumps(rates(sys.argv[1])))

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class Entry:
     on_gpu: bool = False
     on_cpu: bool = True
 
+    @property
+    def name(self) -> str:
+        """What `--contestants` calls it."""
+        return self.peer or self.module.replace("_", ".")
+
 
 PLAIN = ("float32", "bf16")
 TRAINING = (
@@ -65,35 +71,38 @@ class Unavailable(Exception):
     """A peer cannot take part; the message says why."""
 
 
-def python_of(peer: str | None, bench: Path) -> str:
-    """The Python that has this peer; its environment is made where it is not there yet.
+@cache
+def python_of(peer: str | None, bench: Path) -> tuple[str, str]:
+    """The Python that has this peer; its environment is made, or tried, once.
+
+    It is kept, and made anew when what is installed for it changes.
 
     Args:
         peer: a key of `REQUIREMENTS`, None for what runs in this environment.
         bench: the folder that holds the environments.
 
-    Raises:
-        Unavailable: when it cannot be made.
+    Returns:
+        The Python, and why there is none, of which one is empty.
     """
     if peer is None:
-        return sys.executable
+        return sys.executable, ""
     folder = bench / peer
     stamp, wanted = folder / ".stamp", "\n".join(REQUIREMENTS[peer])
     python = folder / "bin" / "python"
     if stamp.exists() and stamp.read_text() == wanted:
-        return str(python)
-    print(f"Setting up {peer} in {folder}: {' '.join(REQUIREMENTS[peer])}", flush=True)
+        return str(python), ""
+    packages = " ".join(REQUIREMENTS[peer])
+    print(f"Making the environment of {peer}, some minutes: {packages} in {folder}", flush=True)
     try:
         _call(sys.executable, "-m", "venv", "--clear", str(folder))
         _call(str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check",
               *REQUIREMENTS[peer])  # fmt: skip
-    except Unavailable:
+    except Unavailable as reason:
         # Where nothing can be installed, what is there already may do.
-        if importlib.util.find_spec({"huggingface": "transformers"}.get(peer, peer)):
-            return sys.executable
-        raise
+        here = importlib.util.find_spec({"huggingface": "transformers"}.get(peer, peer))
+        return (sys.executable, "") if here else ("", str(reason))
     stamp.write_text(wanted)  # last, so that what failed half-way is begun again
-    return str(python)
+    return str(python), ""
 
 
 def _call(*command: str) -> None:

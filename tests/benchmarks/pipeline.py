@@ -51,6 +51,7 @@ def processes(text: Text, bench: Path, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, count in (("two threads", 1), ("two processes", 2)):
             rates[name].append(_run(text, bench, count, 2 // count)["rate"])
+            print(f"  {name}: {rates[name][-1]:,.0f} tokens/s", flush=True)
     pairs = zip(rates["two processes"], rates["two threads"], strict=True)
     return {
         **{name: spread(values) for name, values in rates.items()},

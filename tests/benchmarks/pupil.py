@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from transformer.bundle import save_bundle
 from transformer.data.cache import digest
@@ -14,6 +14,15 @@ from transformer.training.runs import be_quiet
 from .workload import Text
 
 STEPS = 600
+
+
+class Steps(Callback):
+    """Prints a line every now and then."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        """Print how far it is."""
+        if trainer.global_step % 50 == 0:
+            print(f"  {trainer.global_step} of {STEPS} steps", flush=True)
 
 
 def train_once(text: Text, workload: Path, bench: Path, device: str) -> Path:
@@ -37,6 +46,7 @@ def train_once(text: Text, workload: Path, bench: Path, device: str) -> Path:
     )  # fmt: skip
     Trainer(
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, max_steps=STEPS, max_epochs=-1,
+        callbacks=[Steps()],
         limit_val_batches=0, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     ).fit(module, datamodule=data)  # fmt: skip

@@ -31,9 +31,11 @@ def startup(bundle: Path, sentence: str, threads: int, rounds: int) -> dict[str,
         "least": [sys.executable, "-c", LEAST, str(bundle / "model.safetensors")],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds + 1):
+    for number in range(rounds + 1):
         for name, command in commands.items():
             seconds[name].append(_seconds(command, threads))
+        last = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
+        print(f"  round {number} of {rounds}: {last}", flush=True)
     # In the first round the files were read from the disk.
     kept = {name: values[1:] for name, values in seconds.items()}
     ratios = [a / b for a, b in zip(kept["translate"], kept["least"], strict=True)]

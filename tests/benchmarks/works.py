@@ -3,12 +3,13 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .arena import Contestant, Failed, compete, ratios, spread
 from .limit import flops_per_token, measure
-from .peers import Entry, Unavailable, python_of
+from .peers import Entry, python_of
 from .worker import Workload
 
 #: d_model, d_ff, num_heads, num_layers, dropout, learning_rate, warmup_steps
@@ -39,34 +40,38 @@ class Setup:
     threads: int
     rounds: int
 
+    @cached_property
+    def tokens(self) -> Workload:
+        """The workload itself."""
+        return Workload(self.workload / "workload.npz")
+
     def field(
         self, entries: list[Entry], task: str, shape: str, bundle: Path | None = None
     ) -> list[Contestant]:
         """The contestants, with the reason where one cannot take part."""
-        d_model, d_ff, heads, layers, dropout, peak, warmup = SHAPES[shape]
+        *_, peak, warmup = SHAPES[shape]
         path = self.workload / "workload.npz"
         job = {
             "task": task, "threads": self.threads, "device": self.device, "workload": str(path),
-            "shape": {
-                "name": shape, "d_model": d_model, "d_ff": d_ff, "num_heads": heads,
-                "num_layers": layers, "dropout": dropout, "vocab": Workload(path).vocab,
-            },
+            "shape": shape_of(shape, self.tokens.vocab),
             "bundle": bundle and str(bundle), "label_smoothing": 0.1, "learning_rate": peak,
             "warmup_steps": warmup, "beam": 5, "alpha": 0.6, "max_extra": 50,
         }  # fmt: skip
         return [c for entry in entries for c in self._settings(entry, job)]
 
     def _settings(self, entry: Entry, job: dict[str, Any]) -> list[Contestant]:
-        python, problem = "", ""
-        try:
-            python = python_of(entry.peer, self.bench)
-        except Unavailable as reason:
-            problem = str(reason)
+        python, problem = python_of(entry.peer, self.bench)
         folder = self.bench / "jobs" / f"{job['task']}-{job['shape']['name']}"
         return [
             Contestant(entry.module, setting, python, job, folder, problem=problem)
             for setting in entry.settings
         ]
+
+
+def shape_of(name: str, vocab: int) -> dict[str, Any]:
+    """A shape by its name, as contestants are told it."""
+    sizes = ("d_model", "d_ff", "num_heads", "num_layers", "dropout")
+    return {"name": name, **dict(zip(sizes, SHAPES[name], strict=False)), "vocab": vocab}
 
 
 def train(setup: Setup, entries: list[Entry], shape: str, steps: int) -> dict[str, Any]:
@@ -82,9 +87,9 @@ def train(setup: Setup, entries: list[Entry], shape: str, steps: int) -> dict[st
         check_size(contestant, contestants[0])
         contestant.ask(do="steps", n=steps)
 
-    work = flops_per_token(Workload(setup.workload / "workload.npz"), contestants[0].job["shape"])
+    work = flops_per_token(setup.tokens, contestants[0].job["shape"])
     limit = measure(setup.device, setup.threads)
-    compete(contestants, warm_up, turn, setup.rounds)
+    compete(contestants, warm_up, turn, lambda t: f"{t['rate']:,.0f} tokens/s", setup.rounds)
     again = measure(setup.device, setup.threads)
     rows = [_row(c, contestants[0]) for c in contestants]
     for row, contestant in zip(rows, contestants, strict=True):
@@ -134,7 +139,8 @@ def race(
         return bool(contestant.turns) and contestant.turns[-1]["nll"] <= target
 
     compete(
-        contestants, lambda c: c.ask(do="validate"), turn, most // portion, arrived,
+        contestants, lambda c: c.ask(do="validate"), turn,
+        lambda t: f"{portion} steps, {t['nll']:.3f} nats a token", most // portion, arrived,
         together=len(contestants) + 1,
     )  # fmt: skip
     rows = []
@@ -167,7 +173,11 @@ def decode(
     def warm_up(contestant: Contestant) -> None:
         contestant.ask(do="translate", sentences=min(BATCHES), batch=min(BATCHES))
 
-    compete(contestants, warm_up, turn, setup.rounds)
+    def words(turn: dict[str, Any]) -> str:
+        rates = (f"{rate:,.0f} ({size})" for size, rate in turn["rates"].items())
+        return f"target tokens/s (batch): {', '.join(rates)}"
+
+    compete(contestants, warm_up, turn, words, setup.rounds)
     for contestant in contestants:
         _choose_batch(contestant)
     measure_ = contestants[0]
@@ -183,9 +193,9 @@ def latency(setup: Setup, entries: list[Entry], bundle: Path, repeats: int) -> d
         answers = [contestant.ask(do="translate", sentences=1, batch=1) for _ in range(repeats)]
         return {"rate": 1 / statistics.median(answer["seconds"] for answer in answers)}
 
-    compete(contestants, turn, turn, setup.rounds)
+    compete(contestants, turn, turn, lambda t: f"{1e3 / t['rate']:.1f} ms", setup.rounds)
     rows = [_row(c, contestants[0]) for c in contestants]
-    first = Workload(setup.workload / "workload.npz").test_src[0]
+    first = setup.tokens.test_src[0]
     return {"rows": rows, "tokens": len(first), "repeats": repeats, "rounds": setup.rounds}
 
 
