@@ -264,14 +264,20 @@ def test_a_run_begins_from_a_bundle(
     assert line in out and line in card and line in results["origin"][1]
 
 
-def test_the_first_step_starts_from_the_old_weights(trained: Path, tmp_path: Path) -> None:
-    nothing = ["--model.learning_rate=0", "--trainer.max_epochs=1", "--trainer.precision=32-true"]
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_the_first_step_starts_from_the_old_weights(
+    precision: str, trained: Path, tmp_path: Path
+) -> None:
+    nothing = ["--model.learning_rate=0", "--trainer.max_steps=1"]
+    nothing.append(f"--trainer.precision={precision}")
     assert begin(trained, tmp_path / "run", *nothing) == 0
     old, new = load_bundle(trained / "old/bundle"), load_bundle(tmp_path / "run/bundle")
     model = old.model.config.build(new.tokenizer.src_vocab_size, new.tokenizer.tgt_vocab_size)
     transplant(model, new.tokenizer, old)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, new.model.get_parameter(name))
+        found = new.model.get_parameter(name)
+        assert torch.equal(parameter.to(found.dtype), found)
+    assert found.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
 
 
 def test_a_run_with_adapters_leaves_a_plain_bundle(

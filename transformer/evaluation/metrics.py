@@ -42,7 +42,7 @@ class TranslationScore(Metric):
         # Both lengths, and matches and totals for each order; three counts for each chrF order.
         sizes = {"bleu": 2 + 2 * self._bleu.max_ngram_order, "chrf": 3 * self._chrf.order}
         for name, size in sizes.items():
-            zeros = torch.zeros(size, dtype=torch.long)
+            zeros = torch.zeros(size, dtype=torch.long, device=self.device)
             self.add_state(f"{name}_statistics", zeros, dist_reduce_fx="sum")
 
     def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ class TranslationScore(Metric):
 
     def _sum(self, metric: BLEU | CHRF, hypotheses: Sequence[str], refs: Sequence[str]) -> Tensor:
         statistics = metric._extract_corpus_statistics(hypotheses, [refs])
-        return torch.tensor(statistics, dtype=torch.long).sum(0).to(self.device)
+        return torch.tensor(statistics, dtype=torch.long, device=self.device).sum(0)
 
 
 class LengthBin(NamedTuple):

@@ -56,7 +56,7 @@ def align(
     Returns:
         Pairs (source word, target word), counted from 0.
     """
-    weights = cross_attention(model, src_ids, [[*tgt, EOS] for tgt in tgt_ids]).mean((1, 2))
+    weights = cross_attention(model, src_ids, [[*tgt, EOS] for tgt in tgt_ids]).mean((1, 2)).cpu()
     return [_word_pairs(tokenizer, *pair) for pair in zip(weights, src_ids, tgt_ids, strict=True)]
 
 
@@ -71,6 +71,7 @@ def _word_pairs(
     src_words = tokenizer.src_words(src[:-1])
     tgt_words = tokenizer.tgt_words([tgt[place] for place in shown])
     words = weights.new_zeros(tgt_words[-1] + 1, src_words[-1] + 1)
-    rows, columns = torch.tensor(tgt_words)[:, None], torch.tensor(src_words)
+    rows = torch.tensor(tgt_words, device=words.device)[:, None]
+    columns = torch.tensor(src_words, device=words.device)
     words.index_put_((rows, columns), weights, accumulate=True)
     return [(s, t) for t, s in enumerate(words.argmax(-1).tolist())]

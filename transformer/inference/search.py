@@ -268,17 +268,17 @@ def _without_gaps(rows: list[int]) -> list[int]:
 
 def _prefix_table(prefix: Sequence[Sequence[int]] | None, src: Tensor) -> Tensor:
     """The forced tokens, (B, longest prefix), -1 where a sentence is free."""
-    longest = max((len(ids) for ids in prefix or ()), default=0)
-    table = src.new_full((len(src), longest), -1)
-    for row, ids in enumerate(prefix or ()):
-        table[row, : len(ids)] = torch.tensor(ids, dtype=table.dtype)
-    return table
+    return pad(prefix or [()] * len(src), src.device, -1)[0]
 
 
-def pad(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def pad(
+    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu", value: int = PAD
+) -> tuple[Tensor, Tensor]:
     """Rows of ids as one tensor (B, longest), padded at the end, and their lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.full((len(rows), int(lengths.max())), PAD)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = torch.tensor(row)
-    return padded.to(device), lengths.to(device)
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    padded = [[*row, *[value] * (longest - len(row))] for row in rows]
+    return (
+        torch.tensor(padded, dtype=torch.long, device=device),
+        torch.tensor(lengths, device=device),
+    )

@@ -53,6 +53,6 @@ def _mask(like: Tensor, dropped: int) -> Tensor:
     One 64-bit random number serves four values. Measured on (132, 31, 512) with two threads:
     1.4 ms for the numbers and 0.3 ms for the comparison, `bernoulli_` 11 ms.
     """
-    numbers = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = like.new_empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = numbers.view(torch.int16)[: like.numel()].view(like.shape)
     return torch.ge(bits, dropped - _LEVELS // 2, out=torch.empty_like(like))

@@ -1,5 +1,7 @@
 """Positions (paper, section 3.5): what tells the model where a token stands."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +11,12 @@ def sinusoidal(length: int, d_model: int) -> Tensor:
 
     PE(pos, 2i) = sin(pos / 10000^(2i / d_model)); PE(pos, 2i + 1) = cos of the same angle.
     """
-    position = torch.arange(length, dtype=torch.float64)[:, None]
-    # Computed in float64: float32 angles are off by 1e-4 after a few thousand positions.
-    frequency = 10000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
-    table = torch.empty(length, d_model, dtype=torch.float64)
+    # Computed in float64, which not every device has: float32 angles are off by 1e-4 after a few
+    # thousand positions.
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}
+    position = torch.arange(length, **exact)[:, None]
+    frequency = 10000 ** (-torch.arange(0, d_model, 2, **exact) / d_model)
+    table = torch.empty(length, d_model, **exact)
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)[:, : d_model // 2]
     return table.float()

@@ -189,7 +189,8 @@ class FixedContext(nn.Module):
         if not need_weights:
             return Attended(values, None)
         weights = states.new_zeros(len(states), 2, states.size(1), memory.keys.size(2))
-        weights[torch.arange(len(states)), 0, :, memory.lengths - 1] = 1
+        sentences = torch.arange(len(states), device=states.device)
+        weights[sentences, 0, :, memory.lengths - 1] = 1
         weights[:, 1, :, 0] = 1
         return Attended(values, weights)
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from transformer.training.meter import Reading
 from transformer.training.module import RANK, Seq2SeqModule
+from transformer.training.scoring import perplexity
 
 WARM_UP = 20  # steps that say nothing of the pace: data workers start, kernels are made
 
@@ -142,7 +143,7 @@ def _per_token(reading: Reading, seconds: float) -> dict[str, float]:
     return {
         "train/loss": reading.loss / max(reading.tgt_tokens, 1),
         "train/nll": nll,
-        "train/perplexity": torch.tensor(nll).double().exp().item(),
+        "train/perplexity": perplexity(nll),
         "train/src_tokens_per_second": reading.src_tokens / max(seconds, 1e-9),
         "train/tgt_tokens_per_second": reading.tgt_tokens / max(seconds, 1e-9),
         "train/padding_share": 1 - real / max(reading.cells, 1),

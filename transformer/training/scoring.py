@@ -79,13 +79,18 @@ class Scorer(nn.Module):
         self.scores = {
             "loss": loss / tokens,
             "nll": nll / tokens,
-            "perplexity": math.exp(min(nll / tokens, 700.0)),
+            "perplexity": perplexity(nll / tokens),
             **self.text.compute(),
         }
         self.text.reset()
         if self.detokenized:
             self.scores["bleu_detokenized"] = self.detokenized.compute()["bleu"]
             self.detokenized.reset()
+
+
+def perplexity(nll: float) -> float:
+    """exp of a negative log-likelihood in nats per token, as far as there are numbers for it."""
+    return math.exp(min(nll, 700.0))
 
 
 def probe(model: Seq2Seq, data: DataModule, config: SearchConfig) -> dict[str, float]:

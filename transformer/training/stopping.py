@@ -140,13 +140,13 @@ class _Votes:
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
-        self._vote = torch.tensor(0)
+        self._vote = torch.tensor(0, device="cpu")
         self._travelling: dist.Work | None = None
 
     def cast(self, signum: int) -> int:
         """Vote; returns the outcome of the vote before this one."""
         before = self.count()
-        self._vote = torch.tensor(signum)
+        self._vote = torch.tensor(signum, device="cpu")
         self._travelling = dist.all_reduce(
             self._vote, dist.ReduceOp.MAX, self._group, async_op=True
         )

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from transformer.bundle import Bundle
 from transformer.data.spelling import spellings
@@ -113,14 +114,18 @@ def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
 
 
 def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
-    """Sets row i of a parameter to the mean of the trained rows `spelled[i]`, if there are any."""
-    rows = torch.tensor([row for row, ids in enumerate(spelled) for _ in ids])
-    old = torch.tensor([i for ids in spelled for i in ids])
-    sums = torch.zeros_like(parameter).index_add_(0, rows, trained[old])
-    counts = torch.tensor([len(ids) for ids in spelled])
-    known = counts > 0
-    counts = counts.view(-1, *[1] * (parameter.dim() - 1))
-    parameter[known] = (sums / counts)[known]
+    """Sets row i of a parameter to the mean of the trained rows `spelled[i]`, if there are any.
+
+    The mean is computed where the trained rows lie, in float64; the parameter may have another
+    device and precision.
+    """
+    at, exact = trained.device, torch.float64
+    ids = torch.tensor([i for row in spelled for i in row], dtype=torch.long, device=at)
+    sizes = torch.tensor([len(row) for row in spelled], device=at)
+    starts, known = sizes.cumsum(0) - sizes, (sizes > 0)[:, None]
+    old, own = (rows.to(at, exact).view(len(rows), -1) for rows in (trained, parameter))
+    means = embedding_bag(ids, old, starts, mode="mean")
+    parameter.copy_(torch.where(known, means, own).view_as(parameter))
 
 
 def _count(spelled: list[list[int]]) -> Rows:
