@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from toys import ROOT
 
-from transformer.models.attention import SCORES, MultiHeadAttention, attention
+from transformer.models.attention import (
+    SCORES,
+    MultiHeadAttention,
+    attention,
+    causal_mask,
+    padding_mask,
+)
 from transformer.models.positions import LearnedPositions, SinusoidalPositions
 
 
@@ -79,7 +85,9 @@ def test_attention_with_any_score(name: str) -> None:
         return SCORES[name].function(query, key, *learned)
 
     lengths = torch.tensor([5, 2])
-    found = attention(query, key, value, score=score, lengths=lengths, need_weights=True)
+    found = attention(
+        query, key, value, score=score, mask=padding_mask(lengths, 5), need_weights=True
+    )
     for row, length in enumerate(lengths.tolist()):
         weights = score(query[row], key[row, :, :length]).softmax(-1)
         torch.testing.assert_close(found.values[row], weights @ value[row, :, :length])
@@ -93,13 +101,16 @@ def test_attention_with_any_score(name: str) -> None:
 def test_fused_and_weight_returning_paths_agree(causal: bool, padded: bool, masked: bool) -> None:
     torch.manual_seed(0)
     query, key, value = heads(3, 2, 6, 4), heads(3, 2, 6, 4), heads(3, 2, 6, 4)
-    lengths = torch.tensor([6, 4, 1]) if padded else None
-    mask = (torch.rand(3, 1, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool) if masked else None
-    if masked and mask is not None:
+    mask = torch.ones(3, 1, 6, 6, dtype=torch.bool)
+    if masked:
+        mask = (torch.rand(3, 1, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool)
         mask[..., 0] = True  # every query keeps a key to look at
-    options = {"lengths": lengths, "causal": causal, "mask": mask}
-    fused = attention(query, key, value, **options)  # type: ignore[arg-type]
-    written = attention(query, key, value, **options, need_weights=True)  # type: ignore[arg-type]
+    if padded:
+        mask = mask & padding_mask(torch.tensor([6, 4, 1]), 6)
+    if causal:
+        mask = mask & causal_mask(6, mask.device)
+    fused = attention(query, key, value, mask=mask)
+    written = attention(query, key, value, mask=mask, need_weights=True)
     assert fused.weights is None
     assert written.weights is not None
     torch.testing.assert_close(fused.values, written.values)
@@ -117,22 +128,33 @@ def test_bfloat16_in_training_agrees_with_float32(causal: bool) -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(3, 2, 6, 8).bfloat16().requires_grad_() for _ in range(3)]
     outer = torch.randn(3, 2, 6, 8)
-    lengths = None if causal else torch.tensor([6, 4, 1])
-    values = attention(inputs[0], inputs[1], inputs[2], causal=causal, lengths=lengths).values
+    mask = None if causal else padding_mask(torch.tensor([6, 4, 1]), 6)
+    values = attention(inputs[0], inputs[1], inputs[2], causal=causal, mask=mask).values
     assert values.dtype == torch.bfloat16
     gradients = torch.autograd.grad(values, inputs, outer.bfloat16())
 
     exact = [x.detach().float().requires_grad_() for x in inputs]
-    expected = attention(exact[0], exact[1], exact[2], causal=causal, lengths=lengths).values
+    expected = attention(exact[0], exact[1], exact[2], causal=causal, mask=mask).values
     torch.testing.assert_close(values.float(), expected, atol=2e-2, rtol=2e-2)
     for found, wanted in zip(gradients, torch.autograd.grad(expected, exact, outer), strict=True):
         torch.testing.assert_close(found.float(), wanted, atol=5e-2, rtol=5e-2)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_the_causal_mask_need_not_be_written(need_weights: bool) -> None:
+    torch.manual_seed(0)
+    inputs = heads(3, 2, 6, 4), heads(3, 2, 6, 4), heads(3, 2, 6, 4)
+    mask = causal_mask(6, torch.device("cpu"))
+    expected = attention(*inputs, mask=mask, need_weights=True).values
+    for given in (None, mask):
+        found = attention(*inputs, mask=given, causal=True, need_weights=need_weights)
+        torch.testing.assert_close(found.values, expected)
+
+
 def test_padding_changes_nothing() -> None:
     torch.manual_seed(0)
     query, key, value = heads(1, 2, 3, 4), heads(1, 2, 5, 4), heads(1, 2, 5, 4)
-    full = attention(query, key, value, lengths=torch.tensor([3])).values
+    full = attention(query, key, value, mask=padding_mask(torch.tensor([3]), 5)).values
     cut = attention(query, key[:, :, :3], value[:, :, :3]).values
     torch.testing.assert_close(full, cut)
 
@@ -156,9 +178,10 @@ def test_multi_head_attention_is_torchs(causal: bool) -> None:
     expected, expected_weights = theirs(
         x, x, x, attn_mask=forbidden, average_attn_weights=False, need_weights=True
     )
-    result = attention(*ours.project_all(x), causal=causal, need_weights=True)
-    torch.testing.assert_close(ours.merge(result.values), expected)
+    result = ours(x, causal=causal, need_weights=True)
+    torch.testing.assert_close(result.values, expected)
     torch.testing.assert_close(result.weights, expected_weights)
+    torch.testing.assert_close(ours(x, causal=causal).values, expected)
 
 
 def test_cross_attention_is_torchs() -> None:
@@ -170,18 +193,42 @@ def test_cross_attention_is_torchs() -> None:
     x, memory, lengths = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.tensor([5, 2])
     padding = torch.arange(5) >= lengths[:, None]
     expected, _ = theirs(x, memory, memory, key_padding_mask=padding)
-    key, value = ours.project_memory(memory)
-    result = attention(ours.project_query(x), key, value, lengths=lengths)
-    torch.testing.assert_close(ours.merge(result.values), expected)
+    mask = padding_mask(lengths, 5)
+    torch.testing.assert_close(ours(x, memory, mask=mask).values, expected)
+    projected = ours.project_memory(memory)
+    torch.testing.assert_close(ours(x, projected, mask=mask).values, expected)
+
+
+def test_attention_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own random numbers in the place of ours: the same weights are dropped."""
+    monkeypatch.setattr("transformer.models.attention.drop", F.dropout)
+    ours = MultiHeadAttention(16, 4, dropout=0.4)
+    theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True, dropout=0.4)
+    theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias
+    theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+    x = torch.randn(2, 5, 16)
+    torch.manual_seed(1)
+    expected, weights = theirs(x, x, x, average_attn_weights=False)
+    torch.manual_seed(1)
+    found = ours(x, need_weights=True)
+    assert 0.2 < (weights == 0).double().mean() < 0.6
+    torch.testing.assert_close(found.weights, weights)
+    torch.testing.assert_close(found.values, expected)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours(x).values, expected)  # as in training, without the weights
+    expected, _ = theirs.eval()(x, x, x)
+    torch.testing.assert_close(ours.eval()(x).values, expected)
 
 
 def test_key_size_of_its_own() -> None:
     layer = MultiHeadAttention(16, 4, d_k=2)
-    query, key, value = layer.project_all(torch.randn(1, 3, 16))
-    assert query.shape == key.shape == (1, 4, 3, 2)
-    assert value.shape == (1, 4, 3, 4)
-    expected = F.softmax(query @ key.mT / math.sqrt(2), -1) @ value
-    torch.testing.assert_close(attention(query, key, value).values, expected)
+    x = torch.randn(1, 3, 16)
+    query, key, value = layer.in_proj(x).split([8, 8, 16], -1)
+    outputs = [
+        F.softmax(q @ k.mT / math.sqrt(2), -1) @ v
+        for q, k, v in zip(query.split(2, -1), key.split(2, -1), value.split(4, -1), strict=True)
+    ]
+    torch.testing.assert_close(layer(x).values, layer.out_proj(torch.cat(outputs, -1)))
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from transformer.inference.guard import (
 )
 from transformer.inference.search import Hypothesis, SearchConfig
 from transformer.inference.translator import Translator
+from transformer.models.attention import padding_mask
 from transformer.models.seq2seq import Memory, Seq2Seq
 from transformer.training.callbacks import TrainingLog
 
@@ -55,7 +56,7 @@ class Habits(Seq2Seq):
         return "A model of bad habits"
 
     def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:
-        return Memory(src, src_lengths)
+        return Memory(src, src_lengths, padding_mask(src_lengths, src.size(1)))
 
     def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         raise NotImplementedError

@@ -8,6 +8,7 @@ import torch
 from toys import dropouts
 
 from transformer.models import PRESETS, Transformer, TransformerConfig
+from transformer.models.attention import padding_mask
 
 SMALL = TransformerConfig(d_model=16, d_ff=32, num_heads=4, num_layers=2)
 SRC = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, 0, 0]])
@@ -129,6 +130,7 @@ def test_heads_must_divide() -> None:
         ({"d_model": -8}, "d_model is -8"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
     ],
 )
 def test_sizes_that_make_no_sense(values: dict[str, Any], message: str) -> None:
@@ -170,11 +172,34 @@ def test_cross_attention_is_a_distribution_over_the_source() -> None:
 def test_dropout_stands_where_the_paper_has_it() -> None:
     """On both embeddings and on every sub-layer's output: 2 + 2 layers * (2 + 3) places."""
     model = build(replace(SMALL, dropout=0.25)).train()
-    calls = dropouts(model, SRC, LENGTHS, TGT)
+    calls = [call for call in dropouts(model, SRC, LENGTHS, TGT) if "feed_forward" not in call[0]]
     assert len(set(calls)) == len(calls) == 2 + 2 * (2 + 3)  # a module for each place
     assert [inputs for _, inputs in calls].count(2) == 2 * (2 + 3)  # with the sum
     scaled = model.src_embedding(SRC) / build().src_embedding(SRC)
     assert set(scaled.round(decimals=6).unique().tolist()) == {0.0, round(1 / 0.75, 6)}
+
+
+def test_activation_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own random numbers in the place of ours: its layer, other dropouts left out."""
+
+    def drop(y: torch.Tensor, rate: float, x: torch.Tensor | None = None) -> torch.Tensor:
+        dropped = torch.nn.functional.dropout(y, rate)
+        return dropped if x is None else x + dropped
+
+    monkeypatch.setattr("transformer.models.dropout.drop", drop)
+    model: Any = build(replace(SMALL, dropout=0.0, activation_dropout=0.5)).train()
+    theirs: Any = torch.nn.TransformerEncoderLayer(
+        16, 4, dim_feedforward=32, dropout=0.0, batch_first=True, dtype=torch.float64
+    )
+    copy_layer(model.encoder[0], theirs, ["norm1", "norm2"])
+    theirs.dropout.p = 0.5  # the one between the two linear layers
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    padding = torch.arange(5) >= LENGTHS[:, None]
+    torch.manual_seed(1)
+    expected = theirs(x, src_key_padding_mask=padding)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.encoder[0](x, padding_mask(LENGTHS, 5)), expected)
+    assert not torch.equal(expected, theirs.eval()(x, src_key_padding_mask=padding))
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.models.cache import LayerCache
+from transformer.models.dropout import drop
+
 FEW = 8  # queries; see _fused_is_slow
 
 
@@ -26,26 +29,15 @@ def scaled_dot(query: Tensor, key: Tensor) -> Tensor:
 
 
 def additive(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
-    """v^T tanh(q + k) (Bahdanau et al. 2015), where q = W1 s and k = W2 h are projected already.
-
-    Args:
-        query: (..., T, K).
-        key: (..., S, K).
-        v: (K,), learned.
-
-    Returns:
-        Scores (..., T, S).
-    """
+    """v^T tanh(q + k) (Bahdanau et al. 2015), of q = W1 s, k = W2 h and a learned v (K,)."""
     return torch.tanh(query[..., :, None, :] + key[..., None, :, :]) @ v
 
 
 class Score(NamedTuple):
-    """A score function and what is learned with it.
+    """A score function, (query, key) -> scores, and what is learned with it.
 
-    Args:
-        function: (query, key) -> scores; with `vector` it takes v (K,) as its third argument.
-        projects: whether queries and keys go through a learned matrix each before they meet.
-        vector: whether it has a learned vector.
+    projects: queries and keys go through a learned matrix each before they meet. vector: the
+    function takes a learned vector (K,) as its third argument.
     """
 
     function: Callable[..., Tensor]
@@ -61,7 +53,7 @@ SCORES = {
 
 
 class Attended(NamedTuple):
-    """What attention returns: the values (B, H, T, V) and, where asked for, the weights."""
+    """Values (..., T, V) and, where they were asked for, the attention weights (B, H, T, S)."""
 
     values: Tensor
     weights: Tensor | None
@@ -73,44 +65,38 @@ def attention(
     value: Tensor,
     *,
     score: Callable[[Tensor, Tensor], Tensor] = scaled_dot,
-    lengths: Tensor | None = None,
-    causal: bool = False,
     mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
     need_weights: bool = False,
 ) -> Attended:
     """softmax(score(Q, K)) V; with the default score softmax(Q K^T / sqrt(d_k)) V (equation 1).
-
-    The only place that decides whether a mask has to be written out and which kernel runs.
 
     Args:
         query: (B, H, T, K).
         key: (B, H, S, K).
         value: (B, H, S, V).
-        score: how well queries and keys fit: (B, H, T, K), (B, H, S, K) -> (B, H, T, S).
-        lengths: (B,), how many of the S keys are real; all when left out. With `causal` they
-            change nothing for real queries, since padding stands at the end, so leave them out.
-        causal: query t sees the keys 0..t only; T and S must be equal.
+        score: (B, H, T, K), (B, H, S, K) -> (B, H, T, S).
         mask: boolean, broadcastable to (B, H, T, S), True where a query may attend.
-        need_weights: also return the attention weights (B, H, T, S), for which the fused kernel
-            cannot be used.
+        causal: query t sees the keys 0..t alone (T = S). A mask given with it must be
+            `causal_mask`: it saves making one for kernels that need it written out.
+        dropout: share of the weights that are set to zero.
+        need_weights: also return the weights, for which no fused kernel can be used.
     """
-    mask = _written_mask(key.size(-2), lengths, mask)
-    if not (need_weights or score is not scaled_dot or _fused_is_slow(query)):
-        # The fused kernel has no room for both: `is_causal` is a mask of its own.
-        if causal and mask is not None:
-            mask, causal = mask & _causal_mask(query), False
-        values = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+    if not (need_weights or score is not scaled_dot or _fused_is_slow(query, dropout)):
+        mask = None if causal else mask
+        values = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         return Attended(values, None)
-    if causal:
-        mask = _causal_mask(query) if mask is None else mask & _causal_mask(query)
+    if causal and mask is None:
+        mask = causal_mask(query.size(-2), query.device)
     scores_BHTS = score(query, key)
     if mask is not None:
         scores_BHTS = torch.where(mask, scores_BHTS, -math.inf)
-    weights_BHTS = scores_BHTS.softmax(-1)
+    weights_BHTS = drop(scores_BHTS.softmax(-1), dropout)
     return Attended(weights_BHTS @ value, weights_BHTS)
 
 
-def _fused_is_slow(query: Tensor) -> bool:
+def _fused_is_slow(query: Tensor, dropout: float) -> bool:
     """Whether softmax written out takes less time than the fused kernel.
 
     Training in bfloat16, forward and backward of 132 sentences with 31 tokens and 8 heads of 64 on
@@ -121,64 +107,89 @@ def _fused_is_slow(query: Tensor) -> bool:
     if not query.is_cpu:
         return False
     if query.requires_grad:
-        return query.dtype == torch.bfloat16
+        return query.dtype == torch.bfloat16 or dropout > 0
     return query.dtype == torch.float32 and query.size(-2) <= FEW
 
 
-def _written_mask(size: int, lengths: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    if lengths is None:
-        return mask
-    real = torch.arange(size, device=lengths.device) < lengths[:, None, None, None]
-    return real if mask is None else mask & real
+def padding_mask(lengths: Tensor, size: int) -> Tensor:
+    """Masks padding: (B, 1, 1, size), True at the first `lengths` (B,) tokens of each sentence."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None, None, None]
 
 
-def _causal_mask(query: Tensor) -> Tensor:
-    size = query.size(-2)
-    return torch.ones(size, size, dtype=torch.bool, device=query.device).tril()
+def causal_mask(size: int, device: torch.device) -> Tensor:
+    """Masks the future (paper, section 3.2.3): (size, size), True where key s <= query t."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention (paper, section 3.2.2): `num_heads` attentions side by side.
+    """Concat(head_1, ..., head_h) W^O, with attention of its own in each head (section 3.2.2).
 
     Args:
         d_model: size of the vectors that come in and go out.
         num_heads: number of heads; each has d_model / num_heads values.
         d_k: size of a head's queries and keys; d_model / num_heads when left out.
+        dropout: share of the attention weights that are dropped in training.
     """
 
-    def __init__(self, d_model: int, num_heads: int, d_k: int | None = None) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, d_k: int | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.key_size = num_heads * (d_k or d_model // num_heads)
         # One matrix for queries, keys and values: self-attention needs a single product.
         self.in_proj = nn.Linear(d_model, 2 * self.key_size + d_model)
         self.out_proj = nn.Linear(d_model, d_model)
-        nn.init.xavier_uniform_(self.in_proj.weight)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.in_proj.bias)
-        nn.init.zeros_(self.out_proj.bias)
+        for linear in (self.in_proj, self.out_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
-    def project_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, T, K), of the same vectors x (B, T, D)."""
-        sizes = [self.key_size, self.key_size, x.size(-1)]
-        query, key, value = self.in_proj(x).split(sizes, -1)
-        return self._heads(query), self._heads(key), self._heads(value)
+    def forward(
+        self,
+        query_input: Tensor,
+        memory: Tensor | tuple[Tensor, Tensor] | None = None,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
+        need_weights: bool = False,
+    ) -> Attended:
+        """Self-attention, or attention to a memory.
 
-    def project_query(self, x: Tensor) -> Tensor:
-        """Queries (B, H, T, K) of x (B, T, D)."""
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        return self._heads(F.linear(x, weight[: self.key_size], bias[: self.key_size]))
+        Args:
+            query_input: (B, T, D), of which queries are made.
+            memory: (B, S, D), of which keys and values are made, or both as `project_memory`
+                makes them; `query_input` when left out.
+            mask: as for `attention`.
+            causal: as for `attention`.
+            cache: keys and values of the steps before, in self-attention.
+            need_weights: as for `attention`.
+
+        Returns:
+            Values (B, T, D), and weights (B, H, T, S) or None.
+        """
+        if memory is None:
+            sizes = [self.key_size, self.key_size, query_input.size(-1)]
+            query, key, value = map(self._heads, self.in_proj(query_input).split(sizes, -1))
+            if cache is not None:
+                key, value = cache.append(key, value)
+        else:
+            weight, bias = self.in_proj.weight[: self.key_size], self.in_proj.bias[: self.key_size]
+            query = self._heads(F.linear(query_input, weight, bias))
+            key, value = self.project_memory(memory) if isinstance(memory, Tensor) else memory
+        dropout = self.dropout if self.training else 0.0
+        values, weights = attention(
+            query, key, value,
+            mask=mask, causal=causal, dropout=dropout, need_weights=need_weights,
+        )  # fmt: skip
+        return Attended(self.out_proj(values.transpose(1, 2).flatten(2)), weights)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, K) of memory (B, S, D)."""
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        both = F.linear(memory, weight[self.key_size :], bias[self.key_size :])
-        key, value = both.split([self.key_size, memory.size(-1)], -1)
+        weight, bias = self.in_proj.weight[self.key_size :], self.in_proj.bias[self.key_size :]
+        key, value = F.linear(memory, weight, bias).split([self.key_size, memory.size(-1)], -1)
         return self._heads(key), self._heads(value)
 
-    def merge(self, values: Tensor) -> Tensor:
-        """Concatenate the heads' values (B, H, T, V) and project them: (B, T, D)."""
-        return self.out_proj(values.transpose(1, 2).flatten(2))
-
     def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * K) -> (B, H, T, K)."""
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)

@@ -19,12 +19,15 @@ class Dropout(nn.Dropout):
 
     def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
         """dropout(y), added to x where it is given; y and x have the same shape."""
-        if not self.training or not self.p:
-            return y if x is None else x + y
-        if y.is_cpu and not torch.compiler.is_compiling():
-            return _Masked.apply(y, x, self.p)
-        dropped = F.dropout(y, self.p)
-        return dropped if x is None else x + dropped
+        return drop(y, self.p if self.training else 0.0, x)
+
+
+def drop(y: Tensor, rate: float, x: Tensor | None = None) -> Tensor:
+    """y with a share `rate` of its values set to zero and the others scaled up, added to x."""
+    if rate and y.is_cpu and not torch.compiler.is_compiling():
+        return _Masked.apply(y, x, rate)
+    dropped = F.dropout(y, rate) if rate else y
+    return dropped if x is None else x + dropped
 
 
 class _Masked(torch.autograd.Function):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from transformer.models.attention import SCORES, Attended, attention
+from transformer.models.attention import SCORES, Attended, attention, padding_mask
 from transformer.models.dropout import Dropout
 from transformer.models.seq2seq import Memory, Seq2Seq
 
@@ -133,11 +133,11 @@ def context_vector(memory: Memory) -> Tensor:
 
 
 class Keys(NamedTuple):
-    """What a decoder looks at: keys and values (B, 1, S, D), and the source lengths (B,)."""
+    """What a decoder looks at: keys and values (B, 1, S, D), and a mask (B, 1, 1, S)."""
 
     keys: Tensor
     values: Tensor
-    lengths: Tensor
+    mask: Tensor
 
 
 class Attention(nn.Module):
@@ -160,14 +160,14 @@ class Attention(nn.Module):
 
     def read(self, memory: Memory) -> Keys:
         """Keys and values, once for each sentence."""
-        return Keys(self.key(memory.hidden)[:, None], memory.hidden[:, None], memory.lengths)
+        return Keys(self.key(memory.hidden)[:, None], memory.hidden[:, None], memory.mask)
 
     def forward(self, states: Tensor, memory: Keys, need_weights: bool = False) -> Attended:
         """States (B, T, D) -> context vectors (B, T, D) and weights (B, 1, T, S)."""
         score = self.function if self.vector is None else partial(self.function, v=self.vector)
         values, weights = attention(
             self.query(states)[:, None], memory.keys, memory.values,
-            score=score, lengths=memory.lengths, need_weights=need_weights,
+            score=score, mask=memory.mask, need_weights=need_weights,
         )  # fmt: skip
         return Attended(values.squeeze(1), weights)
 
@@ -181,7 +181,7 @@ class FixedContext(nn.Module):
 
     def read(self, memory: Memory) -> Keys:
         """The context vector as the only value; the keys keep the number of source tokens."""
-        return Keys(memory.hidden[:, None], context_vector(memory)[:, None, None], memory.lengths)
+        return Keys(memory.hidden[:, None], context_vector(memory)[:, None, None], memory.mask)
 
     def forward(self, states: Tensor, memory: Keys, need_weights: bool = False) -> Attended:
         """States (B, T, D) -> context vectors (B, T, D) and weights (B, 2, T, S)."""
@@ -189,8 +189,8 @@ class FixedContext(nn.Module):
         if not need_weights:
             return Attended(values, None)
         weights = states.new_zeros(len(states), 2, states.size(1), memory.keys.size(2))
-        sentences = torch.arange(len(states), device=states.device)
-        weights[sentences, 0, :, memory.lengths - 1] = 1
+        last = memory.mask.sum(-1).flatten() - 1
+        weights[torch.arange(len(states), device=last.device), 0, :, last] = 1
         weights[:, 1, :, 0] = 1
         return Attended(values, weights)
 
@@ -279,7 +279,7 @@ class RNN(Seq2Seq):
         x = self.src_embedding(src)
         for layer in self.encoder:
             x = layer(self.dropout(x), src_lengths)
-        return Memory(x, src_lengths)
+        return Memory(x, src_lengths, padding_mask(src_lengths, src.size(1)))
 
     def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         state = self.start(self.encode(src, src_lengths))

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 
 class Memory(NamedTuple):
-    """The encoder's answer: hidden states (B, S, D) and the source lengths (B,) in tokens."""
+    """The encoder's output.
+
+    hidden: (B, S, D). lengths: (B,), source tokens. mask: (B, 1, 1, S), True for real tokens.
+    """
 
     hidden: Tensor
     lengths: Tensor
+    mask: Tensor
 
 
 class Shape(Protocol):

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.models.attention import MultiHeadAttention, attention
+from transformer.models.attention import MultiHeadAttention, causal_mask, padding_mask
+from transformer.models.cache import LayerCache, TransformerState
 from transformer.models.dropout import Dropout
 from transformer.models.positions import LearnedPositions, SinusoidalPositions
 from transformer.models.seq2seq import Memory, Seq2Seq
-from transformer.models.state import TransformerState
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
@@ -33,6 +33,9 @@ class TransformerConfig:
         num_heads: attention heads; they must divide d_model.
         num_layers: layers of the encoder, and as many of the decoder.
         dropout: on embeddings and on the output of every sub-layer (section 5.4).
+        activation_dropout: inside of the feed-forward layers, after the activation; like the next
+            one not in the paper, but in its code (tensor2tensor).
+        attention_dropout: on the attention weights.
         d_k: size of a head's queries and keys; d_model / num_heads when left out (Table 3, row B).
         activation: of the feed-forward layers.
         norm: `post` normalises after each residual sum, as in the paper; `pre` before each
@@ -48,6 +51,8 @@ class TransformerConfig:
     num_heads: int = 8
     num_layers: int = 6
     dropout: float = 0.1
+    activation_dropout: float = 0.0
+    attention_dropout: float = 0.0
     d_k: int | None = None
     activation: Literal["relu", "gelu", "swish"] = "relu"
     norm: Literal["post", "pre"] = "post"
@@ -56,19 +61,21 @@ class TransformerConfig:
     tied: Literal["three_way", "two_way", "none"] = "three_way"
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_ff", "num_heads", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"model.network.{name} is {getattr(self, name)}: it must be 1 or more"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.network.dropout is {self.dropout}: it must be in [0, 1)")
+        for name, value in vars(self).items():
+            if name in ("d_model", "d_ff", "num_heads", "num_layers") and value < 1:
+                raise ValueError(f"model.network.{name} is {value}: it must be 1 or more")
+            if name.endswith("dropout") and not 0 <= value < 1:
+                raise ValueError(f"model.network.{name} is {value}: it must be in [0, 1)")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"model.network.d_model {self.d_model} is not divisible by "
                 f"model.network.num_heads {self.num_heads}: choose a multiple, such as "
                 f"{math.ceil(self.d_model / self.num_heads) * self.num_heads}"
             )
+
+    def attention(self) -> MultiHeadAttention:
+        """A freshly initialised attention layer of this shape."""
+        return MultiHeadAttention(self.d_model, self.num_heads, self.d_k, self.attention_dropout)
 
     def build(self, src_vocab_size: int, tgt_vocab_size: int) -> "Transformer":
         """A freshly initialised model of this shape."""
@@ -83,8 +90,11 @@ PRESETS = {
 }
 
 
-class Residual(nn.Module):
-    """The sum around every sub-layer: LayerNorm(x + dropout(sublayer(x))) (section 3.1)."""
+class ResidualNorm(nn.Module):
+    """The sum around every sub-layer: LayerNorm(x + dropout(sublayer(x))) (section 3.1).
+
+    With `norm: pre` it is x + dropout(sublayer(LayerNorm(x))).
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -92,11 +102,14 @@ class Residual(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.pre = config.norm == "pre"
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """x: (..., D) -> (..., D)."""
-        if self.pre:
-            return self.dropout(sublayer(self.norm(x)), x)
-        return self.norm(self.dropout(sublayer(x), x))
+    def sublayer_input(self, x: Tensor) -> Tensor:
+        """Prepares x (B, T, D) for the sub-layer."""
+        return self.norm(x) if self.pre else x
+
+    def add_norm(self, x: Tensor, y: Tensor) -> Tensor:
+        """Adds what the sub-layer made, y (B, T, D), to x; "Add & Norm" of Figure 1."""
+        x = self.dropout(y, x)
+        return x if self.pre else self.norm(x)
 
 
 class FeedForward(nn.Module):
@@ -107,13 +120,14 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(config.d_model, config.d_ff)
         self.outer = nn.Linear(config.d_ff, config.d_model)
         self.activation = ACTIVATIONS[config.activation]
+        self.dropout = Dropout(config.activation_dropout)
         for linear in (self.inner, self.outer):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) -> (..., D)."""
-        return self.outer(self.activation(self.inner(x)))
+        return self.outer(self.dropout(self.activation(self.inner(x))))
 
 
 class EncoderLayer(nn.Module):
@@ -121,18 +135,16 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(config.d_model, config.num_heads, config.d_k)
+        self.attention = config.attention()
         self.feed_forward = FeedForward(config)
-        self.residuals = nn.ModuleList(Residual(config) for _ in range(2))
+        self.residuals = nn.ModuleList(ResidualNorm(config) for _ in range(2))
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x: (B, S, D); lengths: (B,), tokens."""
-
-        def attend(x: Tensor) -> Tensor:
-            projected = self.attention.project_all(x)
-            return self.attention.merge(attention(*projected, lengths=lengths).values)
-
-        return self.residuals[1](self.residuals[0](x, attend), self.feed_forward)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: (B, S, D); mask: (B, 1, 1, S), True for real tokens."""
+        first, second = cast(list[ResidualNorm], self.residuals)
+        y, _ = self.attention(first.sublayer_input(x), mask=mask)
+        x = first.add_norm(x, y)
+        return second.add_norm(x, self.feed_forward(second.sublayer_input(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -140,51 +152,42 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(config.d_model, config.num_heads, config.d_k)
-        self.cross_attention = MultiHeadAttention(config.d_model, config.num_heads, config.d_k)
+        self.attention = config.attention()
+        self.cross_attention = config.attention()
         self.feed_forward = FeedForward(config)
-        self.residuals = nn.ModuleList(Residual(config) for _ in range(3))
+        self.residuals = nn.ModuleList(ResidualNorm(config) for _ in range(3))
 
     def forward(
-        self, x: Tensor, memory: Memory, need_weights: bool = False
+        self,
+        x: Tensor,
+        memory: Tensor | tuple[Tensor, Tensor],
+        *,
+        mask: Tensor | None,
+        memory_mask: Tensor | None,
+        cache: LayerCache | None = None,
+        need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """All target steps at once: x (B, T, D) -> (B, T, D), cross-attention (B, H, T, S)."""
+        """All target steps at once or, with a cache, one step of N beams side by side.
 
-        def attend(x: Tensor) -> Tensor:
-            projected = self.attention.project_all(x)
-            return self.attention.merge(attention(*projected, causal=True).values)
+        Args:
+            x: (B, T, D), or (B, N, D).
+            memory: (B, S, D), or the keys and values that `cross_attention` makes of it.
+            mask: what a step or a beam may attend to: `causal_mask`, or that of the cache.
+            memory_mask: (B, 1, 1, S), True for real source tokens.
+            cache: keys and values of the steps before.
+            need_weights: also return the weights of cross-attention.
 
-        weights: Tensor | None = None
-
-        def look(x: Tensor) -> Tensor:
-            nonlocal weights
-            query = self.cross_attention.project_query(x)
-            key, value = self.cross_attention.project_memory(memory.hidden)
-            values, weights = attention(
-                query, key, value, lengths=memory.lengths, need_weights=need_weights
-            )
-            return self.cross_attention.merge(values)
-
-        x = self.residuals[1](self.residuals[0](x, attend), look)
-        return self.residuals[2](x, self.feed_forward), weights
-
-    def step(self, x: Tensor, state: TransformerState, layer: int) -> Tensor:
-        """One target step of N beams, which stand side by side as queries: x (B, N, D)."""
-
-        def attend(x: Tensor) -> Tensor:
-            query, key, value = self.attention.project_all(x)
-            keys, values = state.append(layer, key, value)
-            return self.attention.merge(attention(query, keys, values, mask=state.mask).values)
-
-        def look(x: Tensor) -> Tensor:
-            query = self.cross_attention.project_query(x)
-            key, value = state.memory(layer)
-            return self.cross_attention.merge(
-                attention(query, key, value, mask=state.memory_mask).values
-            )
-
-        first, second, third = self.residuals
-        return third(second(first(x, attend), look), self.feed_forward)
+        Returns:
+            x, and weights (B, H, T, S) or None.
+        """
+        first, second, third = cast(list[ResidualNorm], self.residuals)
+        y, _ = self.attention(first.sublayer_input(x), mask=mask, causal=cache is None, cache=cache)
+        x = first.add_norm(x, y)
+        y, weights = self.cross_attention(
+            second.sublayer_input(x), memory, mask=memory_mask, need_weights=need_weights
+        )
+        x = second.add_norm(x, y)
+        return third.add_norm(x, self.feed_forward(third.sublayer_input(x))), weights
 
 
 class Embedding(nn.Module):
@@ -210,18 +213,15 @@ class Embedding(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) of the positions 0..T-1 -> (B, T, D)."""
-        x = self.tokens(ids) * self.scale + self.positions(0, ids.size(1))
+    def forward(self, ids: Tensor, position: int | None = None) -> Tensor:
+        """Ids (B, T) -> (B, T, D); they stand at 0..T-1, or as N beams all at one position."""
+        start, length = (0, ids.size(1)) if position is None else (position, 1)
+        x = self.tokens(ids) * self.scale + self.positions(start, length)
         if x.is_cpu and torch.is_autocast_enabled("cpu"):
             # The residual sums of all layers go on in the type in which they begin. (Not on a GPU,
             # where autocast's layer normalisation gives float32 whatever it gets.)
             x = x.to(torch.get_autocast_dtype("cpu"))
         return self.dropout(x)
-
-    def step(self, ids: Tensor, position: int) -> Tensor:
-        """Ids (B, N) that all stand at one position -> (B, N, D)."""
-        return self.dropout(self.tokens(ids) * self.scale + self.positions(position, 1))
 
 
 class Transformer(Seq2Seq):
@@ -279,36 +279,44 @@ class Transformer(Seq2Seq):
 
     def encode(self, src: Tensor, src_lengths: Tensor) -> Memory:
         x = self.src_embedding(src)
+        mask = padding_mask(src_lengths, src.size(1))
         for layer in self.encoder:
-            x = layer(x, src_lengths)
-        return Memory(self.encoder_norm(x), src_lengths)
+            x = layer(x, mask)
+        return Memory(self.encoder_norm(x), src_lengths, mask)
 
     def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
-        memory = self.encode(src, src_lengths)
-        x = self.tgt_embedding(tgt_in)
-        for layer in self.decoder:
-            x, _ = layer(x, memory)
-        return self.decoder_norm(x)
+        return self._decode(tgt_in, self.encode(src, src_lengths))[0]
 
     def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         memory = self.encode(src, src_lengths)
+        return torch.stack(self._decode(tgt_in, memory, need_weights=True)[1], 1)
+
+    def _decode(
+        self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All target steps at once: hidden states (B, T, D), cross-attention of each layer."""
         x = self.tgt_embedding(tgt_in)
-        layers = []
+        mask = causal_mask(tgt_in.size(1), x.device)
+        weights = []
         for layer in self.decoder:
-            x, weights = layer(x, memory, need_weights=True)
-            layers.append(weights)
-        return torch.stack(layers, 1)
+            x, layer_weights = layer(
+                x, memory.hidden, mask=mask, memory_mask=memory.mask, need_weights=need_weights
+            )
+            weights.append(layer_weights)
+        return self.decoder_norm(x), weights
 
     def project(self, hidden: Tensor) -> Tensor:
         return self.output(hidden)
 
     def start(self, memory: Memory, beams: int = 1) -> TransformerState:
         projected = [layer.cross_attention.project_memory(memory.hidden) for layer in self.decoder]
-        return TransformerState(projected, memory.lengths, beams)
+        return TransformerState(projected, memory.mask, beams)
 
     def step(self, token: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        x = self.tgt_embedding.step(token, state.position)
+        x = self.tgt_embedding(token, state.position)
         state.advance()
-        for index, layer in enumerate(self.decoder):
-            x = layer.step(x, state, index)
+        for layer, cache in zip(self.decoder, state.layers(), strict=True):
+            x, _ = layer(
+                x, cache.memory, mask=state.mask, memory_mask=state.memory_mask, cache=cache
+            )
         return self.decoder_norm(x), state

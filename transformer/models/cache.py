@@ -3,11 +3,35 @@
 Shapes: L layers, B sentences, N beams, H heads, S source, K head size, P positions decoded so far.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 POSITIONS = 16  # room at first; doubled whenever it is full
 VECTOR = 16  # on a CPU softmax over 14 float32 keys takes 14 times as long as over 16
+
+
+class LayerCache(NamedTuple):
+    """The part of a state that is one layer's."""
+
+    state: "TransformerState"
+    layer: int
+
+    @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, K) of the memory; S may be padded, as `memory_mask` says."""
+        keys, values = self.state.memory
+        return keys[self.layer], values[self.layer]
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write this step's keys and values (B, H, N, K); return all, (B, H, N * P, K)."""
+        end = self.state.position * self.state.beams
+        start = end - self.state.beams
+        all_keys, all_values = (part[self.layer, :, :, :end] for part in self.state.slots)
+        all_keys[:, :, start:], all_values[:, :, start:] = keys, values
+        return all_keys, all_values
 
 
 class TransformerState:
@@ -21,32 +45,35 @@ class TransformerState:
 
     Args:
         memory: for each layer, keys and values (B, H, S, K).
-        lengths: (B,), source lengths in tokens.
+        memory_mask: (B, 1, 1, S), True for real source tokens.
         beams: N.
     """
 
-    def __init__(self, memory: list[tuple[Tensor, Tensor]], lengths: Tensor, beams: int) -> None:
+    def __init__(
+        self, memory: list[tuple[Tensor, Tensor]], memory_mask: Tensor, beams: int
+    ) -> None:
         self.beams = beams
         self.position = 0
         self.mask: Tensor | None = None
         layers, (keys, values) = len(memory), memory[0]
         size = keys.size(2) + (-keys.size(2) % VECTOR if keys.is_cpu else 0)
-        self._memory = [_room(layers, keys, size, True), _room(layers, values, size)]
-        self._slots = [_room(layers, keys, POSITIONS * beams, True)]
-        self._slots.append(_room(layers, values, POSITIONS * beams))
-        for part, filled in zip(self._memory, zip(*memory, strict=True), strict=True):
+        self.memory = [_room(layers, keys, size, True), _room(layers, values, size)]
+        self.slots = [_room(layers, keys, POSITIONS * beams, True)]
+        self.slots.append(_room(layers, values, POSITIONS * beams))
+        for part, filled in zip(self.memory, zip(*memory, strict=True), strict=True):
             part[:, :, :, keys.size(2) :] = 0  # hidden by the mask, but zero times NaN is NaN
             for layer, tensor in enumerate(filled):
                 part[layer, :, :, : keys.size(2)] = tensor
-        self.memory_mask = _padding_mask(lengths, size)
-        self._ancestors = lengths.new_zeros(len(lengths), beams, 0)
-        self._own = torch.arange(beams, device=lengths.device)
+        padded = pad(memory_mask, (0, size - keys.size(2)))
+        self.memory_mask = None if bool(padded.all()) else padded
+        self._own = torch.arange(beams, device=keys.device)
+        self._ancestors = self._own.new_zeros(len(keys), beams, 0)
 
     def advance(self) -> None:
         """Make room for one more position, where every beam stands in its own slot."""
         self.position += 1
-        if self.position * self.beams > self._slots[0].size(3):
-            self._slots = [_doubled(slots) for slots in self._slots]
+        if self.position * self.beams > self.slots[0].size(3):
+            self.slots = [_doubled(slots) for slots in self.slots]
         if self.beams == 1:
             return  # a single beam has no other's past to hide
         own = self._own.expand(len(self._ancestors), self.beams)[:, :, None]
@@ -54,17 +81,9 @@ class TransformerState:
         visible = self._ancestors[:, :, :, None] == self._own
         self.mask = visible.flatten(2)[:, None]
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write this step's keys and values (B, H, N, K); return all, (B, H, N * P, K)."""
-        end = self.position * self.beams
-        keys, values = (slots[layer, :, :, :end] for slots in self._slots)
-        keys[:, :, end - self.beams :] = key
-        values[:, :, end - self.beams :] = value
-        return keys, values
-
-    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, K) of the memory; S may be padded, as `memory_mask` says."""
-        return self._memory[0][layer], self._memory[1][layer]
+    def layers(self) -> "list[LayerCache]":
+        """A view for each layer. They are not kept: memory would wait for the cycle collector."""
+        return [LayerCache(self, layer) for layer in range(len(self.slots[0]))]
 
     def reorder(self, beams: Tensor) -> None:
         """Let beam n of sentence b go on from what was beam `beams[b, n]`; beams: (B, N)."""
@@ -81,10 +100,10 @@ class TransformerState:
         places = torch.arange(len(sentences), device=sentences.device)
         moved = places[sentences != places]
         filled = self.position * self.beams
-        for part in (*self._memory, *(slots[:, :, :, :filled] for slots in self._slots)):
+        for part in (*self.memory, *(slots[:, :, :, :filled] for slots in self.slots)):
             part[:, moved] = part[:, sentences[moved]]
-        self._memory = [part[:, : len(sentences)] for part in self._memory]
-        self._slots = [slots[:, : len(sentences)] for slots in self._slots]
+        self.memory = [part[:, : len(sentences)] for part in self.memory]
+        self.slots = [slots[:, : len(sentences)] for slots in self.slots]
         self._ancestors = self._ancestors[sentences]
         if self.memory_mask is not None:
             self.memory_mask = self.memory_mask[sentences]
@@ -105,9 +124,3 @@ def _doubled(slots: Tensor) -> Tensor:
     room = _room(len(slots), slots[0], 2 * slots.size(3), slots.stride(3) == 1)
     room[:, :, :, : slots.size(3)] = slots
     return room
-
-
-def _padding_mask(lengths: Tensor, size: int) -> Tensor | None:
-    """Which of the memory's positions are real, (B, 1, 1, S); None where all are."""
-    real = torch.arange(size, device=lengths.device) < lengths[:, None, None, None]
-    return None if bool(real.all()) else real
