@@ -20,7 +20,13 @@ from transformer.training.adapters import LoRAConfig, choose_what_learns
 from transformer.training.meter import Meter, Prepared, prepare
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
 from transformer.training.scoring import Scorer, probe
-from transformer.training.transfer import FREE, NewRows, check_shape, transplant
+from transformer.training.transfer import (
+    DROPOUTS,
+    FREE,
+    NewRows,
+    check_shape,
+    transplant,
+)
 
 #: By which validations are compared: BLEU and, where it is the same (at first it is 0), the loss.
 RANK = "val/rank"
@@ -338,7 +344,7 @@ class Seq2SeqModule(LightningModule):
         trained = checkpoint["bundle"]
         shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
         fix = "resume with that, or begin a new run"
-        check_shape(self.config, shape, "the checkpoint", ("dropout",), fix)
+        check_shape(self.config, shape, "the checkpoint", DROPOUTS, fix)
         trained = Tokenizer.from_text(checkpoint["bundle"]["tokenizer"])
         if trained.to_text() == self.tokenizer.to_text():
             return

@@ -155,9 +155,8 @@ def learning_rate(
 ) -> float:
     """The learning rate of one optimizer step.
 
-    `noam` is the paper's equation 3, `peak * d_model^-0.5 * min(step^-0.5, step * warmup^-1.5)`;
-    `inverse_sqrt` rises linearly to `peak` and then falls with `sqrt(warmup / step)`; `constant`
-    rises linearly to `peak` and stays.
+    `noam` is the paper's equation 3; `inverse_sqrt` rises linearly to `peak` and then falls with
+    `sqrt(warmup_steps / step)`; `constant` rises linearly to `peak` and stays.
 
     Args:
         schedule: which of the three.
@@ -169,11 +168,9 @@ def learning_rate(
     Returns:
         The learning rate.
     """
-    rise = min(1.0, step / warmup_steps) if warmup_steps else 1.0
-    if schedule == "constant":
-        return peak * rise
-    knee = max(warmup_steps, 1)
-    shape = min(rise, (knee / step) ** 0.5)
-    if schedule == "inverse_sqrt":
-        return peak * shape
-    return peak * (d_model * knee) ** -0.5 * shape
+    warmup_steps = max(warmup_steps, 1)
+    if schedule == "noam":
+        return peak * d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+    rise = min(1.0, step / warmup_steps)
+    fall = (warmup_steps / step) ** 0.5 if schedule == "inverse_sqrt" else 1.0
+    return peak * min(rise, fall)

@@ -19,8 +19,9 @@ from transformer.data.tokenizer import Side, Tokenizer
 from transformer.models import Seq2Seq, Shape, architecture_of
 
 NewRows = Literal["mean", "random"]
+DROPOUTS = ("dropout", "activation_dropout", "attention_dropout")
 #: Settings of a network that may change: they say nothing about its weights.
-FREE = ("dropout", "tied")
+FREE = (*DROPOUTS, "tied")
 
 
 class Rows(NamedTuple):
