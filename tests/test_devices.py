@@ -158,7 +158,7 @@ def test_old_weights_come_from_the_cpu(
 def test_a_step_of_search(shape: Shape, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of it asks for values."""
     # Whether any source is padded is one of them.
-    monkeypatch.setattr("transformer.models.state._padding_mask", lambda lengths, size: None)
+    monkeypatch.setattr("transformer.models.cache._unless_all_true", lambda mask: mask)
     model = configured(module(shape)).model.eval()
     given, beams = on_device().batch, 2
     state = model.start(model.encode(given.src, given.src_lengths), beams)

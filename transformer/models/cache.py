@@ -64,8 +64,7 @@ class TransformerState:
             part[:, :, :, keys.size(2) :] = 0  # hidden by the mask, but zero times NaN is NaN
             for layer, tensor in enumerate(filled):
                 part[layer, :, :, : keys.size(2)] = tensor
-        padded = pad(memory_mask, (0, size - keys.size(2)))
-        self.memory_mask = None if bool(padded.all()) else padded
+        self.memory_mask = _unless_all_true(pad(memory_mask, (0, size - keys.size(2))))
         self._own = torch.arange(beams, device=keys.device)
         self._ancestors = self._own.new_zeros(len(keys), beams, 0)
 
@@ -124,3 +123,8 @@ def _doubled(slots: Tensor) -> Tensor:
     room = _room(len(slots), slots[0], 2 * slots.size(3), slots.stride(3) == 1)
     room[:, :, :, : slots.size(3)] = slots
     return room
+
+
+def _unless_all_true(mask: Tensor) -> Tensor | None:
+    """The mask, or None where it hides nothing."""
+    return None if bool(mask.all()) else mask
