@@ -66,6 +66,8 @@ def test_a_recipe_runs(
     args += ["--data.tokenizer.vocab_size", "300", "--model.search.max_extra", "2"]
     # For a GPU and days of training: for one batch it would compile for minutes.
     args += ["--model.compile", "false"]
+    if "init_from" not in read(name).get("model", {}):  # that network is the bundle's
+        args += ["--model.network.num_layers", "1"]  # as wide as it is, of big a sixth
     assert main([*args, "--trainer.accelerator", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "test BLEU" in printed

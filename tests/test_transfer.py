@@ -1,5 +1,7 @@
 """Runs that begin from old weights: what is kept, what is new, what learns."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -396,14 +398,22 @@ def test_a_pair_is_added(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
 # What became of the old pair
 
 
+@pytest.fixture(scope="module")
+def watched(trained: Path) -> tuple[Path, str]:
+    """The folder of a run that measured what it forgot, and what it printed."""
+    folder, out = trained / "watched", io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert begin(trained, folder, *old_pair(trained), "--logger=csv") == 0
+    return folder, out.getvalue()
+
+
 def test_the_old_pair_is_scored_before_and_after(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, watched: tuple[Path, str], tmp_path: Path
 ) -> None:
-    assert begin(trained, tmp_path / "run", *old_pair(trained), "--logger=csv") == 0
-    out = capsys.readouterr().out
-    found = json.loads((tmp_path / "run/results.json").read_text())["old_pair"]
+    run, out = watched
+    found = json.loads((run / "results.json").read_text())["old_pair"]
     # The same by the package's other way to a score.
-    for name, bundle in (("before", trained / "old/bundle"), ("after", tmp_path / "run/bundle")):
+    for name, bundle in (("before", trained / "old/bundle"), ("after", run / "bundle")):
         test = ["test", str(bundle), f"--data.test={trained}/corpus/test", "--data.src=de"]
         greedy = ["--beam=1", "--max_extra=50", f"--run_dir={tmp_path}/{name}"]
         assert main([*test, *greedy]) == 0
@@ -412,17 +422,17 @@ def test_the_old_pair_is_scored_before_and_after(
     assert found["before"] > found["after"] and not found["forgotten"]
     before = f"old pair de-en ({trained}/corpus/test): BLEU {found['before']:.2f}"
     assert f"{before} before" in out and f"{before} ± " in out
-    assert f"{before} ± " in (tmp_path / "run/bundle/README.md").read_text()
-    metrics = (tmp_path / "run/metrics.csv").read_text()
+    assert f"{before} ± " in (run / "bundle/README.md").read_text()
+    metrics = (run / "metrics.csv").read_text()
     assert "old_pair/before" in metrics and str(found["after"])[:6] in metrics
 
 
 @pytest.mark.parametrize(("slack", "code"), [(-0.01, 3), (0.01, 0)])
 def test_a_forgotten_pair_ends_with_an_error(
-    trained: Path, tmp_path: Path, slack: float, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert begin(trained, tmp_path / "look", *old_pair(trained)) == 0
-    found = json.loads((tmp_path / "look/results.json").read_text())["old_pair"]
+    trained: Path, watched: tuple[Path, str], tmp_path: Path, slack: float, code: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    found = json.loads((watched[0] / "results.json").read_text())["old_pair"]
     limit = found["before"] - found["after"] + slack
     options = old_pair(trained, f"--old_pair.max_drop={limit}")
     assert begin(trained, tmp_path / "run", *options) == code
