@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +17,11 @@ from transformer.data import loaders
 from transformer.data.batching import Batch, Plan, collate, cut, evenly
 from transformer.data.cache import LengthRule, write_table
 from transformer.data.corpus import Corpus, Pair, open_corpus
+from transformer.data.datamodule import DataModule
 from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
 from transformer.data.table import Counts, TokenTable, flat, open_table, table_of
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
+from transformer.models.state import TransformerState
 
 BUDGET = 60
 
@@ -245,6 +247,37 @@ def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer])
     loader = StreamLoader(*stream_source, LengthRule(50), Plan(BUDGET))
     counts = [(len(list(loader)), loader.counts.pairs)[1] for _ in range(3)]
     assert counts[0] > 0 and counts == counts[:1] * 3
+
+
+def test_an_evaluation_batch_counts_what_search_may_remember() -> None:
+    lengths = [(3, 2), (50, 4), *[(5, 6)] * 40, (1, 1)]
+    table = make_table(lengths)
+    batches = ids(EvalLoader(table, 300, beams=4, extra=7))
+
+    def held(rows: list[int]) -> int:
+        return len(rows) * 4 * (max(max(lengths[row]) for row in rows) + 7)
+
+    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
+    assert [len(rows) for rows in batches[:3]] == [1, 2, 5]  # 4 x 13 tokens fit five times
+    assert all(held(rows) <= 300 for rows in batches)
+    # No batch has room for a sentence of the one before, which is as long or longer.
+    assert all(held([*rows, before[0]]) > 300 for before, rows in pairwise(batches))
+
+
+def test_the_cache_of_an_evaluation_is_as_large_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 KiB a token of the base model in float32, and room for less than twice as many."""
+    monkeypatch.setattr("transformer.models.state._padding_mask", lambda lengths, size: None)
+    budget, (beams, extra) = DataModule(src="de", tgt="en").eval_max_tokens, (4, 50)
+    for length in (5, 30, 250):
+        rows = budget // (beams * (length + extra))
+        with torch.device("meta"):
+            memory = [(torch.empty(rows, 8, length, 64),) * 2] * 6
+            state = TransformerState(memory, torch.empty(rows, dtype=torch.long), beams)
+            for _ in range(length + extra):
+                state.advance()
+        held = sum(slots.nbytes for slots in state._slots)
+        tokens = rows * beams * (length + extra)
+        assert tokens * 24 * 2**10 <= held < 2 * tokens * 24 * 2**10 <= 1.5 * 2**30
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])

@@ -282,6 +282,16 @@ def test_early_stopping_by_bleu(tmp_path: Path) -> None:
     assert run.current_epoch == 3  # BLEU does not change: one best, then two without a rise
 
 
+def test_a_validation_has_a_budget_that_counts_beams(tmp_path: Path) -> None:
+    data = datamodule(tmp_path, eval_max_tokens=60)
+    trainer(tmp_path).validate(module(), datamodule=data, verbose=False)
+    batches = list(data.val_dataloader())
+    # Two beams, three tokens beyond the source: what does not fit is a batch of its own.
+    held = [2 * len(b.ids) * (max(b.src.size(1), b.tgt_out.size(1)) + 3) for b in batches]
+    assert all(h <= 60 or len(b.ids) == 1 for h, b in zip(held, batches, strict=True))
+    assert max(len(b.ids) for b in batches) > 1
+
+
 def test_no_validation_set(tmp_path: Path) -> None:
     data = datamodule(tmp_path, val=None)
     saved = checkpoints(tmp_path / "c", validates=False, keep_best=1, average=0, save_every=2)

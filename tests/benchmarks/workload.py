@@ -38,7 +38,7 @@ class Text:
         data = DataModule(
             train, val, test, *(("en", "de") if self.corpus else ("ko", "en")),
             tokenizer=TokenizerConfig(vocab_size=VOCABULARY), max_tokens=self.max_tokens,
-            limit=self.limit, cache=str(cache), seed=SEED,
+            eval_max_tokens=self.max_tokens, limit=self.limit, cache=str(cache), seed=SEED,
         )  # fmt: skip
         data.prepare_data()
         data.setup()

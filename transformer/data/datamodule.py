@@ -51,7 +51,11 @@ class DataModule(LightningDataModule):
         columns: Names of the columns of TSV files that have no header.
         tokenizer: How the vocabulary is learned; one that comes with a checkpoint or a model goes
             before.
-        max_tokens: Budget of a batch in tokens for each side, padding included.
+        max_tokens: Budget of a training batch in tokens for each side, padding included.
+        eval_max_tokens: Budget of a validation or test batch in tokens that search may have to
+            remember: sentences x beam x (longest side + max_extra of the search). For each of
+            them the keys and values of the paper's base model take 12 KiB in bfloat16, 24 in
+            float32, and room for up to twice as many is kept.
         max_length: Longest side of a training pair in tokens, its end included.
         too_long: Leave longer training pairs out and count them, or stop with an error.
         limit: Take only the first pairs of the training corpus.
@@ -75,6 +79,7 @@ class DataModule(LightningDataModule):
         columns: list[str] | None = None,
         tokenizer: TokenizerConfig = TokenizerConfig(),  # noqa: B008, frozen
         max_tokens: int = 4096,
+        eval_max_tokens: int = 32_768,
         max_length: int = 256,
         too_long: Literal["skip", "refuse"] = "skip",
         limit: int | None = None,
@@ -88,7 +93,9 @@ class DataModule(LightningDataModule):
         self.src, self.tgt, self.columns = src, tgt, columns
         self.also, self.temperature, self.tags = also or [], temperature, tags
         self.tokenizer_config = tokenizer
-        self.max_tokens, self.seed = max_tokens, seed
+        self.max_tokens, self.eval_max_tokens, self.seed = max_tokens, eval_max_tokens, seed
+        #: Beams of a sentence, and tokens beyond its length, that evaluation searches among.
+        self.beams, self.extra = 1, 0
         self.rule = LengthRule(max_length, too_long)
         self.limit, self.streaming, self.num_workers = limit, streaming, num_workers
         self.cache = Path(cache).expanduser()
@@ -232,6 +239,7 @@ class DataModule(LightningDataModule):
             )
         least_values = {"seed": (self.seed, 0), "limit": (self.limit, 1)}
         least_values["max_length"] = (self.rule.max_length, 1)
+        least_values["eval_max_tokens"] = (self.eval_max_tokens, 1)
         for key, (value, least) in least_values.items():
             if value is not None and value < least:
                 raise ValueError(f"data.{key}: {value} must be {least} or more")
@@ -297,7 +305,8 @@ class DataModule(LightningDataModule):
     def _eval_loader(self, split: Split) -> EvalLoader | list[Any]:
         if self.specs[split] is None:
             return []
-        return EvalLoader(self._table(split), self.max_tokens, *self._processes())
+        table, processes = self._table(split), self._processes()
+        return EvalLoader(table, self.eval_max_tokens, *processes, self.beams, self.extra)
 
     def _counts(self) -> Counts:
         if isinstance(self._loader, StreamLoader):

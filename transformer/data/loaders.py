@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from transformer.data.batching import Batch, Plan, collate
+from transformer.data.batching import Batch, Plan, collate, cut
 from transformer.data.cache import LengthRule, encode, id_type, nothing_left
 from transformer.data.corpus import Corpus
 from transformer.data.table import Counts, Ints, MixedTable, TokenTable
@@ -261,14 +261,29 @@ class EvalLoader:
 
     Args:
         table: The tokenised set.
-        max_tokens: Budget of a batch; a longer pair is a batch of its own.
+        max_tokens: Budget of a batch, for rows x beams x (longest side + extra), which is what
+            search may have to remember; a pair beyond it is a batch of its own.
         rank: Number of this process.
         world: Number of processes.
+        beams: Hypotheses of a sentence that are searched side by side.
+        extra: Tokens by which a hypothesis may be longer than its source.
     """
 
-    def __init__(self, table: TokenTable, max_tokens: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        table: TokenTable,
+        max_tokens: int,
+        rank: int = 0,
+        world: int = 1,
+        beams: int = 1,
+        extra: int = 0,
+    ) -> None:
         self.table = table
-        batches = Plan(max_tokens).batches(table, np.arange(len(table)), None)
+        rows = np.arange(len(table))
+        longest = np.maximum(table.src.lengths(rows), table.tgt.lengths(rows)).astype(np.int64)
+        order = np.argsort(longest, kind="stable")
+        ends = cut(beams * (longest[order] + extra), max_tokens)
+        batches = np.split(order, ends[:-1])
         # Lightning leaves a process without any batch out, and the others would wait for it.
         self._batches = batches[::-1][rank::world] or [np.arange(0)]
 

@@ -143,6 +143,10 @@ class Seq2SeqModule(LightningModule):
         assert self.network is not None, "configure_model() has not run"
         return self.network
 
+    def setup(self, stage: str) -> None:
+        """Tell the data how much a search holds at once: evaluation batches depend on it."""
+        self.data.beams, self.data.extra = self.search_config.width, self.search_config.max_extra
+
     def configure_model(self) -> None:
         """Build the network: its size is known as soon as there is a tokenizer."""
         if self.network is not None:
