@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from transformer.data import corpus as corpus_under_test
 from transformer.data.corpus import Corpus, Pair, open_corpus
 
 PAIRS = [
@@ -132,6 +141,18 @@ def test_grammar_gives_korean_and_english_in_either_order() -> None:
     assert list(open_corpus("grammar:val", "ko", "en").pairs(2, 4)) == korean[2:4]
 
 
+def test_a_changed_word_list_of_the_grammar_is_another_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammar = pytest.importorskip("transformer.data.grammar")
+    shutil.copytree(Path(grammar.__file__).parent, tmp_path / "data")
+    monkeypatch.setattr(grammar, "__file__", str(tmp_path / "data/grammar.py"))
+    before = open_corpus("grammar:val", "ko", "en").identity()
+    with (tmp_path / "data/korean/lexicon.py").open("a") as words:
+        words.write("# another word\n")
+    assert open_corpus("grammar:val", "ko", "en").identity() != before
+
+
 @pytest.mark.parametrize(("ending", "last"), [("\r\n", "\r\n"), ("\n", ""), ("\r\n", "")])
 def test_lines_end_at_newlines_only(tmp_path: Path, ending: str, last: str) -> None:
     assert read(two_files(tmp_path, ending=ending, last=last)) == PAIRS
@@ -151,12 +172,43 @@ def test_reading_from_a_place_up_to_a_limit(tmp_path: Path, kind: Any) -> None:
             assert list(corpus.pairs(start, limit)) == PAIRS[start:limit]
 
 
-def test_identity_changes_with_the_file(tmp_path: Path) -> None:
-    spec = two_files(tmp_path)
-    before = open_corpus(spec, "en", "de").identity()
-    assert open_corpus(spec, "en", "de").identity() == before
-    write(tmp_path / "train.de", "other\n")
-    assert open_corpus(spec, "en", "de").identity() != before
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("kind", [two_files, jsonl])
+def test_identity_is_that_of_the_content(tmp_path: Path, kind: Any, suffix: str) -> None:
+    """Wherever it lies and whatever its times say."""
+    (tmp_path / "other").mkdir()
+    here, there = kind(tmp_path, suffix), kind(tmp_path / "other", suffix)
+
+    def identity(spec: str = here) -> Any:
+        return open_corpus(spec, "en", "de").identity()
+
+    before = identity()
+    assert identity() == before == identity(there)
+    file = next(tmp_path.glob("*.de*" if kind is two_files else "x.jsonl*"))
+    old, data = file.stat(), file.read_bytes()
+
+    def keep_time() -> None:
+        os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+
+    time.sleep(0.02)  # a clock of the file system ticks every few milliseconds
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # as rsync --inplace -a does
+    keep_time()
+    assert identity() != before
+    file.write_bytes(data)
+    keep_time()
+    assert identity() == before
+    moved = write(tmp_path / "new", data[:-1] + bytes([data[-1] ^ 1]))
+    moved.rename(file)
+    keep_time()
+    assert identity() != before
+
+
+def test_identity_reads_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = open_corpus(two_files(tmp_path), "en", "de")
+    before = corpus.identity()
+    monkeypatch.setattr(Path, "open", None)
+    assert corpus.identity() == before
 
 
 def fails(corpus: Corpus, message: str) -> None:
@@ -210,6 +262,14 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
+        (
+            "x.jsonl",
+            b'{"en": "a", "de": "b"}\n{"en": "cat\\ud83d", "de": "b"}\n',
+            r"x.jsonl, line 2: column 'en' holds '\ud83d', half of a character",
+        ),
+        ("x.jsonl", b'{"en": "a", "de": null}\n', "x.jsonl, line 1: column 'de' is null; write"),
+        ("x.jsonl", b'{"en": "a", "de": 7.5}\n', "line 1: column 'de' is not text but '7.5'"),
+        ("x.tsv", b"en\tde\ten\na\tb\tc\n", "x.tsv names column 'en' 2 times; rename all"),
         ("x.jsonl", b'{"en": "a", "de": "b"}\n{"en": "a"', "x.jsonl, line 2: not JSON ("),
         ("x.jsonl", b"[1]\n", "x.jsonl, line 1: not a JSON object"),
         ("x.parquet", b"not parquet", "x.parquet cannot be read ("),
@@ -221,6 +281,100 @@ def test_broken_files(tmp_path: Path, name: str, data: bytes | None, message: st
     whole = gzip.compress(b"en\tde\n" * 1000)
     (tmp_path / name).write_bytes(data or whole[:-10])
     fails(open_corpus(str(tmp_path / name), "en", "de"), message)
+
+
+def test_columns_that_are_named_twice(tmp_path: Path) -> None:
+    spec = tsv(tmp_path, "", header=False)
+    for columns, message in (
+        (["de", "de", "en"], "data.columns names column 'de' 2 times"),
+        (["x", "x", "en"], "column 'de' does not exist; there are 'x', 'en'"),  # nobody's
+    ):
+        fails(open_corpus(spec, "en", "de", columns=columns), message)
+    twice = pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["en", "de", "de"])
+    pyarrow.parquet.write_table(twice, tmp_path / "x.parquet")
+    message = "x.parquet names column 'de' 2 times"
+    fails(open_corpus(str(tmp_path / "x.parquet"), "en", "de"), message)
+
+
+def test_a_bad_row_of_a_parquet_file_or_a_hub_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    raw = pa.array([b"gut"] * 1500 + [b"Stra\xdfe"]).cast(pa.string(), safe=False)
+    bad = pa.StringArray.from_buffers(len(raw), *raw.buffers()[1:])
+    null = pa.array(["fine"] * 1200 + [None] * 301)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, column, message in (
+        ("bytes", bad, "row 1501: not UTF-8 (invalid"),
+        ("null", null, "row 1201: column 'en' is null; "),
+    ):
+        table = pa.table({"de": pa.array(["x"] * len(column)), "en": column})
+        pyarrow.parquet.write_table(table, folder / f"{name}.parquet")
+        fails(open_corpus(f"{folder}/{name}.parquet", "en", "de"), f"{name}.parquet, {message}")
+    (folder / "bytes.parquet").unlink()
+    for streaming in (False, True):
+        corpus = open_corpus(f"hub:{folder}:train", "en", "de", streaming=streaming)
+        fails(corpus, f"hub:{folder}:train, row 1201: column 'en' is null; ")
+        assert next(corpus.pairs(1100)) == Pair("fine", "x")
+        with pytest.raises(ValueError, match="row 1201: column 'en' is null"):
+            list(corpus.pairs(1100))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json"])
+def test_other_formats_are_named_with_the_command_that_converts_them(
+    tmp_path: Path, name: str
+) -> None:
+    with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
+        if name == "x.csv":
+            writer = csv.DictWriter(stream, ["id", "de", "en"])
+            writer.writeheader()
+            writer.writerows(rows(nested=False))
+        else:
+            json.dump(rows(nested=False), stream)
+    with pytest.raises(
+        ValueError, match=r"x\.(csv|json): \.\1 is not read, .tsv, .jsonl, "
+    ) as caught:
+        open_corpus(str(tmp_path / name), "en", "de")
+    command = str(caught.value).partition("convert it: ")[2]
+    command = command.replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert read(str(tmp_path / "x.jsonl")) == PAIRS
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The hub takes connections, and never answers."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(corpus_under_test, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+        yield
+
+
+def test_without_a_network_the_hub_costs_a_line_and_no_time(
+    no_network: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = time.perf_counter()
+    fails(open_corpus("hub:some/set:train", "en", "de"), "hub:some/set:train cannot be loaded (Cou")
+    assert time.perf_counter() - start < 5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_network_a_copy_of_the_hub_is_read(no_network: None, tmp_path: Path) -> None:
+    assert read(hub(tmp_path, nested=False)) == PAIRS  # a folder needs none
+    [made] = {file.parent for file in (tmp_path / "cache").rglob("*-train.arrow")}
+    copy = tmp_path / "cache/some___set/default/0.0.0/abc"
+    shutil.copytree(made, copy)
+    next(copy.glob("*-train.arrow")).rename(copy / "set-train.arrow")
+    info = json.loads((copy / "dataset_info.json").read_text())
+    info |= {"config_name": "default", "dataset_name": "set"}
+    (copy / "dataset_info.json").write_text(json.dumps(info))
+    assert read("hub:some/set:train") == PAIRS
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,30 @@ Every file may also end in ``.gz``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import TimeoutError as TooLate
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
-from transformer.data.files import UNZIP_ERRORS, lines, near, seekable, stat
+from transformer.data.background import in_background
+from transformer.data.files import UNZIP_ERRORS, digest, lines, near, seekable
 
 TABLES = (".tsv", ".jsonl", ".parquet")
 HUB = re.compile(r"hub:(?P<name>[^:]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[.*\])?)")
+HUB_SECONDS = 5  # in which the hub must answer
+#: Files that are not read: how to turn one into JSON Lines, which are.
+CONVERSIONS = {
+    ".csv": "csv.DictReader(open('{}', encoding='utf-8-sig', newline=''))",
+    ".json": "json.load(open('{}', encoding='utf-8'))",
+}
 
 
 class Pair(NamedTuple):
@@ -52,7 +62,7 @@ class Corpus:
     key: str
 
     def identity(self) -> list[Any]:
-        """What changes when the text changes; the token cache is keyed by it."""
+        """What changes when the text changes, and does not when it lies somewhere else."""
         raise NotImplementedError
 
     def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
@@ -61,35 +71,69 @@ class Corpus:
         Raises:
             ValueError: The corpus is empty, not aligned, not UTF-8, or lacks a column.
         """
-        pairs = islice(self._read(), start, limit)
-        first = next(pairs, None)
-        if first is None and start == 0:
+        rows = islice(self._rows(start), None if limit is None else max(0, limit - start))
+        number = None
+        for number, row in enumerate(rows, start):
+            yield row if isinstance(row, Pair) else self._pick(row, number)
+        if number is None and start == 0:
             raise ValueError(f"{self.key}: {self.spec} is empty; it needs at least one pair")
-        if first is not None:
-            yield first
-            yield from pairs
 
     def where(self, index: int) -> str:
         """Names the place of a pair (counted from 0) for messages."""
         return f"{self.spec}, line {index + 1}"
 
-    def _read(self) -> Iterator[Pair]:
+    def _rows(self, start: int) -> Iterator[Pair | dict[str, Any]]:
+        """The pairs, or rows of columns, from number `start` on."""
         raise NotImplementedError
 
-    def _pick(self, row: dict[str, Any], where: str) -> Pair:
+    def _wrong(self, index: int, problem: str) -> ValueError:
+        return ValueError(f"{self.key}: {self.where(index)}: {problem}")
+
+    def _pick(self, row: dict[str, Any], index: int) -> Pair:
         """The two languages of a row of columns, flat or inside a `translation` column."""
         inner = row.get("translation")
         columns = inner if isinstance(inner, dict) else row
         for name in (self.src, self.tgt):
-            if not isinstance(columns.get(name), str):
-                found = "is not text" if name in columns else "does not exist"
-                raise ValueError(
-                    f"{self.key}: {where}: column {name!r} {found}; "
-                    f"there are {', '.join(map(repr, columns)) or 'none'} "
-                    "(data.src and data.tgt name the columns; where a TSV has no header, "
-                    "data.columns lists them all)"
+            if name not in columns:
+                raise self._wrong(
+                    index,
+                    f"column {name!r} does not exist; there are "
+                    f"{', '.join(map(repr, columns)) or 'none'} (data.src and data.tgt name the "
+                    "columns; where a TSV has no header, data.columns lists them all)",
                 )
+            text = columns[name]
+            if not isinstance(text, str):
+                found = "is null" if text is None else f"is not text but {str(text)[:40]!r}"
+                raise self._wrong(index, f"column {name!r} {found}; write text, or drop the row")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                half = ascii(text[error.start])
+                raise self._wrong(
+                    index, f"column {name!r} holds {half}, half of a character; mend the text"
+                ) from None
         return Pair(columns[self.src], columns[self.tgt])
+
+    def _arrow_rows(self, batches: Iterable[Any], first: int) -> Iterator[dict[str, Any]]:
+        """The rows of Arrow tables, the first of which has that number."""
+        for batch in batches:
+            try:
+                yield from batch.to_pylist()
+            except UnicodeDecodeError:  # somewhere
+                for index in range(len(batch)):
+                    try:
+                        batch.slice(index, 1).to_pylist()
+                    except UnicodeDecodeError as error:
+                        raise self._wrong(first + index, f"not UTF-8 ({error.reason})") from None
+            first += len(batch)
+
+    def _check_columns(self, names: Sequence[str], where: str) -> None:
+        """Refuses columns of which nobody can say which is meant."""
+        for name in (self.src, self.tgt, "translation"):
+            if (times := list(names).count(name)) > 1:
+                raise ValueError(
+                    f"{self.key}: {where} names column {name!r} {times} times; rename all but one"
+                )
 
 
 @dataclass(frozen=True)
@@ -99,9 +143,12 @@ class TwoFiles(Corpus):
     files: tuple[Path, Path]
 
     def identity(self) -> list[Any]:
-        return [stat(path) for path in self.files]
+        return [digest(path) for path in self.files]
 
-    def _read(self) -> Iterator[Pair]:
+    def _rows(self, start: int) -> Iterator[Pair]:
+        return islice(self._aligned(), start, None)
+
+    def _aligned(self) -> Iterator[Pair]:
         sides = [lines(path, self.key) for path in self.files]
         count = 0
         while True:
@@ -129,45 +176,50 @@ class Table(Corpus):
     columns: tuple[str, ...] | None = None
 
     def identity(self) -> list[Any]:
-        return [stat(self.file), self.columns]
+        return [digest(self.file), self.suffix, self.columns]
+
+    @property
+    def suffix(self) -> str:
+        """The kind of file."""
+        return Path(self.file.name.removesuffix(".gz")).suffix
 
     def where(self, index: int) -> str:
-        header = self.file.name.removesuffix(".gz").endswith(".tsv") and self.columns is None
-        return f"{self.file}, line {index + 1 + header}"
+        kind = "row" if self.suffix == ".parquet" else "line"
+        header = self.suffix == ".tsv" and self.columns is None
+        return f"{self.file}, {kind} {index + 1 + header}"
 
-    def _read(self) -> Iterator[Pair]:
-        suffix = Path(self.file.name.removesuffix(".gz")).suffix
+    def _rows(self, start: int) -> Iterator[dict[str, Any]]:
         read = {".tsv": self._tsv, ".jsonl": self._jsonl, ".parquet": self._parquet}
-        return read[suffix]()
+        return islice(read[self.suffix](), start, None)
 
-    def _tsv(self) -> Iterator[Pair]:
+    def _tsv(self) -> Iterator[dict[str, Any]]:
         rows = lines(self.file, self.key)
         names = self.columns or tuple(next(rows, "").split("\t"))
-        for index, line in enumerate(rows):
+        self._check_columns(names, "data.columns" if self.columns else str(self.file))
+        for line in rows:
             # Fields beyond the named ones (an attribution, say) are nobody's.
-            yield self._pick(dict(zip(names, line.split("\t"), strict=False)), self.where(index))
+            yield dict(zip(names, line.split("\t"), strict=False))
 
-    def _jsonl(self) -> Iterator[Pair]:
+    def _jsonl(self) -> Iterator[dict[str, Any]]:
         for index, line in enumerate(lines(self.file, self.key)):
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{self.key}: {self.where(index)}: not JSON ({error})") from None
+                raise self._wrong(index, f"not JSON ({error})") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{self.key}: {self.where(index)}: not a JSON object")
-            yield self._pick(row, self.where(index))
+                raise self._wrong(index, "not a JSON object")
+            yield row
 
-    def _parquet(self) -> Iterator[Pair]:
+    def _parquet(self) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet
         from pyarrow.lib import ArrowException
 
         try:
             with seekable(self.file) as stream, pyarrow.parquet.ParquetFile(stream) as table:
-                names = set(table.schema_arrow.names) & {self.src, self.tgt, "translation"}
-                names = names or set(table.schema_arrow.names)
-                for batch in table.iter_batches(columns=sorted(names)):
-                    for row in batch.to_pylist():
-                        yield self._pick(row, str(self.file))
+                names = table.schema_arrow.names
+                self._check_columns(names, str(self.file))
+                needed = [name for name in ("translation", self.src, self.tgt) if name in names]
+                yield from self._arrow_rows(table.iter_batches(columns=needed or sorted(names)), 0)
         except (ArrowException, *UNZIP_ERRORS) as error:
             raise ValueError(f"{self.key}: {self.file} cannot be read ({error})") from None
 
@@ -188,13 +240,6 @@ class Hub(Corpus):
     def where(self, index: int) -> str:
         return f"{self.spec}, row {index + 1}"
 
-    def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
-        if start == 0:
-            yield from super().pairs(start, limit)
-        else:  # `datasets` skips without reading what it can
-            data = self._load().skip(start)
-            yield from islice(self._rows(data), None if limit is None else limit - start)
-
     def _load(self) -> Any:
         try:
             return _load_dataset(self.name, self.config, self.split, self.streaming)
@@ -205,20 +250,38 @@ class Hub(Corpus):
                 "network, or give local files"
             ) from error
 
-    def _read(self) -> Iterator[Pair]:
-        return self._rows(self._load())
-
-    def _rows(self, data: Any) -> Iterator[Pair]:
-        for columns in data.iter(batch_size=1000):  # much faster than row by row
-            for values in zip(*columns.values(), strict=True):
-                yield self._pick(dict(zip(columns, values, strict=True)), self.spec)
+    def _rows(self, start: int) -> Iterator[dict[str, Any]]:
+        data = self._load()
+        if start:  # `datasets` skips without reading what it can
+            data = data.skip(start)
+        return self._arrow_rows(data.with_format("arrow").iter(batch_size=1000), start)
 
 
 @cache  # the hub is asked each time
 def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
     import datasets
 
+    if not Path(name).is_dir() and not _hub_answers(datasets.config.HF_ENDPOINT):
+        # Else the library tries again for half a minute before it looks for its own copy.
+        datasets.config.HF_HUB_OFFLINE = True
     return datasets.load_dataset(name, config, split=split, streaming=streaming)
+
+
+@cache
+def _hub_answers(address: str) -> bool:
+    def ask(_: object) -> bool:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=HUB_SECONDS).close()
+        except URLError as error:  # an answer, of whatever kind, is one
+            return isinstance(error, HTTPError) or isinstance(error.reason, ssl.SSLError)
+        except OSError:
+            return False
+        return True
+
+    try:  # a name server that is not there takes its time, too
+        return in_background(ask, HUB_SECONDS)
+    except TooLate:
+        return False
 
 
 @dataclass(frozen=True)
@@ -231,8 +294,9 @@ class Grammar(Corpus):
         from transformer.data import grammar
 
         # The rules and the words lie in files beside it; a change of any may change the text.
-        files = sorted(Path(grammar.__file__).parent.glob("*.py"))
-        return [self.split, hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()]
+        rules = Path(grammar.__file__)
+        files = [rules, *sorted(rules.with_name("korean").rglob("*.py"))]
+        return [self.split, *map(digest, files)]
 
     def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
         from transformer.data import grammar
@@ -300,4 +364,11 @@ def _side(prefix: Path, language: str, key: str) -> Path:
     for file in (plain, zipped):
         if file.is_file():
             return file
+    suffix = Path(prefix.name.removesuffix(".gz")).suffix
+    if rows := CONVERSIONS.get(suffix):
+        raise ValueError(
+            f"{key}: {prefix}: {suffix} is not read, {', '.join(TABLES)} are (also with .gz); "
+            f'convert it: python -c "import csv, json; [print(json.dumps(row)) for row in '
+            f'{rows.format(prefix)}]" > {prefix.name.removesuffix(suffix)}.jsonl'
+        )
     raise ValueError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")
