@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
+import signal
 import subprocess
 import sys
+import time
 import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -165,6 +169,63 @@ def test_small_text_gives_a_small_vocabulary(caplog: pytest.LogCaptureFixture) -
     caplog.set_level("INFO")
     assert train("word", vocab_size=1000).src_vocab_size < 1000
     assert "fewer than data.tokenizer.vocab_size = 1000" in caplog.text
+
+
+def learn(lines: Callable[[], Iterable[str]], kind: str = "bpe") -> Tokenizer:
+    config = TokenizerConfig(kind=kind, vocab_size=8000)  # type: ignore[arg-type]
+    return Tokenizer.train(config, lines, lambda: ())
+
+
+def letters(count: int) -> str:
+    """One word that takes the longer the longer it is, with the square."""
+    return "".join(random.Random(1).choices("ACGT", k=count))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
+def test_words_without_end_are_left_out_of_learning(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    long, short = letters(400_000), [*SRC, letters(2000)]
+    start = time.perf_counter()
+    tokenizer = learn(lambda: [f"{long} 나는 {long}", *short, f"{long}x"], kind)
+    assert time.perf_counter() - start < 5, "400,000 letters took more than a minute"
+    assert "was learned without 3 words of more than 2000 characters" in caplog.text
+    if kind != "unigram":  # whose library is not deterministic
+        assert tokenizer.to_text() == learn(lambda: ["나는", *short], kind).to_text()
+
+
+def test_an_error_in_the_text_ends_learning_at_once() -> None:
+    def lines() -> Iterator[str]:
+        yield from (letters(2000) for _ in range(60))
+        yield from map(str, range(3000))
+        raise ValueError("train.de, line 3061: not UTF-8")
+
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"^train.de, line 3061: not UTF-8$"):
+        learn(lines)
+    assert time.perf_counter() - start < 0.5, "not after all that came before is learned"
+
+
+def test_ctrl_c_is_heard_while_learning() -> None:
+    code = (
+        "import random, tests.test_tokenizer as t\n"
+        "alphabet = [chr(0x4E00 + i) for i in range(3000)]\n"
+        "lines = [''.join(random.choices(alphabet, k=1900)) for _ in range(300)]\n"
+        "def read():\n"
+        "    yield from lines\n"
+        "    print('read', flush=True)\n"
+        "t.learn(read)\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"read\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=5)
+        assert process.stderr
+        assert process.stderr.read().rstrip().endswith(b"KeyboardInterrupt")
 
 
 @pytest.mark.parametrize(
