@@ -16,7 +16,7 @@ from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
 
 from transformer import kernels
 from transformer.__main__ import main
-from transformer.bundle import TRAINING, load_bundle
+from transformer.bundle import TRAINING, load_bundle, save_bundle
 from transformer.commands.text import BREAKS
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.inference.translator import Translator
@@ -246,6 +246,54 @@ def test_test_leaves_scores_and_hypotheses(
     assert numbers.keys() >= {*TRAINING, "loss"}
     assert "torch" in numbers["versions"]
     assert printed[-3] == f"BLEU {numbers['bleu']:.2f}   {numbers['signature']}"
+
+
+def test_an_empty_source_has_an_empty_translation_in_every_command(
+    run: Any, bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sources, references = [LINES[0], "", LINES[1], " \u3000"], [ANSWERS[0], "", ANSWERS[1], ""]
+    for side, lines in (("en", sources), ("xx", references)):
+        (tmp_path / f"set.{side}").write_text("".join(f"{line}\n" for line in lines))
+    folder, corpus = tmp_path / "results", tmp_path / "set"
+    options = ["--data.test", corpus, "--data.cache", tmp_path / "cache", "--run_dir", folder]
+    run("test", bundle, *options, "--device", "cpu")
+    assert json.loads((folder / "results.json").read_text())["bleu"] == pytest.approx(100)
+    assert (folder / "hypotheses.txt").read_text().splitlines() == references
+    assert run("translate", bundle, "--input", f"{corpus}.en") == references
+    message = f"data.test: 2 pairs have an empty side, the first is {corpus}, line 2; an empty"
+    assert caplog.text.count(message) == 1
+
+
+def with_learned_positions(folder: Path, positions: int) -> Path:
+    """A bundle with random weights."""
+    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=300), lambda: LINES, lambda: ANSWERS)
+    shape = replace(SHAPE, positions="learned", max_positions=positions)
+    model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    about: dict[str, Any] = {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}}
+    about |= {"card": "", "training": {}, "max_length": positions}
+    save_bundle(folder, model, tokenizer, **about)
+    return folder
+
+
+@pytest.mark.parametrize(("long", "language"), [("src", "en"), ("tgt", "xx")])
+def test_a_line_beyond_the_learned_positions_is_named(
+    run: Any, refused: Any, tmp_path: Path, long: str, language: str
+) -> None:
+    bundle = with_learned_positions(tmp_path / "bundle", 20)
+    [text], tokenizer = (LINES if long == "src" else ANSWERS)[:1], load_bundle(bundle).tokenizer
+    length = len(tokenizer.encode_tgt([text * 9])[0])
+    files = {"src": tmp_path / "set.en", "tgt": tmp_path / "set.xx"}
+    files["src"].write_text("a\nb\nc\n")
+    files["tgt"].write_text("a\nb\nc\n")
+    options = ["--data.test", tmp_path / "set", "--data.cache", tmp_path / "cache"]
+    pairs = ["--src", files["src"], "--tgt", files["tgt"]]
+    assert len(run("score", bundle, *pairs)) == 3
+    files[long].write_text(f"a\nb\n{text * 9}\n")
+    message = f"data.test: {tmp_path}/set, line 3: {length} tokens of {language}, the model has 20"
+    assert message in refused("test", bundle, *options)
+    message = f"line 3 of {files['src']} and {files['tgt']}: {length} tokens, the model has 20 lear"
+    assert message in refused("score", bundle, *pairs)
 
 
 @pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU only emulates bfloat16")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +22,7 @@ from transformer.data import datamodule as module_under_test
 from transformer.data import loaders
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
+from transformer.data.mixture import FurtherCorpus
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -117,6 +121,94 @@ def test_a_second_run_reads_nothing_again(corpus: Path, monkeypatch: pytest.Monk
     assert second.tokenizer.to_text() == first.tokenizer.to_text()
     files = sorted(path.name.split("-")[0] for path in (corpus / "cache").iterdir())
     assert files == ["tokenizer", "tokens", "tokens", "tokens"], "no temporary file is left"
+
+
+def test_the_same_text_is_read_once_wherever_it_lies(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ready(corpus)
+    shutil.copytree(corpus, tmp_path / "other", ignore=shutil.ignore_patterns("cache", "other"))
+    monkeypatch.setattr(module_under_test, "write_table", None)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    assert ready(tmp_path / "other", cache=f"{corpus}/cache")._paths == first._paths
+
+
+@pytest.mark.parametrize("name", ["train.de", "train.de.gz"])
+def test_a_file_changed_in_place_with_its_time_kept_is_read_again(corpus: Path, name: str) -> None:
+    file, lines = corpus / name, (corpus / "train.de").read_text()
+    old = (corpus / "train.de").stat()
+
+    def write(text: str) -> None:
+        (corpus / "train.de").unlink(missing_ok=True)
+        data = gzip.compress(text.encode(), 0, mtime=0) if file.suffix == ".gz" else text.encode()
+        file.write_bytes(data)
+        os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+
+    write(lines)
+    before = ready(corpus)
+    size = file.stat().st_size
+    time.sleep(0.02)
+    write(lines.replace("w", "v"))
+    assert file.stat().st_size == size
+    assert ready(corpus)._paths["train"] != before._paths["train"]
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeroed": lambda data: bytes(len(data)),
+    "zeroed at the end": lambda data: data[:-100] + bytes(100),
+    "garbage": lambda data: np.random.default_rng(0).bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", ["tokens", "tokenizer"])
+def test_a_damaged_file_of_the_cache_is_made_again(
+    corpus: Path, kind: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = ready(corpus)
+    files = list((corpus / "cache").glob("tokens-*.arrow"))
+    [vocabulary] = (corpus / "cache").glob("tokenizer-*")
+    hurt = files if kind == "tokens" else [vocabulary / "tokenizer.json"]
+    content = {file: file.read_bytes() for file in hurt}
+    for file in hurt:
+        file.write_bytes(DAMAGE[damage](content[file]))
+    caplog.set_level("INFO")
+    after = ready(corpus)
+    assert {file: file.read_bytes() for file in hurt} == content
+    named = files if kind == "tokens" else [vocabulary]
+    said = [text for text in caplog.messages if "is damaged and made again (" in text]
+    assert len(said) == len(named)
+    assert all(any(text.startswith(str(path)) for text in said) for path in named)
+    assert not any("\n" in text for text in said)
+    assert after.texts("val") == before.texts("val")
+
+
+def test_old_parts_are_cleared_and_those_of_others_are_not(corpus: Path) -> None:
+    cache = corpus / "cache"
+    (cache / "old-folder.part").mkdir(parents=True)
+    for name in ("old.part", "new.part", "old-folder.part/tokenizer.json"):
+        (cache / name).write_text("half")
+    for name in ("old.part", "old-folder.part"):
+        os.utime(cache / name, (time.time() - 7200,) * 2)
+    ready(corpus)
+    assert [path.name for path in cache.glob("*.part")] == ["new.part"]
+
+
+def test_pairs_with_an_empty_side_are_named_once(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, line in (("val.en", 3), ("val.de", 3), ("val.de", 9), ("train.de", 5)):
+        lines = (corpus / name).read_text().splitlines()
+        lines[line - 1] = " "
+        (corpus / name).write_text("\n".join(lines) + "\n")
+    caplog.set_level("INFO")
+    data = ready(corpus)
+    data.setup("test")  # Lightning does so for each of fit and test
+    empty = f"data.val: 2 pairs have an empty side, the first is {corpus}/val, line 3; an empty "
+    assert caplog.text.count(empty) == caplog.text.count("have an empty side") == 1
+    assert caplog.text.count("data.train: left out 0 pairs longer") == 1
 
 
 @pytest.mark.parametrize(
@@ -273,6 +365,52 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(
     rest = run(make(corpus, **options), corpus, resume=checkpoint)
     assert head.seen + rest.seen == whole.seen
     torch.load(checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize("kind", ["table", "stream", "mixture"])
+def test_other_text_is_refused_in_the_middle_of_an_epoch_only(
+    corpus: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many lines, other words; the same words elsewhere are the same text."""
+    caplog.set_level("INFO")
+    options: dict[str, Any] = {"streaming": kind == "stream", "train": f"{corpus}/train"}
+    if kind == "mixture":
+        further = FurtherCorpus(f"{corpus}/more", "en", "de")
+        options |= {"train": f"{corpus}/val", "also": [further]}
+        for side in ("en", "de"):
+            shutil.copy(corpus / f"train.{side}", corpus / f"more.{side}")
+    changed = corpus / ("more.de" if kind == "mixture" else "train.de")
+    data = ready(corpus, **options)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    position = data.state_dict()
+    older = {key: value for key, value in position.items() if key != "text"}
+    size = 1 + sum(1 for _ in batches)
+
+    def resumed(state: dict[str, Any], **more: Any) -> int:
+        data = make(corpus, **options | more)
+        data.tokenizer = tokenizer  # the checkpoint's
+        data.prepare_data()
+        data.setup()
+        data.load_state_dict(state)
+        return sum(1 for _ in data.train_dataloader())
+
+    tokenizer = data.tokenizer
+    assert resumed(position) == size - 1
+    for side in ("en", "de"):
+        shutil.copy(corpus / f"train.{side}", corpus / f"copy.{side}")
+    if kind != "mixture":
+        assert resumed(position, train=f"{corpus}/copy") == size - 1
+    time.sleep(0.02)
+    changed.write_text(changed.read_text().replace("w", "v"))
+    with pytest.raises(
+        ValueError, match=r"in the middle of an epoch: .* text \w+, now .* \w+; res"
+    ):
+        resumed(position)
+    assert resumed(older) == size - 1  # what an older checkpoint does not know, nobody can compare
+    assert "From epoch" not in caplog.text
+    assert resumed(position | {"epoch": 1, "pool": 0, "batch": 0}) == size
+    assert "From epoch 2 on there is text " in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -168,6 +168,43 @@ def test_mistakes_cost_one_line_and_leave_nothing(
     assert not Path("runs/toy").exists()
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_line_beyond_the_learned_positions_costs_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    path = recipe(tmp_path)
+    with (tmp_path / f"corpus/{split}.de").open("a") as source:
+        source.write("\U0001f600" * 20 + "\n")
+    with (tmp_path / f"corpus/{split}.en").open("a") as target:
+        target.write("x\n")
+    learned = ("--model.network.positions=learned", "--model.network.max_positions=60")
+    assert fit("--config", path, "--logger", "none", *learned) == 2
+    printed = capsys.readouterr()
+    line = 13 if split == "val" else 11
+    message = (
+        f"data.{split}: {tmp_path}/corpus/{split}, line {line}: 81 tokens of de, the model has 60"
+    )
+    assert message in printed.err
+    assert "epoch 1" not in printed.out
+    assert not Path("runs/toy").exists()
+
+
+@pytest.mark.parametrize("value", ["no", "5"])
+def test_text_that_yaml_reads_as_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    path = recipe(tmp_path)
+    path.write_text(path.read_text().replace("src: de", f"\n  src: {value}"))
+    with pytest.raises(SystemExit):
+        fit("--config", path)
+    said = capsys.readouterr().err
+    assert f"{path}:3: data.src: expected str, got " in said
+    assert 'quote it, as in "no", which YAML reads as false' in said
+    path.write_text(path.read_text().replace(f"src: {value}", f'src: "{value}"'))
+    assert fit("--config", path) == 2
+    assert f"corpus/train.{value} nor train.{value}.gz exists" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("key", ["model", "data", "trainer", "old_pair"])
 def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     path = recipe(tmp_path)

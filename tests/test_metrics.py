@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 import sacrebleu
@@ -52,6 +53,19 @@ def test_scores_are_sacrebleus(tokenize: str, lowercase: bool) -> None:
     for start in range(0, len(HYPOTHESES), 3):
         score.update(HYPOTHESES[start : start + 3], REFERENCES[start : start + 3])
     assert score.compute() == expected(tokenize, lowercase)
+
+
+def test_an_accent_is_the_same_in_one_character_and_in_two() -> None:
+    texts = ["Déjà vu, naïve Müllerstraße.", "나는 학생이다.", "Tiếng Việt rất hay."]
+    apart = [normalize("NFD", text) for text in texts]
+    assert all(one != two for one, two in zip(texts, apart, strict=True))
+    for hypotheses, references in ((texts, apart), (apart, texts)):
+        score = TranslationScore()
+        score.update(hypotheses, references)
+        assert score.compute() == pytest.approx({"bleu": 100, "chrf": 100})
+        assert score.once(list(zip(hypotheses, references, strict=True))) == pytest.approx(100)
+        compared = paired_bootstrap(score, hypotheses, references, references)
+        assert (compared.before, compared.after) == pytest.approx((100, 100))
 
 
 def test_case_and_tokenizer_change_the_score() -> None:

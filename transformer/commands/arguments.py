@@ -216,8 +216,11 @@ def place(key: str, files: Iterable[str], value: str | None = None) -> str:
             line, node = next(
                 ((k.start_mark.line + 1, v) for k, v in entries if k.value == part), (None, None)
             )
-        # A value that is not the file's came from the command line.
-        if line and (value is None or not isinstance(node.value, str) or node.value == value):
+        # A value that is not the file's, as it stands there or as it is read (`no` is False), came
+        # from the command line.
+        scalar = isinstance(node, yaml.ScalarNode)
+        read = {node.value, str(yaml.SafeLoader("").construct_object(node))} if scalar else {value}
+        if line and value in {None, *read}:
             return f"{file}:{line}: "
     return ""
 
@@ -237,7 +240,9 @@ def one_line(message: str) -> str:
     kinds = [re.sub(r"^dot import path string.*", "group of settings", kind) for kind in kinds]
     kinds = [kind for kind in kinds if not kind.startswith("path but ")]
     kinds = [re.sub(r"^Literal\[(.*)\]$", r"one of \1", kind) for kind in kinds]
-    return f"expected {' or '.join(kinds).replace('NoneType', 'null')}, got {value[1]!r}"
+    # Text is never a wrong value for text: without quotes YAML has read it as something else.
+    quotes = '; quote it, as in "no", which YAML reads as false' if "str" in kinds else ""
+    return f"expected {' or '.join(kinds).replace('NoneType', 'null')}, got {value[1]!r}{quotes}"
 
 
 def with_recipes_found(args: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from transformer.commands.arguments import Parser
 from transformer.commands.text import check_language, writing
 from transformer.data.files import lines
 from transformer.inference.device import Precision
+from transformer.inference.long_lines import TooLongError
 from transformer.inference.translator import Translator
 
 DESCRIPTION = """Forced decoding. For each pair of lines two columns, separated by a tab: the
@@ -54,7 +55,15 @@ def score(
     with writing(output) as stream:
         for start in range(0, len(pairs), CHUNK):
             sources, targets = zip(*pairs[start : start + CHUNK], strict=True)
-            for scored in translator.score(sources, targets, to):
+            try:
+                found = translator.score(sources, targets, to)
+            except TooLongError as error:
+                limit = translator.model.max_length
+                raise ValueError(
+                    f"line {start + error.index + 1} of {src} and {tgt}: {error.tokens} tokens, "
+                    f"the model has {limit} learned positions: shorten it"
+                ) from None
+            for scored in found:
                 print(f"{scored.log_prob:.4f}\t{scored.tokens}", file=stream)
 
 

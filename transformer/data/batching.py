@@ -48,11 +48,13 @@ class Plan:
         max_tokens: Budget for rows times the longest side of a batch, in tokens, padding included.
         seed: Key of the order.
         world: Number of processes.
+        text: A name for the content of the corpora.
     """
 
     max_tokens: int
     seed: int = 1
     world: int = 1
+    text: str = ""
 
     def order(self, epoch: int, pools: int) -> Ints:
         """The order of the pools in an epoch."""

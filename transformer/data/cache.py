@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from transformer.data.corpus import Corpus, Pair
-from transformer.data.table import CHUNK_ROWS, Counts, TokenTable, flat, table_of
-from transformer.data.tokenizer import Tokenizer
+from transformer.data.table import CHUNK_ROWS, Counts, TokenTable, flat, open_table, table_of
+from transformer.data.tokenizer import Tokenizer, is_blank
 
+log = logging.getLogger(__name__)
 FORMAT = 1
+ABANDONED = 3600  # seconds after which nobody writes on: a writer adds to its file all the time
 LINES = 2048  # pairs that are tokenised at a time, on all threads of the library
 
 
@@ -109,7 +115,7 @@ def _keeps(
             f"data.max_length = {rule.max_length}; shorten the pair, raise data.max_length, "
             "or set data.too_long to skip"
         )
-    if not pair.src.strip() or not pair.tgt.strip():
+    if is_blank(pair.src) or is_blank(pair.tgt):
         counts.empty += 1
     elif length > rule.max_length:
         counts.too_long += 1
@@ -133,6 +139,28 @@ def table_path(
         tokenizer.to_text(), rule and [rule.max_length, rule.too_long], limit,
     ]  # fmt: skip
     return folder / f"tokens-{digest(about)}.arrow"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a table is there and can be opened; says so where it is there and cannot."""
+    try:
+        open_table(path)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        raise
+    except Exception as error:  # Arrow has many for what is not its own, and so has what we read
+        log.info("%s is damaged and made again (%s)", path, " ".join(str(error).split()))
+        return False
+    return True
+
+
+def clear_parts(folder: Path) -> None:
+    """Removes what runs that were killed have left half written."""
+    for part in folder.glob("*.part"):
+        with suppress(OSError):  # another run clears up, too
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def digest(about: Any) -> str:

@@ -6,16 +6,24 @@ import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from transformer.data.batching import Plan
-from transformer.data.cache import LengthRule, table_path, write_table
+from transformer.data.cache import (
+    LengthRule,
+    clear_parts,
+    digest,
+    is_whole,
+    table_path,
+    write_table,
+)
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import FurtherCorpus, Mixture, MixtureLoader, check_mixture
 from transformer.data.table import Counts, TokenTable, open_table, read_texts
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
-from transformer.data.vocabulary import check_tags, learn, vocabulary_folder
+from transformer.data.tokenizer import Tokenizer, TokenizerConfig, is_blank
+from transformer.data.vocabulary import check_tags, learn, saved, vocabulary_folder
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
@@ -147,15 +155,14 @@ class DataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached."""
         self._check()
-        if self._tokenizer is None and not self._tokenizer_folder().is_dir():
-            self._train_tokenizer()
-        tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_folder())
+        clear_parts(self.cache)
+        tokenizer = self._tokenizer or saved(self._tokenizer_folder()) or self._train_tokenizer()
         targets = {"data.tgt": self.tgt}
         targets |= {f"data.also[{i}].tgt": corpus.tgt for i, corpus in enumerate(self.also)}
         check_tags(tokenizer, self.tags, targets)
         for name, corpus, rule, limit in self._cached():
             path = table_path(self.cache, corpus, tokenizer, rule, limit)
-            if not path.exists():
+            if not is_whole(path):
                 log.info("Tokenising data.%s: %s", name, corpus.spec)
                 write_table(path, corpus, tokenizer, rule, limit)
 
@@ -164,22 +171,18 @@ class DataModule(LightningDataModule):
         self._check()
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.load(self._tokenizer_folder())
-        for name, corpus, rule, limit in self._cached():
+        for part in self._cached():
+            name, corpus, rule, limit = part
             path = table_path(self.cache, corpus, self._tokenizer, rule, limit)
             if self._paths.get(name) != path:
                 self._paths[name], self._tables[name] = path, open_table(path)
-            counts = self._tables[name].counts
-            if counts.too_long or counts.empty:
-                log.info(
-                    "data.%s: left out %d pairs longer than data.max_length = %d tokens and %d "
-                    "with an empty side; %d remain",
-                    name, counts.too_long, self.rule.max_length, counts.empty, counts.pairs,
-                )  # fmt: skip
+                self._tell(part)
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
         rank, world = self._processes()
-        plan = Plan(self.max_tokens, self.seed, world)
+        text = [corpus.identity() for corpus, _ in self._learned_from()]
+        plan = Plan(self.max_tokens, self.seed, world, digest(text)[:12])
         if self.streaming:
             self._loader = StreamLoader(
                 self._corpus("train"), self.tokenizer, self.rule, plan, self.limit,
@@ -207,6 +210,28 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> EvalLoader | list[Any]:
         """The whole test set."""
         return self._eval_loader("test")
+
+    def check_lengths(self, longest: int) -> None:
+        """Refuses lines of the validation and the test set that a model cannot read or write.
+
+        Args:
+            longest: Tokens of a side that it can, the end included.
+
+        Raises:
+            ValueError: The first line that has more.
+        """
+        for part in self._cached():
+            table = self._tables[part.name]
+            for side in (table.src, table.tgt) if part.rule is None else ():
+                lengths = side.lengths(np.arange(len(table)))
+                if lengths.max() > longest:
+                    row = int(np.argmax(lengths > longest))
+                    language = self.src if side is table.src else self.tgt
+                    raise ValueError(
+                        f"data.{part.name}: {part.corpus.where(row)}: {lengths[row]} tokens of "
+                        f"{language}, the model has {longest} learned positions; shorten the line, "
+                        "or train with a larger model.network.max_positions"
+                    )
 
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
         """Source and reference lines of a set; `Batch.ids` counts into them."""
@@ -272,16 +297,34 @@ class DataModule(LightningDataModule):
         ]
         return main + named + self._further()
 
+    def _tell(self, part: Part) -> None:
+        """Says which pairs of a table are left out or, in whole sets, have an empty side."""
+        counts = self._tables[part.name].counts
+        if counts.too_long or counts.empty:
+            log.info(
+                "data.%s: left out %d pairs longer than data.max_length = %d tokens and %d "
+                "with an empty side; %d remain",
+                part.name, counts.too_long, self.rule.max_length, counts.empty, counts.pairs,
+            )  # fmt: skip
+        sides = read_texts(self._paths[part.name]) if part.rule is None else ()
+        empty = {i for side in sides for i, line in enumerate(side) if is_blank(line)}
+        if empty:
+            log.info(
+                "data.%s: %d pairs have an empty side, the first is %s; an empty source is "
+                "translated as an empty line", part.name, len(empty), part.corpus.where(min(empty)),
+            )  # fmt: skip
+
     def _tokenizer_folder(self) -> Path:
         return vocabulary_folder(
             self.cache, self.tokenizer_config, self._learned_from(), self._tagged()
         )
 
-    def _train_tokenizer(self) -> None:
-        texts = self._learned_from()
+    def _train_tokenizer(self) -> Tokenizer:
+        texts, folder = self._learned_from(), self._tokenizer_folder()
         named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus, _ in texts)
         log.info("Training a tokenizer on %s", named)
-        learn(self._tokenizer_folder(), self.tokenizer_config, texts, self._tagged())
+        learn(folder, self.tokenizer_config, texts, self._tagged())
+        return Tokenizer.load(folder)
 
     def _learned_from(self) -> list[tuple[Corpus, int | None]]:
         """What the vocabulary is learned from: corpora and how many of their pairs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -17,6 +18,7 @@ from transformer.data.corpus import Corpus
 from transformer.data.table import Counts, Ints, MixedTable, TokenTable
 from transformer.data.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
 POOL = 131_072  # pairs of a cached corpus that are sorted together
 STREAM_POOL = 32_768  # lines of a stream that are tokenised and sorted together
 
@@ -37,17 +39,22 @@ class TrainLoader:
 
     Args:
         plan: How batches are cut.
-        size: What tells this corpus from another, for the check on resuming.
+        about: How pairs are chosen from the text, for the check on resuming.
         rank: Number of this process; it takes batches rank, rank + world, ...
         num_workers: Worker processes that work ahead.
         ahead: Tells how many delivered batches the caller has set aside and not used yet.
     """
 
     def __init__(
-        self, plan: Plan, size: str, rank: int, num_workers: int, ahead: Callable[[], int]
+        self,
+        plan: Plan,
+        about: dict[str, str],
+        rank: int,
+        num_workers: int,
+        ahead: Callable[[], int],
     ) -> None:
         self.plan, self.rank, self.num_workers = plan, rank, num_workers
-        self._about = {**vars(plan), "corpus": size}
+        self._about = {**vars(plan), **about}
         self._ahead = ahead
         self._given = deque([Position()], maxlen=8)
 
@@ -81,17 +88,20 @@ class TrainLoader:
             ValueError: It is in the middle of an epoch whose batches were cut in another way.
         """
         position = Position(*(state[name] for name in Position._fields))
-        changed = [name for name, value in self._about.items() if state[name] != value]
+        # What older checkpoints do not say is taken to be the same.
+        changed = [name for name, value in self._about.items() if state.get(name, value) != value]
+        before, now = (
+            ", ".join(f"{name} {values[name]}" for name in changed)
+            for values in (state, self._about)
+        )
         if changed and position != Position(position.epoch):
-            before, now = (
-                ", ".join(f"{name} {values[name]}" for name in changed)
-                for values in (state, self._about)
-            )
             raise ValueError(
                 f"data: cannot resume in the middle of an epoch: its batches were cut with "
-                f"{before}, now there is {now}; resume with the same settings, or begin a new run "
-                "from these weights"
+                f"{before}, now there is {now}; resume with the same text and settings, or begin a "
+                "new run from these weights"
             )
+        if changed:
+            log.info("From epoch %d on there is %s, not %s", position.epoch + 1, now, before)
         self._given = deque([position], maxlen=8)
 
     def _loader(self, dataset: Dataset[Any], sampler: Any = None) -> DataLoader[Any]:
@@ -109,7 +119,7 @@ class TableLoader(TrainLoader):
         table: What is tokenised already.
         pairs: Rows in an epoch.
         plan: How batches are cut.
-        size: What tells this corpus from another, for the check on resuming.
+        size: The pairs in words, for the check on resuming.
         rank: Number of this process.
         num_workers: Worker processes that look up and pad.
         ahead: Tells how many delivered batches the caller has set aside and not used yet.
@@ -125,7 +135,7 @@ class TableLoader(TrainLoader):
         num_workers: int,
         ahead: Callable[[], int],
     ) -> None:
-        super().__init__(plan, size, rank, num_workers, ahead)
+        super().__init__(plan, {"corpus": size}, rank, num_workers, ahead)
         self.table = table
         self.pools = -(-pairs // POOL)
 
@@ -226,8 +236,8 @@ class StreamLoader(TrainLoader):
         num_workers: int = 0,
         ahead: Callable[[], int] = lambda: 0,
     ) -> None:
-        text = f"{corpus.spec} limit {limit} max_length {rule.max_length}"
-        super().__init__(plan, text, rank, num_workers, ahead)
+        about = {"stream": f"limit {limit} max_length {rule.max_length}"}
+        super().__init__(plan, about, rank, num_workers, ahead)
         self._source = (corpus, tokenizer, rule, limit)
         self._counted: dict[int, Counts] = {}
 

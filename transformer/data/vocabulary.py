@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from transformer.data.cache import digest
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig
 
+log = logging.getLogger(__name__)
 #: Corpora and how many of their pairs are read, None for all.
 Texts = Sequence[tuple[Corpus, int | None]]
 
@@ -32,6 +34,18 @@ def vocabulary_folder(
     for corpus, limit in texts:
         about += [type(corpus).__name__, corpus.src, corpus.tgt, corpus.identity(), limit]
     return cache / f"tokenizer-{digest([*about, *languages, vars(config)])}"
+
+
+def saved(folder: Path) -> Tokenizer | None:
+    """The vocabulary of a folder; None where there is none, or (which is said) a damaged one."""
+    if not folder.is_dir():
+        return None
+    try:
+        return Tokenizer.load(folder)
+    except ValueError as error:
+        log.info("%s is damaged and made again (%s)", folder, " ".join(str(error).split()))
+        shutil.rmtree(folder)
+        return None
 
 
 def learn(folder: Path, config: TokenizerConfig, texts: Texts, languages: list[str]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, cast
+from unicodedata import normalize
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
@@ -18,6 +19,7 @@ class TranslationScore(Metric):
 
     The states are the sums of sacreBLEU's own statistics, whole numbers that batches and processes
     add up to: the scores are those of `sacrebleu.corpus_bleu` and `corpus_chrf` on the whole text.
+    Text is compared in NFC, in which models write it: an accent is the same character or two.
 
     Args:
         tokenize: sacreBLEU's tokenizer for BLEU: `13a` (European languages), `zh`, `ja-mecab`,
@@ -70,7 +72,7 @@ class TranslationScore(Metric):
 
     def once(self, pairs: Sequence[tuple[str, str]]) -> float:
         """BLEU of some (hypothesis, reference) pairs by themselves; the sums are not touched."""
-        hypotheses, references = zip(*pairs, strict=True)
+        hypotheses, references = map(nfc, zip(*pairs, strict=True))
         return float(self._bleu.corpus_score(hypotheses, [references]).score)
 
     @property
@@ -84,8 +86,13 @@ class TranslationScore(Metric):
         return _signature(self._chrf)
 
     def _sum(self, metric: BLEU | CHRF, hypotheses: Sequence[str], refs: Sequence[str]) -> Tensor:
-        statistics = metric._extract_corpus_statistics(hypotheses, [refs])
+        statistics = metric._extract_corpus_statistics(nfc(hypotheses), [nfc(refs)])
         return torch.tensor(statistics, dtype=torch.long, device=self.device).sum(0)
+
+
+def nfc(lines: Sequence[str]) -> list[str]:
+    """Lines in Unicode's composed form, in which the tokenizer reads and writes text."""
+    return [normalize("NFC", line) for line in lines]
 
 
 class LengthBin(NamedTuple):
@@ -151,9 +158,9 @@ def paired_bootstrap(
     """
     from sacrebleu.significance import PairedTest
 
-    systems = [("before", before), ("after", after)]
+    systems: list[tuple[str, Sequence[str]]] = [("before", nfc(before)), ("after", nfc(after))]
     metrics = {"BLEU": score._bleu}
-    _, found = PairedTest(systems, metrics, [references], "bs", n_samples=SAMPLES)()
+    _, found = PairedTest(systems, metrics, [nfc(references)], "bs", n_samples=SAMPLES)()
     one, other = cast(list[Any], found["BLEU"])
     values = one.score, one.ci, other.score, other.ci, other.p_value
     return Comparison(*(float(value) for value in values))  # some are NumPy's

@@ -1,18 +1,32 @@
 """Lines with more tokens than a model was trained with: refused by their number, or split."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+SPLIT = ", have it split (too_long: split), or raise max_length"
 
 
 class TooLongError(ValueError):
     """A line that has more tokens than the limit; index: its place among the lines, from 0."""
 
-    def __init__(self, index: int, tokens: int, limit: int) -> None:
+    def __init__(self, index: int, tokens: int, limit: int, instead: str) -> None:
         super().__init__(
-            f"line {index + 1} has {tokens} tokens, the limit is {limit}: shorten it, "
-            "have it split (too_long: split), or raise max_length"
+            f"line {index + 1} has {tokens} tokens, the limit is {limit}: shorten it{instead}"
         )
         self.index, self.tokens = index, tokens
+
+
+def refuse_long(lengths: Iterable[int], limit: int | None, instead: str = "") -> None:
+    """Raises a TooLongError for the first length above a limit.
+
+    Args:
+        lengths: of each line, in tokens.
+        limit: in tokens; None for any length.
+        instead: what the user may do instead of shortening it, for the message.
+    """
+    for index, tokens in enumerate(lengths):
+        if limit is not None and tokens > limit:
+            raise TooLongError(index, tokens, limit, instead)
 
 
 def split(line: str, fits: Callable[[str], bool]) -> list[str]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from transformer.bundle import load_bundle
-from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.inference.batches import like_length, of_pairs
 from transformer.inference.device import Precision, converted, find_device
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
-from transformer.inference.long_lines import TooLongError, split
+from transformer.inference.long_lines import SPLIT, refuse_long, split
 from transformer.inference.search import Hypothesis, SearchConfig, pad, search
 from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
@@ -231,11 +231,9 @@ class Translator:
                 f"guard takes the best alone, n_best is {config.n_best}: leave one out"
             )
         ids = self.encode(lines, to)
-        for index, row in enumerate(ids):
-            if len(row) > self.max_length:
-                raise TooLongError(index, len(row), self.max_length)
+        refuse_long(map(len, ids), self.max_length, SPLIT)
         forced = self.tokenizer.encode_tgt([prefix])[0][:-1]
-        filled = [index for index, line in enumerate(lines) if line.strip()]
+        filled = [index for index, line in enumerate(lines) if not is_blank(line)]
         found = [[Hypothesis([], 0.0, 0.0)] for _ in lines]
         verdicts = [[Verdict()] for _ in lines]
         rows = [ids[index] for index in filled]
@@ -304,7 +302,8 @@ class Translator:
         """Forced decoding: how probable each given translation is, its end symbol included.
 
         Raises:
-            ValueError: when there are not as many targets as sources, or `to` is unknown.
+            ValueError: when there are not as many targets as sources, `to` is unknown, or a side
+                has more tokens than the model has learned positions.
         """
         refuse_text(tgt_lines)
         if len(src_lines) != len(tgt_lines):
@@ -314,6 +313,7 @@ class Translator:
             )
         tgt_ids = self.tokenizer.encode_tgt(list(tgt_lines))
         pairs = list(zip(self.encode(src_lines, to), tgt_ids, strict=True))
+        refuse_long((max(map(len, pair)) for pair in pairs), self.model.max_length)
         found = of_pairs(partial(log_probs, self.model), pairs, self.max_tokens)
         return [Scored(log_prob, len(tgt)) for log_prob, tgt in zip(found, tgt_ids, strict=True)]
 

@@ -258,13 +258,22 @@ class Seq2SeqModule(LightningModule):
 
     # Evaluation
 
+    def on_fit_start(self) -> None:
+        """Refuse a line that the model cannot read or write before anything is learned."""
+        if self.model.max_length is not None:
+            self.data.check_lengths(self.model.max_length)
+
+    def on_test_start(self) -> None:
+        """Refuse a line that the model cannot read or write before anything is translated."""
+        self.on_fit_start()
+
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self.scorer.begin(self.data.texts("val")[1], self.data.tgt)
+        self.scorer.begin(*self.data.texts("val"), self.data.tgt)
 
     def on_test_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self.scorer.begin(self.data.texts("test")[1], self.data.tgt)
+        self.scorer.begin(*self.data.texts("test"), self.data.tgt)
 
     def validation_step(self, prepared: Prepared, batch_idx: int) -> None:
         """Loss and translations of one batch of the validation set."""

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from transformer.data.datamodule import DataModule
+from transformer.data.tokenizer import is_blank
 from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
 from transformer.inference.guard import flaw_rates, probes
 from transformer.inference.search import SearchConfig
@@ -32,19 +33,21 @@ class Scorer(nn.Module):
         self.translations: dict[int, str] = {}
         #: Of the last evaluation, in full precision.
         self.scores: dict[str, float] = {}
+        self._sources: list[str] = []
         self._references: list[str] = []
         self._tgt = ""
         self._sums = [0.0, 0.0, 0.0]
 
-    def begin(self, references: list[str], tgt: str) -> None:
+    def begin(self, sources: list[str], references: list[str], tgt: str) -> None:
         """Forget the last evaluation.
 
         Args:
+            sources: of the whole corpus.
             references: of the whole corpus.
-            tgt: its language.
+            tgt: their language.
         """
         self.forget()
-        self._references, self._tgt = references, tgt
+        self._sources, self._references, self._tgt = sources, references, tgt
         self._sums = [0.0, 0.0, 0.0]
 
     def forget(self) -> None:
@@ -58,13 +61,17 @@ class Scorer(nn.Module):
 
         Args:
             ids: indices of its sentences in the corpus.
-            hypotheses: their translations.
+            hypotheses: what the search found; an empty source has the empty translation instead.
             loss: smoothed, in nats, summed over its target tokens.
             nll: negative log-likelihood, in nats, summed over its target tokens.
             tokens: how many these are.
         """
         for index, value in enumerate((loss, nll, tokens)):
             self._sums[index] += value
+        hypotheses = [
+            "" if is_blank(self._sources[index]) else hypothesis
+            for index, hypothesis in zip(ids, hypotheses, strict=True)
+        ]
         references = [self._references[index] for index in ids]
         self.text.update(hypotheses, references)
         if self.detokenized:
