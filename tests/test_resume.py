@@ -13,7 +13,8 @@ from toys import KillAt, datamodule, module, trainer
 
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.models import RNNConfig, Shape, TransformerConfig
-from transformer.training.callbacks import TrainingLog, checkpoints
+from transformer.training.callbacks import TrainingLog
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.stopping import INTERRUPTED, Interrupted, StopSafely
 
 NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.3)
@@ -29,10 +30,10 @@ def run(
 ) -> tuple[Trainer, dict[str, torch.Tensor], TrainingLog]:
     """Train with dropout and accumulation for three epochs, from a checkpoint if there is one."""
     log = TrainingLog()
-    saved = checkpoints(folder, validates=True, keep_best=1, average=average, save_every=None)
+    saved = Checkpoints(folder, keep_best=1, average=average, save_every=None)
     given = {"max_epochs": 3, "accumulate_grad_batches": 5, "log_every_n_steps": 1000, **options}
     stop = StopSafely(folder)
-    loop = trainer(folder, log, *extra, *saved, stop, **given)
+    loop = trainer(folder, log, *extra, saved, stop, **given)
     model = module(network=network, schedule="noam", learning_rate=2.0, warmup_steps=8)
     path = folder / INTERRUPTED if resume else None
     data = datamodule(folder.parent, max_tokens=100)

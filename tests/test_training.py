@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import FixedData, datamodule, module, one_step, trainer
 
 from transformer.bundle import load_bundle
@@ -20,9 +19,10 @@ from transformer.training.averaging import (
     checkpoint_to_bundle,
     read_checkpoint,
 )
-from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
+from transformer.training.callbacks import EarlyStopping, TrainingLog
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.meter import NotFinite
-from transformer.training.module import RANK, Seq2SeqModule
+from transformer.training.module import Seq2SeqModule
 from transformer.training.report import load_final_weights
 from transformer.training.stopping import diverged
 
@@ -142,9 +142,9 @@ class Poison(Callback):
 def test_nan_stops_with_step_and_last_good_checkpoint(
     tmp_path: Path, step: int, gradient: bool
 ) -> None:
-    saved = checkpoints(tmp_path, validates=True, keep_best=1, average=2, save_every=None)
+    saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=None)
     options = {"max_epochs": 3, "log_every_n_steps": 1000}
-    run = trainer(tmp_path, TrainingLog(), Poison(step, gradient), *saved, **options)
+    run = trainer(tmp_path, TrainingLog(), Poison(step, gradient), saved, **options)
     with pytest.raises(NotFinite) as caught:
         run.fit(module(), datamodule=FixedData([2, 2, 2], [2]))
     assert caught.value.step == step
@@ -159,8 +159,8 @@ def test_nan_stops_with_step_and_last_good_checkpoint(
 
 
 def test_nan_weights_are_not_saved_for_the_average_either(tmp_path: Path) -> None:
-    saved = checkpoints(tmp_path, validates=False, keep_best=1, average=2, save_every=1)
-    run = trainer(tmp_path, Poison(2, True), *saved, max_epochs=1)
+    saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=1)
+    run = trainer(tmp_path, Poison(2, True), saved, max_epochs=1)
     with pytest.raises(NotFinite):
         run.fit(module(), datamodule=FixedData([2, 2, 2], []))
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
@@ -173,9 +173,9 @@ def test_nan_weights_are_not_saved_for_the_average_either(tmp_path: Path) -> Non
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Seq2SeqModule, Path]:
     """Four epochs with every kind of checkpoint."""
     folder = tmp_path_factory.mktemp("trained")
-    saved = checkpoints(folder / "c", validates=True, keep_best=2, average=3, save_every=None)
+    saved = Checkpoints(folder / "c", keep_best=2, average=3, save_every=None)
     model = module(learning_rate=0.01)
-    run = trainer(folder, TrainingLog(), *saved, max_epochs=4)
+    run = trainer(folder, TrainingLog(), saved, max_epochs=4)
     run.fit(model, datamodule=datamodule(folder))
     return run, model, folder / "c"
 
@@ -219,31 +219,32 @@ def test_average_is_the_mean(trained: Any) -> None:
     assert all(torch.equal(one[name], states[0][name]) for name in one)
 
 
-def test_final_model_is_the_average_else_the_best_else_the_last(trained: Any) -> None:
+def test_final_model_is_the_average_else_the_best_else_the_last(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, model, folder = trained
-    everything = list(run.callbacks)
+    (saved,) = run.checkpoint_callbacks
     last = copy.deepcopy(model.model.state_dict())
 
-    def final(*kept: str | None) -> tuple[str, dict[str, torch.Tensor]]:
-        wanted = [c for c in everything if isinstance(c, ModelCheckpoint) and c.monitor in kept]
-        run.callbacks[:] = wanted
+    def final() -> tuple[str, dict[str, torch.Tensor]]:
         weights = load_final_weights(run, model), copy.deepcopy(model.model.state_dict())
         model.model.load_state_dict(last)
-        run.callbacks[:] = everything
         return weights
 
-    what, weights = final("step", RANK, None)
+    what, weights = final()
     assert what == "mean of the last 3 checkpoints"
     mean = average_checkpoints(sorted(folder.glob("weights-*.ckpt")))["state_dict"]
     torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in mean.items()})
 
-    what, weights = final(RANK, None)
+    monkeypatch.setattr(saved, "weights", [])
+    what, weights = final()
     assert "highest validation BLEU" in what
     by_bleu = sorted(folder.glob("best-*.ckpt"), key=lambda p: float(p.stem.split("bleu")[1]))
     best = read_checkpoint(by_bleu[-1])["state_dict"]
     torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in best.items()})
 
-    what, weights = final(None)
+    monkeypatch.setattr(saved, "ranks", {})
+    what, weights = final()
     assert what == "last weights"
     torch.testing.assert_close(weights, last)
 
@@ -277,7 +278,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_early_stopping_by_bleu(tmp_path: Path) -> None:
-    run = trainer(tmp_path, early_stopping(2), max_epochs=50)
+    run = trainer(tmp_path, EarlyStopping(2), max_epochs=50)
     run.fit(module(learning_rate=0.0), datamodule=FixedData([2], [2]))
     assert run.current_epoch == 3  # BLEU does not change: one best, then two without a rise
 
@@ -294,6 +295,6 @@ def test_a_validation_has_a_budget_that_counts_beams(tmp_path: Path) -> None:
 
 def test_no_validation_set(tmp_path: Path) -> None:
     data = datamodule(tmp_path, val=None)
-    saved = checkpoints(tmp_path / "c", validates=False, keep_best=1, average=0, save_every=2)
-    trainer(tmp_path, TrainingLog(), *saved, max_epochs=1).fit(module(), datamodule=data)
+    saved = Checkpoints(tmp_path / "c", keep_best=1, average=0, save_every=2)
+    trainer(tmp_path, TrainingLog(), saved, max_epochs=1).fit(module(), datamodule=data)
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["last.ckpt"]

@@ -27,7 +27,8 @@ from transformer.commands.arguments import (
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Shape, architecture_of
-from transformer.training.callbacks import TrainingLog, checkpoints, early_stopping
+from transformer.training.callbacks import EarlyStopping, TrainingLog
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.checks import check
 from transformer.training.forgetting import ForgettingGate, OldPair
 from transformer.training.meter import NotFinite
@@ -329,15 +330,9 @@ class FitCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(progress(self.log))
         if config.patience is not None:
-            callbacks.append(early_stopping(config.patience))
-        callbacks += checkpoints(
-            self.folder / "checkpoints",
-            validates=bool(config.data.val),
-            keep_best=config.keep_best,
-            average=config.average,
-            save_every=config.save_every,
-        )
-        callbacks.append(self.stop)
+            callbacks.append(EarlyStopping(config.patience))
+        saved: dict[str, Any] = {k: config[k] for k in ("keep_best", "average", "save_every")}
+        callbacks += [Checkpoints(self.folder / "checkpoints", **saved), self.stop]
         given = self.config_init.trainer
         logger = given.logger
         if logger is None:

@@ -1,12 +1,10 @@
-"""What happens around the steps: numbers for the loggers, checkpoints, early stopping."""
+"""What happens around the steps: numbers for the loggers, early stopping."""
 
 import time
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 
 from transformer.training.meter import Reading
 from transformer.training.module import RANK, Seq2SeqModule
@@ -167,61 +165,23 @@ def _peak_memory_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Finds its files where the run folder is now; Lightning would forget them if it was moved."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Those that are gone are forgotten."""
-
-        def here(path: str) -> str:
-            file = Path(str(self.dirpath), Path(path).name)
-            return str(file) if path and file.exists() else ""
-
-        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        kept.pop("", None)
-        names = ("best_model_path", "kth_best_model_path", "last_model_path")
-        paths = {name: here(state_dict[name]) for name in names}
-        super().load_state_dict(
-            {**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath}
-        )
-
-
-def checkpoints(
-    folder: Path, *, validates: bool, keep_best: int, average: int, save_every: int | None
-) -> list[Callback]:
-    """The callbacks that write into a run's checkpoint folder, in the order they must run.
+class EarlyStopping(callbacks.EarlyStopping):
+    """Stops when BLEU has not risen for so many validations.
 
     Args:
-        folder: the folder.
-        validates: whether the run has a validation set, without which nothing is "best".
-        keep_best: how many of the checkpoints with the highest BLEU to keep.
-        average: how many checkpoints the final model is the mean of; below 2 for none.
-        save_every: optimizer steps between checkpoints; None for once an epoch.
-
-    Returns:
-        Callbacks for `weights-*` (to be averaged), `best-*` and `last`; `StopSafely` comes after.
+        patience: how many.
     """
-    when: dict[str, Any] = {"every_n_train_steps": save_every}
-    if save_every is None:
-        when = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
-    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False}
-    common["enable_version_counter"] = False
-    found: list[Callback] = []
-    if average > 1:
-        rolling: dict[str, Any] = {"monitor": "step", "mode": "max", "save_top_k": average}
-        name = "weights-step{step}"
-        found.append(
-            RunCheckpoint(filename=name, save_weights_only=True, **rolling, **when, **common)
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(
+            RANK, mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
         )
-    if validates:
-        best: dict[str, Any] = {"monitor": RANK, "mode": "max", "save_top_k": keep_best}
-        name = "best-step{step}-bleu{val/bleu:.2f}"
-        found.append(RunCheckpoint(filename=name, **best, **common))
-    return [*found, RunCheckpoint(filename="last", **when, **common)]
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting, with the patience of this run."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
-def early_stopping(patience: int) -> EarlyStopping:
-    """Stop when BLEU has not risen for `patience` validations."""
-    return EarlyStopping(
-        RANK, mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
-    )
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further where patience had ended when the run was killed."""
+        if self.wait_count >= max(self.patience, 1):
+            trainer.should_stop = True

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from transformer import __version__
 from transformer.bundle import TRAINING, save_bundle
@@ -19,8 +18,9 @@ from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
 from transformer.training.adapters import merge
 from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
 from transformer.training.callbacks import TrainingLog
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.forgetting import in_words
-from transformer.training.module import RANK, Seq2SeqModule
+from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import program
 from transformer.training.tracking import attention_figure, samples
 
@@ -36,15 +36,13 @@ def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
         with the highest BLEU, else the last weights.
     """
     merge(module.model)
-    saved = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    rolling = [path for c in saved if c.monitor == "step" for path in c.best_k_models]
-    if rolling:
-        rolling.sort(key=lambda path: int(Path(path).stem.partition("-step")[2]))
-        load_network(module.model, average_checkpoints(rolling))
-        return f"mean of the last {len(rolling)} checkpoints"
-    best = [c.best_model_path for c in saved if c.monitor == RANK and c.best_model_path]
-    if best:
-        load_network(module.model, read_checkpoint(best[0]))
+    saved = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
+    if saved and saved.weights:
+        paths = [saved.folder / name for name in saved.weights]
+        load_network(module.model, average_checkpoints(paths))
+        return f"mean of the last {len(paths)} checkpoints"
+    if saved and saved.best:
+        load_network(module.model, read_checkpoint(saved.folder / saved.best))
         return "checkpoint with the highest validation BLEU"
     return "last weights"
 

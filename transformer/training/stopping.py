@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 
+from transformer.training.checkpoints import AfterSteps
 from transformer.training.meter import NotFinite
 from transformer.training.runs import program
 
@@ -35,32 +35,31 @@ class Interrupted(Exception):
         self.signum, self.checkpoint, self.step, self.epoch = signum, checkpoint, step, epoch
 
 
-class StopSafely(Checkpoint):
+class StopSafely(AfterSteps):
     """On Ctrl-C or SIGTERM: finish the optimizer step, save everything, stop. A second one kills.
 
     Several processes stop at the same step, the one after that in which any of them got the
-    signal. Where a validation follows the step it is finished first, so that a resumed run repeats
-    and skips nothing. As a `Checkpoint` it runs after the checkpoints of the same step. It watches
-    the signals inside of `with stop: trainer.fit(...)`. Before the first step and after the last
-    one there is nothing to finish: Ctrl-C stops at once.
+    signal. It watches the signals inside of `with stop: trainer.fit(...)`. Before the first step
+    and after the last one there is nothing to finish: either signal stops at once.
 
     Args:
         folder: where `interrupted.ckpt` goes.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
         self.signum = 0
         self._originals: dict[int, Any] = {}
-        self._last_step = 0
         self._training = False
         self._process = os.getpid()
         self._votes: _Votes | None = None
 
     def __enter__(self) -> "StopSafely":
-        """Watch for Ctrl-C: before there are data workers, for they inherit the handler."""
+        """Watch for both: before there are data workers, for they inherit the handler."""
         self._originals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._watch(signal.SIGINT)
+        for signum in self._originals:
+            self._watch(signum)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,24 +70,18 @@ class StopSafely(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
+        super().on_train_start(trainer, pl_module)
         self._watch(signal.SIGTERM)
         self._training = True
-        self._last_step = trainer.global_step
         if trainer.world_size > 1:
             self._votes = _Votes()
             # Lightning asks the GPUs before every batch whether it saw the SIGTERM that it does
             # not get any more, and waits for the answer until they have nothing left to do.
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop if asked to, at a boundary of optimizer steps that no validation follows."""
-        if trainer.global_step == self._last_step:
-            return
-        self._last_step = trainer.global_step
-        signum = self._votes.cast(self.signum) if self._votes else self.signum
-        if signum and not (trainer.is_last_batch or _validates_after(trainer, batch_idx)):
+    def after_step(self, trainer: Trainer, validated: bool) -> None:
+        """Stop if asked to."""
+        if signum := self._votes.cast(self.signum) if self._votes else self.signum:
             self._stop(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,25 +104,19 @@ class StopSafely(Checkpoint):
             signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        # Data workers get Ctrl-C, too, but must outlive the step.
         here = os.getpid() == self._process
-        if self.signum or (here and not self._training):
+        if not here and signum == signal.SIGTERM:  # whoever started a process can end it
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        again, self.signum = self.signum, signum
+        # Data workers get Ctrl-C, too, but must outlive the step.
+        if again or (here and not self._training):
             signal.signal(signum, signal.SIG_DFL)
             raise KeyboardInterrupt
-        self.signum = signum
         if here and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             # Not print(): the handler may have interrupted one.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
-
-
-def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
-    every = trainer.val_check_batch
-    if not trainer.enable_validation or not isinstance(every, int):
-        return False
-    if trainer.check_val_every_n_epoch is None:
-        batch_idx = trainer.fit_loop.total_batch_idx
-    return (batch_idx + 1) % every == 0
 
 
 class _Votes:

@@ -1,0 +1,198 @@
+"""The checkpoints of a run: when they are written, which of them are kept, and how."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from transformer.training.callbacks import of_training
+from transformer.training.module import RANK
+from transformer.writing import whole
+
+WEIGHTS, BEST, LAST = "weights-step", "best-step", "last.ckpt"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, which stays until it is whole."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint."""
+        with whole(Path(path)) as stream:
+            try:
+                torch.save(checkpoint, stream)
+            except RuntimeError as error:  # in which torch hides why a write failed
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+
+class AfterSteps(Checkpoint):
+    """Acts after each optimizer step or, where a validation follows it, after that.
+
+    A run that is resumed from the state of such a moment repeats and skips nothing: no gradient is
+    half accumulated, and what the validation found is part of the state. As a `Checkpoint` it runs
+    after the other callbacks.
+    """
+
+    def __init__(self) -> None:
+        self._last_step = 0
+        self._waits = False
+
+    def after_step(self, trainer: Trainer, validated: bool) -> None:
+        """Act.
+
+        Args:
+            trainer: its state may be saved.
+            validated: whether a validation followed the step.
+        """
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Whatever is saved, is saved whole."""
+        trainer.strategy.checkpoint_io = WholeFiles()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step after which a resumed run was saved is not taken again."""
+        self._last_step, self._waits = trainer.global_step, False
+        epoch = trainer.fit_loop.epoch_progress.current
+        if epoch.completed == epoch.started:  # saved after the last step of an epoch
+            trainer.fit_loop.reset_restart_stage()  # else Lightning would not count the next one
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Act where a step ends that no validation follows."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        self._waits = _validates_now(trainer)
+        if not self._waits:
+            self.after_step(trainer, validated=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act where a validation ends that followed a step."""
+        if of_training(trainer) and self._waits:
+            self._waits = False
+            self.after_step(trainer, validated=True)
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Lightning's own decision, which it makes after the callbacks of the batch."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is None or not loop._should_check_val_fx(fetcher):
+        return False
+    loop.val_loop.setup_data()
+    return not loop.val_loop.skip
+
+
+class Checkpoints(AfterSteps):
+    """Writes `weights-*` (to be averaged), `best-*` and `last.ckpt`.
+
+    Args:
+        folder: where they go.
+        keep_best: how many of the checkpoints with the highest BLEU to keep.
+        average: how many checkpoints the final model is the mean of; below 2 for none.
+        save_every: optimizer steps between checkpoints; None for once an epoch.
+    """
+
+    def __init__(self, folder: Path, *, keep_best: int, average: int, save_every: int | None):
+        super().__init__()
+        self.folder, self.save_every = folder, save_every
+        self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
+        #: Names of the best checkpoints, and by what they were chosen.
+        self.ranks: dict[str, float] = {}
+        #: Names of the checkpoints to average, the newest last.
+        self.weights: list[str] = []
+
+    @property
+    def best(self) -> str | None:
+        """Name of the checkpoint with the highest BLEU, the first of several."""
+        return max(self.ranks, key=lambda name: self.ranks[name], default=None)
+
+    def after_step(self, trainer: Trainer, validated: bool) -> None:
+        """Write what is due."""
+        if trainer.fast_dev_run:
+            return
+        if self.save_every:
+            due = trainer.global_step % self.save_every == 0
+        else:
+            over = trainer.global_step == trainer.max_steps or (validated and trainer.should_stop)
+            due = over or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        if due and self.keep_weights:
+            name = f"{WEIGHTS}{trainer.global_step}.ckpt"
+            names = [*(other for other in self.weights if other != name), name]
+            self.weights = names[-self.keep_weights :]
+            self._save(trainer, name, names[: -self.keep_weights], weights_only=True)
+        if validated and self.keep_best:
+            bleu, rank = (float(trainer.callback_metrics[key]) for key in ("val/bleu", RANK))
+            self._save_if_best(trainer, f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt", rank)
+        if due:
+            self._save(trainer, LAST)
+
+    def _save_if_best(self, trainer: Trainer, name: str, rank: float) -> None:
+        if rank <= self.ranks.get(name, -math.inf):
+            return  # a run that was resumed before this step, and did no better there
+        ranks = {**self.ranks, name: rank}
+        kept = sorted(ranks, key=lambda other: -ranks[other])[: self.keep_best]
+        if name in kept:
+            gone = self.ranks.keys() - set(kept)
+            self.ranks = {other: ranks[other] for other in kept}
+            self._save(trainer, name, gone)
+
+    def _save(
+        self, trainer: Trainer, name: str, gone: Iterable[str] = (), weights_only: bool = False
+    ) -> None:
+        trainer.save_checkpoint(self.folder / name, weights_only)
+        for other in gone:
+            trainer.strategy.remove_checkpoint(self.folder / other)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names alone: the folder may be moved."""
+        return {"ranks": self.ranks, "weights": self.weights}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find what is there: the best of all that was saved, before this state and after it."""
+        if not trainer.is_global_zero:
+            found: Any = None
+        else:
+            weights = _state(checkpoint)["weights"]
+            best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
+            ranks = {path.name: _rank(path) for path in best}
+            found = (
+                [name for name in weights if (self.folder / name).exists()],
+                {name: rank for name, rank in ranks.items() if rank is not None},
+            )
+        self.weights, self.ranks = trainer.strategy.broadcast(found)
+
+
+def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What `Checkpoints` knew, also in a file of version 0.1, where Lightning's callbacks did."""
+    states = checkpoint["callbacks"]
+    if ours := states.get(Checkpoints.__name__):
+        return dict(ours)
+    old = {s["monitor"]: s for key, s in states.items() if key.startswith("RunCheckpoint")}
+    kept = {key: old[key]["best_k_models"] if key in old else {} for key in (RANK, "step")}
+    weights = sorted(kept["step"], key=lambda path: int(kept["step"][path]))
+    return {
+        "ranks": {Path(path).name: float(rank) for path, rank in kept[RANK].items()},
+        "weights": [Path(path).name for path in weights],
+    }
+
+
+def _rank(path: Path) -> float | None:
+    """By what a best checkpoint was chosen, as it says itself; None if it cannot be read."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return float(_state(checkpoint)["ranks"][path.name])
+    except Exception:  # torch raises many kinds
+        return None

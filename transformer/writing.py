@@ -1,0 +1,61 @@
+"""Files and folders appear under their names when they are whole, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+PART = ".part"
+
+
+def part(path: Path) -> Path:
+    """The name under which a file or a folder grows, beside the place where it shall be."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PART}")
+
+
+def is_part(path: Path) -> bool:
+    """Whether a name is one of `part`; a process that was killed leaves such files behind."""
+    return path.name.startswith(".") and path.name.endswith(PART)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes its place when it is whole; what was there before stays until then.
+
+    Args:
+        path: Where the file shall be; its folder is made if need be.
+
+    Raises:
+        OSError: It cannot be written, for example since the disk is full; names `path`.
+    """
+    growing = part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with growing.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        growing.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        growing.unlink(missing_ok=True)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a UTF-8 file, whole or not at all."""
+    with whole(path) as stream:
+        stream.write(text.encode())
+
+
+def clear(folder: Path) -> None:
+    """Removes from a folder what processes that were killed have begun to write."""
+    for path in folder.iterdir():
+        if not is_part(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
