@@ -21,7 +21,7 @@ from transformer.data.datamodule import DataModule
 from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
 from transformer.data.table import Counts, TokenTable, flat, open_table, table_of
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
-from transformer.models.state import TransformerState
+from transformer.models.cache import TransformerState
 
 BUDGET = 60
 
@@ -266,16 +266,16 @@ def test_an_evaluation_batch_counts_what_search_may_remember() -> None:
 
 def test_the_cache_of_an_evaluation_is_as_large_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """24 KiB a token of the base model in float32, and room for less than twice as many."""
-    monkeypatch.setattr("transformer.models.state._padding_mask", lambda lengths, size: None)
+    monkeypatch.setattr("transformer.models.cache._unless_all_true", lambda mask: mask)
     budget, (beams, extra) = DataModule(src="de", tgt="en").eval_max_tokens, (4, 50)
     for length in (5, 30, 250):
         rows = budget // (beams * (length + extra))
         with torch.device("meta"):
             memory = [(torch.empty(rows, 8, length, 64),) * 2] * 6
-            state = TransformerState(memory, torch.empty(rows, dtype=torch.long), beams)
+            state = TransformerState(memory, torch.empty(rows, 1, 1, length).bool(), beams)
             for _ in range(length + extra):
                 state.advance()
-        held = sum(slots.nbytes for slots in state._slots)
+        held = sum(slots.nbytes for slots in state.slots)
         tokens = rows * beams * (length + extra)
         assert tokens * 24 * 2**10 <= held < 2 * tokens * 24 * 2**10 <= 1.5 * 2**30
 

@@ -61,7 +61,7 @@ class AfterSteps(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step after which a resumed run was saved is not taken again."""
         self._last_step, self._waits = trainer.global_step, False
-        epoch = trainer.fit_loop.epoch_progress.current
+        epoch: Any = trainer.fit_loop.epoch_progress.current
         if epoch.completed == epoch.started:  # saved after the last step of an epoch
             trainer.fit_loop.reset_restart_stage()  # else Lightning would not count the next one
 
@@ -119,7 +119,7 @@ class Checkpoints(AfterSteps):
 
     def after_step(self, trainer: Trainer, validated: bool) -> None:
         """Write what is due."""
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.save_every:
             due = trainer.global_step % self.save_every == 0
