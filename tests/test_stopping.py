@@ -92,9 +92,11 @@ def test_ctrl_c_prints_the_command_that_resumes(tmp_path: Path) -> None:
 
     (command,) = re.findall(r"to resume: +python -m transformer fit (.*)", said)
     epochs = str(torch.load(saved, weights_only=True)["epoch"] + 2)
-    resumed = start(*shlex.split(command), "--trainer.max_epochs", epochs)
+    every_import = {"PYTHONPROFILEIMPORTTIME": "1"}  # on standard error
+    resumed = start(*shlex.split(command), "--trainer.max_epochs", epochs, **every_import)
     said, errors = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, errors
+    assert " lightning.pytorch\n" in errors and " wandb\n" not in errors  # the logger is csv
     assert "resuming in runs/toy" in said
     results = json.loads(Path("runs/toy/results.json").read_text())
     assert results["steps"] > steps
