@@ -10,16 +10,16 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from transformer.data.corpus import Corpus, Pair
-from transformer.data.table import CHUNK_ROWS, Counts, TokenTable, flat, open_table, table_of
+from transformer.data.table import CHUNK_ROWS, Counts, flat, open_table
 from transformer.data.tokenizer import Tokenizer, is_blank
 
 log = logging.getLogger(__name__)
@@ -41,81 +41,52 @@ class LengthRule:
     too_long: Literal["skip", "refuse"] = "skip"
 
 
-@dataclass
-class Encoded:
-    """Tokenised pairs that were kept, as the tokenizer gives them."""
+class Row(NamedTuple):
+    """A tokenised pair, its number in the corpus, and its text."""
 
-    numbers: list[int] = field(default_factory=list)
-    src: list[list[int]] = field(default_factory=list)
-    tgt: list[list[int]] = field(default_factory=list)
-    texts: list[Pair] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
-
-    def add(self, other: Encoded) -> None:
-        """Appends the pairs of the next part of the same corpus."""
-        self.numbers += other.numbers
-        self.src += other.src
-        self.tgt += other.tgt
-        self.texts += other.texts
-
-    def take(self, rows: int) -> Encoded:
-        """Removes the first rows and returns them."""
-        taken = Encoded(self.numbers[:rows], self.src[:rows], self.tgt[:rows], self.texts[:rows])
-        del self.numbers[:rows], self.src[:rows], self.tgt[:rows], self.texts[:rows]
-        return taken
-
-    def table(self, dtype: type) -> TokenTable:
-        """The same as a table in memory."""
-        return table_of(self.numbers, flat(self.src, dtype), flat(self.tgt, dtype), self.counts)
+    number: int
+    src: list[int]
+    tgt: list[int]
+    text: Pair
 
 
 def encode(
-    pairs: Iterable[Pair], first: int, corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule | None
-) -> Encoded:
+    pairs: Iterable[Pair], first: int, corpus: Corpus, tokenizer: Tokenizer,
+    rule: LengthRule | None, counts: Counts,
+) -> Iterator[Row]:  # fmt: skip
     """Tokenises pairs and applies the length rule.
 
     Args:
         pairs: The pairs.
-        first: The number of the first of them in the corpus, for messages.
+        first: The number of the first of them in the corpus.
         corpus: Where they come from, for messages.
         tokenizer: The tokenizer.
         rule: None keeps every pair, the empty ones too (validation and test).
-
-    Returns:
-        What was kept.
+        counts: What is kept and what is left out is added to it.
 
     Raises:
         ValueError: A pair is too long and the rule says to refuse it.
     """
-    encoded = Encoded()
     iterator = iter(pairs)
     while some := list(islice(iterator, LINES)):
         src = tokenizer.encode_src([pair.src for pair in some], corpus.tgt)
         tgt = tokenizer.encode_tgt([pair.tgt for pair in some])
-        for number, pair in enumerate(some, first):
-            s, t = src[number - first], tgt[number - first]
-            if rule is None or _keeps(rule, pair, s, t, encoded.counts, corpus, number):
-                encoded.numbers.append(number)
-                encoded.src.append(s)
-                encoded.tgt.append(t)
-                encoded.texts.append(pair)
+        for row in map(Row, count(first), src, tgt, some):
+            if rule is None or _keeps(rule, row, corpus, counts):
+                counts.pairs += 1
+                yield row
         first += len(some)
-    encoded.counts.pairs = len(encoded.numbers)
-    return encoded
 
 
-def _keeps(
-    rule: LengthRule, pair: Pair, src: list[int], tgt: list[int], counts: Counts,
-    corpus: Corpus, number: int,
-) -> bool:  # fmt: skip
-    length = max(len(src), len(tgt))
+def _keeps(rule: LengthRule, row: Row, corpus: Corpus, counts: Counts) -> bool:
+    length = max(len(row.src), len(row.tgt))
     if length > rule.max_length and rule.too_long == "refuse":
         raise ValueError(
-            f"{corpus.key}: {corpus.where(number)}: {length} tokens, more than "
+            f"{corpus.key}: {corpus.where(row.number)}: {length} tokens, more than "
             f"data.max_length = {rule.max_length}; shorten the pair, raise data.max_length, "
             "or set data.too_long to skip"
         )
-    if is_blank(pair.src) or is_blank(pair.tgt):
+    if any(map(is_blank, row.text)):
         counts.empty += 1
     elif length > rule.max_length:
         counts.too_long += 1
@@ -190,13 +161,14 @@ def write_table(
         schema = pa.schema(columns)
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             counts = Counts()
-            for chunk in _chunks(corpus, tokenizer, rule, limit, counts):
+            rows = encode(corpus.pairs(limit=limit), 0, corpus, tokenizer, rule, counts)
+            while chunk := list(islice(rows, CHUNK_ROWS)):
                 writer.write_batch(_record_batch(chunk, schema))
             if not counts.pairs:
                 raise nothing_left(corpus, counts)
             # The counts are known now; an empty batch carries them.
             metadata = {name: str(value) for name, value in vars(counts).items()}
-            writer.write_batch(_record_batch(Encoded(), schema), custom_metadata=metadata)
+            writer.write_batch(_record_batch([], schema), custom_metadata=metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -210,27 +182,12 @@ def nothing_left(corpus: Corpus, counts: Counts) -> ValueError:
     )
 
 
-def _chunks(
-    corpus: Corpus, tokenizer: Tokenizer, rule: LengthRule | None, limit: int | None, counts: Counts
-) -> Iterator[Encoded]:
-    pairs, first, waiting = corpus.pairs(limit=limit), 0, Encoded()
-    while some := list(islice(pairs, LINES)):
-        new = encode(some, first, corpus, tokenizer, rule)
-        counts.add(new.counts)
-        first += len(some)
-        waiting.add(new)
-        while len(waiting.numbers) >= CHUNK_ROWS:
-            yield waiting.take(CHUNK_ROWS)
-    if waiting.numbers:
-        yield waiting
-
-
-def _record_batch(chunk: Encoded, schema: pa.Schema) -> pa.RecordBatch:
+def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
     dtype = schema.field("src").type.value_type.to_pandas_dtype()
-    arrays = [pa.array(chunk.numbers, pa.int64())]
-    for ids in (chunk.src, chunk.tgt):
+    arrays = [pa.array([row.number for row in rows], pa.int64())]
+    for ids in ([row.src for row in rows], [row.tgt for row in rows]):
         values, offsets = flat(ids, dtype)
         arrays.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)))
     if "src_text" in schema.names:
-        arrays += [pa.array([pair[side] for pair in chunk.texts], pa.string()) for side in (0, 1)]
+        arrays += [pa.array([row.text[side] for row in rows], pa.string()) for side in (0, 1)]
     return pa.record_batch(arrays, schema=schema)

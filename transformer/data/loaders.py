@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from transformer.data.batching import Batch, Plan, collate, cut
 from transformer.data.cache import LengthRule, encode, id_type, nothing_left
 from transformer.data.corpus import Corpus
-from transformer.data.table import Counts, Ints, MixedTable, TokenTable
+from transformer.data.table import Counts, Ints, MixedTable, TokenTable, flat, table_of
 from transformer.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -327,9 +327,11 @@ class _Pools(IterableDataset[TokenTable]):
             if not (some := list(islice(pairs, STREAM_POOL))):
                 return
             if (pool - self.start) % workers == mine:
-                first = pool * STREAM_POOL
-                encoded = encode(some, first, self.corpus, self.tokenizer, self.rule)
-                yield encoded.table(id_type(self.tokenizer))
+                counts, first = Counts(), pool * STREAM_POOL
+                rows = list(encode(some, first, self.corpus, self.tokenizer, self.rule, counts))
+                dtype = id_type(self.tokenizer)
+                src, tgt = flat([row.src for row in rows], dtype), [row.tgt for row in rows]
+                yield table_of([row.number for row in rows], src, flat(tgt, dtype), counts)
 
 
 def _same(item: Any) -> Any:
