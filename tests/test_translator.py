@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from transformer.bundle import load_bundle, save_bundle
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
@@ -112,14 +113,72 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"config.json is not that of a bundle"):
         load_bundle(tmp_path / "bundle")
+    path.write_text(json.dumps(config), encoding="utf-8-sig")  # as an editor may
+    load_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"color": 1}, "color is unknown: take it out, or install the version"),
+        ({"max_lenght": 1}, "max_lenght is unknown, the nearest is max_length: take it out"),
+        ({"tgt": ...}, "tgt is missing: copy the bundle again"),
+        ({"network": ...}, "network is missing"),
+        ({"src": 3}, "src is 3, but must be str"),
+        ({"max_length": True}, "max_length is True, but must be int"),
+        ({"max_length": 0}, "max_length is 0: it must be 1 or more"),
+        ({"network": [1]}, r"network is \[1\], but must be dict"),
+        ({"network": {"depth": 3}}, "network.depth is unknown"),
+        ({"network": {"d_model": "32"}}, "network.d_model is '32', but must be int"),
+        ({"network": {"d_k": 0.5}}, "network.d_k is 0.5, but must be int or NoneType"),
+        ({"network": {"norm": "x" * 99}}, "network.norm is 'x.*x', but must be 'post' or 'pre'"),
+        ({"network": {"num_heads": 3}}, "d_model 32 is not divisible by"),
+        ({"search": {"beem": 4}}, "search.beem is unknown, the nearest is beam"),
+        ({"search": {"beam": "4"}}, "search.beam is '4', but must be int"),
+        ({"search": {"beam": 0}}, "beam is 0: it must be 1"),
+        ({"evaluation": {"score_lowercase": 1}}, "score_lowercase is 1, but must be bool"),
+    ],
+)
+def test_settings_of_a_bundle_that_cannot_be(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Each in a line that names file, key, value and fix; whole groups stay as they are."""
+    save(tmp_path / "bundle")
+    path = tmp_path / "bundle" / "config.json"
+    config = json.loads(path.read_text())
+    ((key, value),) = changes.items()
+    if value is ...:
+        del config[key]
+    else:
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"config.json: .*{message}") as error:
+        Translator.load(tmp_path / "bundle", "cpu")
+    assert len(str(error.value)) < 250 + len(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """With as many entries; a bundle whose weights do not name their tokenizer is read."""
+    model, tokenizer = save(tmp_path / "bundle")
+    path = tmp_path / "bundle" / "tokenizer.json"
+    vocabulary = json.loads(path.read_text())
+    pieces = vocabulary["model"]["vocab"]
+    pieces["a"], pieces["b"] = pieces["b"], pieces["a"]
+    path.write_text(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match="tokenizer is not the one that model.safetensors was"):
+        load_bundle(tmp_path / "bundle")
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    save_file(weights, str(tmp_path / "bundle/model.safetensors"), metadata={"format": "pt"})
+    assert load_bundle(tmp_path / "bundle").tokenizer.to_text() != tokenizer.to_text()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"network": {"num_layers": 3}}, r"30 weights are missing or too many, such as encoder.2"),
-        ({"network": {"d_ff": 32}}, r"size mismatch"),
-        ({"network": {"depth": 3}}, r"depth"),
+        ({"network": {"d_ff": 48}}, r"network: d_ff 48: \S+ would be \(48, 32\), .*has \(64, 32\)"),
+        ({"network": {"d_model": 48}}, r"network: d_model 48: \S+ would be \(277, 48\), "),
         ({"src_vocab_size": 9}, r"the tokenizer has 277 and 277 entries"),
     ],
 )

@@ -2,26 +2,28 @@
 
 - config.json: format version, architecture, its shape, languages, search settings
 - tokenizer.json, or tokenizer.src.json and tokenizer.tgt.json
-- model.safetensors: the weights
+- model.safetensors: the weights, and the hash of the tokenizer that they belong to
 - README.md: the model card
 """
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
+from transformer.settings import settings
 
 FORMAT_VERSION = 1
 INITIALISERS = (
@@ -32,6 +34,31 @@ TRAINING = (
     "recipe", "epochs", "steps", "seconds", "src_tokens_per_second", "tgt_tokens_per_second",
     "old_pair",
 )  # fmt: skip
+
+
+class Evaluation(TypedDict, total=False):
+    """How `fit` computed its scores."""
+
+    label_smoothing: float
+    score_tokenize: str
+    score_lowercase: bool
+    score_detokenized: bool
+
+
+class Config(TypedDict):
+    """The keys of `config.json` and their types: all that a bundle of this format may hold."""
+
+    format_version: int
+    architecture: str
+    network: dict[str, Any]
+    src_vocab_size: int
+    tgt_vocab_size: int
+    src: str
+    tgt: str
+    search: dict[str, Any]
+    max_length: int
+    evaluation: Evaluation
+    training: dict[str, Any]
 
 
 class Bundle(NamedTuple):
@@ -98,7 +125,8 @@ def save_bundle(
         (partial / "README.md").write_text(card, encoding="utf-8")
         tokenizer.save(partial)
         weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
-        save_file(weights, str(partial / "model.safetensors"), metadata={"format": "pt"})
+        metadata = {"format": "pt", "tokenizer": _fingerprint(tokenizer)}
+        save_file(weights, str(partial / "model.safetensors"), metadata=metadata)
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -118,21 +146,28 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     folder = Path(folder)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
-    weights = _read_weights(folder / "model.safetensors", device)
+    weights, made_with = _read_weights(folder / "model.safetensors", device)
     sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
     try:
         if sizes != (config["src_vocab_size"], config["tgt_vocab_size"]):
             raise ValueError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
+        if made_with not in (None, _fingerprint(tokenizer)):
+            raise ValueError("the tokenizer is not the one that model.safetensors was trained with")
         shape = ARCHITECTURES[config["architecture"]](**config["network"])
         with torch.device("meta"), _NoRandomNumbers():  # the weights are replaced at once
             model = shape.build(*sizes)
-        _assign(model, weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        _assign(model, weights, config["network"])
+    except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{folder}: its files do not fit config.json ({reason}): take all from one bundle"
         ) from None
     return Bundle(model.to(device).eval(), tokenizer, config)
+
+
+def _fingerprint(tokenizer: Tokenizer) -> str:
+    text = json.dumps(tokenizer.to_text(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _NoRandomNumbers(TorchFunctionMode):
@@ -147,7 +182,16 @@ class _NoRandomNumbers(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _assign(model: Seq2Seq, weights: dict[str, torch.Tensor]) -> None:
+def _assign(model: Seq2Seq, weights: dict[str, Tensor], network: dict[str, Any]) -> None:
+    for name, asked in model.state_dict().items():
+        found = weights.get(name, asked)
+        if found.shape != asked.shape:
+            odd = [a for a, b in zip(asked.shape, found.shape, strict=False) if a != b]
+            keys = [f"{key} {value}" for key, value in network.items() if value in odd]
+            raise ValueError(
+                f"network: {', '.join(keys) or 'its sizes'}: {name} would be "
+                f"{tuple(asked.shape)}, model.safetensors has {tuple(found.shape)}"
+            )
     unexpected = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     model.tie()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -156,9 +200,12 @@ def _assign(model: Seq2Seq, weights: dict[str, torch.Tensor]) -> None:
         raise ValueError(f"{len(odd)} weights are missing or too many, such as {odd[0]}")
 
 
-def _read_weights(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
+    """The weights, and the fingerprint of their tokenizer, which older bundles lack."""
     try:
-        return load_file(str(path), device=str(device))
+        with safe_open(path, "pt", str(device)) as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return weights, (file.metadata() or {}).get("tokenizer")
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): weights must be a safetensors file; "
@@ -170,7 +217,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A bundle's `config.json`.
 
     Raises:
-        ValueError: when it is no bundle, or one of a format or an architecture not known here.
+        ValueError: when it is no bundle, or one of a format, an architecture or a key not known
+            here, or when a key is missing or its value is of another type.
     """
     path = folder / "config.json"
     if folder.is_file():
@@ -185,7 +233,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "`transformer average` wrote"
         )
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        config: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): copy the bundle again") from None
     if not isinstance(config, dict):
@@ -196,9 +244,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format_version is {version}, this version of the package reads "
             f"{FORMAT_VERSION}: install the version that wrote the bundle"
         )
-    if config.get("architecture") not in ARCHITECTURES:
+    settings(Config, config, path)
+    if config["architecture"] not in ARCHITECTURES:
         raise ValueError(
-            f"{path}: architecture is {config.get('architecture')!r}, known are "
+            f"{path}: architecture is {config['architecture']!r}, known are "
             f"{', '.join(ARCHITECTURES)}"
         )
+    settings(ARCHITECTURES[config["architecture"]], config["network"], path, "network")
+    if config["max_length"] < 1:
+        raise ValueError(f"{path}: max_length is {config['max_length']}: it must be 1 or more")
     return config

@@ -15,6 +15,7 @@ from transformer.commands.arguments import Parser
 from transformer.data.datamodule import DataModule
 from transformer.inference.device import Precision, find_device, find_precision
 from transformer.inference.search import SearchConfig
+from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import bleus, detokenized, versions
 from transformer.training.runs import be_quiet
@@ -89,7 +90,8 @@ def score_bundle(
         "score_detokenized": score_detokenized,
     }
     evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
-    how = replace(SearchConfig(**config["search"]), **search)
+    path = Path(bundle) / "config.json"
+    how = replace(settings(SearchConfig, config["search"], path, "search"), **search)
     module = Seq2SeqModule(model.config, search=how, **evaluation)
     module.network = model
     seconds = run(module, datamodule, device, precision)

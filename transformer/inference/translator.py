@@ -21,6 +21,7 @@ from transformer.inference.long_lines import SPLIT, refuse_long, split
 from transformer.inference.search import Hypothesis, SearchConfig, pad, search
 from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
+from transformer.settings import settings
 
 Alignment = list[tuple[int, int]]
 SMALLEST = 256  # tokens in a batch; to spread less over the cores takes longer than one core alone
@@ -114,7 +115,8 @@ class Translator:
         bundle = load_bundle(folder, device)
         model = converted(bundle.model, device, precision)
         options.setdefault("max_length", bundle.config["max_length"])
-        config, tgt = SearchConfig(**bundle.config["search"]), bundle.config["tgt"]
+        path, tgt = Path(folder) / "config.json", bundle.config["tgt"]
+        config = settings(SearchConfig, bundle.config["search"], path, "search")
         return cls(model, bundle.tokenizer, config, **options, tgt=tgt)
 
     def encode(self, lines: Sequence[str], to: str | None = None) -> list[list[int]]:

@@ -1,0 +1,60 @@
+"""Settings that a file holds, checked against the dataclass or the dictionary that they become."""
+
+import reprlib
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
+
+Settings = TypeVar("Settings")
+
+
+def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: str = "") -> Settings:
+    """Makes a dataclass or a typed dictionary of what a file of this format holds.
+
+    Args:
+        kind: its fields are the keys that there may be, their annotations the types.
+        values: of the keys.
+        path: the file.
+        group: in which the keys stand there.
+
+    Raises:
+        ValueError: for the first key that is unknown, is missing, or has a value of another type.
+    """
+    hints = get_type_hints(kind)
+    prefix = f"{path}: {group}{'.' if group else ''}"
+    for key, value in values.items():
+        if key not in hints:
+            near = get_close_matches(key, hints, n=1)
+            raise ValueError(
+                f"{prefix}{key} is unknown{f', the nearest is {near[0]}' if near else ''}: take it "
+                "out, or install the version that wrote the bundle"
+            )
+        hint = hints[key]
+        if not _fits(value, hint):
+            kinds = get_args(hint) if get_origin(hint) in (Literal, UnionType) else (hint,)
+            named = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
+            raise ValueError(
+                f"{prefix}{key} is {reprlib.repr(value)}, but must be {named}: correct it, or "
+                "copy the bundle again"
+            )
+        if is_typeddict(hint):
+            settings(hint, value, path, f"{group}{'.' if group else ''}{key}")
+    for key in sorted(getattr(kind, "__required_keys__", set()) - values.keys()):
+        raise ValueError(f"{prefix}{key} is missing: copy the bundle again")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Says whether what JSON gave is of a type; a bool is no number."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in choices
+    if origin is UnionType:
+        return any(_fits(value, choice) for choice in choices)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is (dict if is_typeddict(hint) else origin or hint)
