@@ -275,6 +275,8 @@ def test_an_assigned_tokenizer_is_used_and_none_is_trained(
         ({"max_length": 201}, "data.max_tokens: 200 is less than data.max_length = 201"),
         ({"limit": 0}, "data.limit: 0 must be 1 or more"),
         ({"seed": -1}, "data.seed: -1 must be 0 or more"),
+        ({"train": None, "max_tokens": -5}, "data.max_tokens: -5 must be 1 or more"),
+        ({"num_workers": -1}, "data.num_workers: -1 must be 0 or more"),
         ({"tokenizer": TokenizerConfig(vocab_size=9)}, "data.tokenizer.vocab_size: 9 is too small"),
     ],
 )

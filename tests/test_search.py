@@ -81,7 +81,7 @@ def plain_search(
         SearchConfig(beam=3, n_best=3, max_extra=9, no_repeat_ngram=2),
         SearchConfig(beam=2, n_best=2, max_extra=9, no_repeat_ngram=3, min_length=6),
         # Of nine tokens none may come twice: the end comes before it is allowed, or never.
-        SearchConfig(beam=3, n_best=3, max_extra=9, no_repeat_ngram=1, min_length=20),
+        SearchConfig(beam=3, n_best=3, max_extra=19, no_repeat_ngram=1, min_length=20),
     ],
     ids=lambda config: f"beam{config.beam}-{config.length_norm}-{config.no_repeat_ngram}",
 )
@@ -241,13 +241,29 @@ def test_learned_positions_bound_the_output() -> None:
         ({"beam": 0}, "beam is 0"),
         ({"beam": 2, "n_best": 3}, "n_best is 3 with beam 2"),
         ({"temperature": 0.0}, "temperature 0.0"),
-        ({"no_repeat_ngram": -1}, "min_length 0, no_repeat_ngram -1: they must be 0"),
-        ({"min_length": -2}, "min_length -2"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf")}, "temperature inf"),
+        ({"top_p": 1.5}, "top_p 1.5"),
+        ({"top_k": -1}, "top_k is -1: it must be 0 or more"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram is -1: it must be 0 or more"),
+        ({"min_length": -2}, "min_length is -2"),
+        ({"max_extra": -3}, "max_extra is -3: it must be 0 or more"),
+        ({"min_length": 52}, "min_length is 52 with max_extra 50.*raise max_extra to 51"),
     ],
 )
 def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SearchConfig(**options)  # type: ignore[arg-type]
+
+
+def test_the_longest_min_length_has_room_for_its_end() -> None:
+    """Also of the shortest source, a token and its end; one token more would be cut off."""
+    config = SearchConfig(beam=40, n_best=40, max_extra=3, min_length=4)
+    (found,) = search(build(), *pad([[4, EOS]]), config)
+    assert {len(hypothesis.ids) for hypothesis in found if hypothesis.ended} == {4}
+    with pytest.raises(ValueError, match="min_length is 5"):
+        replace(config, min_length=5)
 
 
 @pytest.mark.parametrize("vocabulary", [9, 99, 100, 250, 1000, 10_000])

@@ -263,6 +263,7 @@ class DataModule(LightningDataModule):
                 f"{self.rule.max_length}; a batch must hold the longest pair"
             )
         least_values = {"seed": (self.seed, 0), "limit": (self.limit, 1)}
+        least_values |= {"max_tokens": (self.max_tokens, 1), "num_workers": (self.num_workers, 0)}
         least_values["max_length"] = (self.rule.max_length, 1)
         least_values["eval_max_tokens"] = (self.eval_max_tokens, 1)
         for key, (value, least) in least_values.items():

@@ -3,6 +3,7 @@
 Shapes: B sentences still open, N beams.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -36,10 +37,10 @@ class SearchConfig:
         length_norm: what a hypothesis' log-probability is divided by. `gnmt`: ((5 + length) /
             6)^alpha (Wu et al. 2016, the paper's); `power`: length^alpha (CTranslate2, Hugging
             Face); `none`. The length counts target tokens with the end symbol.
-        alpha: exponent of the length normalisation.
+        alpha: exponent of the length normalisation; a higher one favours longer translations.
         max_extra: target tokens allowed beyond the number of source tokens, or of a forced prefix
             that is longer.
-        min_length: target tokens before the end symbol may come.
+        min_length: target tokens before the end symbol may come, at most `max_extra` + 1.
         no_repeat_ngram: no n-gram of so many target tokens may come twice in a hypothesis, where
             a forced prefix does not demand it; 0 for no such rule.
         sample: draw `n_best` independent translations instead of searching for the best.
@@ -61,23 +62,27 @@ class SearchConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.beam < 1:
-            raise ValueError(f"beam is {self.beam}: it must be 1 (greedy) or more")
-        if self.n_best < 1 or (self.n_best > self.beam and not self.sample):
+        least = {"beam": 1, "n_best": 1, "max_extra": 0, "min_length": 0, "no_repeat_ngram": 0}
+        for name, smallest in {**least, "top_k": 0}.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {smallest} or more")
+        if self.n_best > self.beam and not self.sample:
             raise ValueError(
                 f"n_best is {self.n_best} with beam {self.beam}: choose n_best from 1 to beam, "
                 "or a wider beam"
             )
-        if self.min_length < 0 or self.no_repeat_ngram < 0:
+        if self.min_length > self.max_extra + 1:  # a source of one token and its end have room
             raise ValueError(
-                f"min_length {self.min_length}, no_repeat_ngram {self.no_repeat_ngram}: they must "
-                "be 0 (no such rule) or more"
+                f"min_length is {self.min_length} with max_extra {self.max_extra}, which ends the "
+                f"translation of a single word sooner: raise max_extra to {self.min_length - 1}"
             )
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1):
             raise ValueError(
-                f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: they "
-                "must be above 0, above 0 and at most 1, and 0 or more"
+                f"temperature {self.temperature}, top_p {self.top_p}: they must be above 0, "
+                "and top_p at most 1"
             )
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha is {self.alpha}: it must be a number, such as 0.6")
 
     @property
     def width(self) -> int:
