@@ -1,10 +1,8 @@
 """translate, score, test and average as a user runs them, against the Python API."""
 
 import gzip
-import io
 import json
 import math
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import sacrebleu
 import torch
 from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
+from toys import feed
 
 from transformer import kernels
 from transformer.__main__ import main
@@ -65,10 +64,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Any:
     return command
 
 
-def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-
 def test_texts_become_a_line_each(run: Any, bundle: str) -> None:
     assert run("translate", bundle, *LINES) == ANSWERS
     assert run("translate", bundle, LINES[0], "", " ", LINES[1]) == [ANSWERS[0], "", "", ANSWERS[1]]
@@ -107,7 +102,7 @@ def test_standard_input_is_read(run: Any, bundle: str, monkeypatch: pytest.Monke
 def test_many_lines_keep_their_order(
     run: Any, bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformer.commands.translate.CHUNK", 2)
+    monkeypatch.setattr("transformer.commands.text.CHUNK", 2)
     assert run("translate", bundle, *LINES, *LINES) == [*ANSWERS, *ANSWERS]
     numbers = [row.split("\t")[0] for row in run("translate", bundle, *LINES, "--n_best=2")]
     assert numbers == ["1", "1", "2", "2", "3", "3"]
@@ -164,7 +159,7 @@ def test_a_failed_translation_leaves_no_output(refused: Any, bundle: str, tmp_pa
 def test_bad_input_is_named(
     refused: Any, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed(monkeypatch, b"good\n\nb\xe9d\n")
+    feed(monkeypatch, f"{LINES[0]}\n\n".encode() + b"b\xe9d\n")
     assert "standard input, line 3: not UTF-8" in refused("translate", bundle)
     assert "text 2: not UTF-8" in refused("translate", bundle, "a", "b\udce9d")
     assert "no.en: No such file" in refused("translate", bundle, "--input", tmp_path / "no.en")
@@ -173,6 +168,27 @@ def test_bad_input_is_named(
     assert "not a bundle" in refused("translate", tmp_path, "text")
     assert "nearest is '--n_best'" in refused("translate", bundle, "--nbest", "3", "x")
     assert "required: bundle" in refused("translate")
+    assert "prefix line 1: not UTF-8" in refused("translate", bundle, "a", "--prefix", "b\udce9d")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--max_extra=-3", "max_extra is -3: it must be 0 or more"),
+        ("--max_tokens=-5", "max_tokens is -5: it must be 1 or more"),
+        ("--max_length=0", "max_length is 0: it must be 1 or more"),
+        ("--min_length=60", "min_length is 60 with max_extra 50"),
+        ("--seed=99999999999999999999", "--seed is 99999999999999999999"),
+    ],
+)
+def test_numbers_that_make_no_sense(
+    refused: Any, bundle: str, option: str, message: str, tmp_path: Path
+) -> None:
+    assert message in refused("translate", bundle, "a", option)
+    if "max_tokens" in option:
+        (tmp_path / "x").write_text("x\n")
+        files = ["--src", tmp_path / "x", "--tgt", tmp_path / "x"]
+        assert message in refused("score", bundle, *files, option)
 
 
 def test_a_long_line_is_refused_by_name_or_split(
@@ -349,6 +365,8 @@ def test_test_finds_a_folder_and_never_overwrites_it(
 
 def test_test_asks_for_a_corpus_that_is_there(refused: Any, bundle: str, tmp_path: Path) -> None:
     assert "data.test is missing" in refused("test", bundle)
+    smooth = refused("test", bundle, "--data.test", tmp_path / "no", "--label_smoothing", 1)
+    assert "label_smoothing is 1" in smooth
     missing = refused("test", bundle, "--data.test", tmp_path / "no", "--run_dir", tmp_path / "r")
     assert "data.test" in missing
     assert not (tmp_path / "r").exists()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from toys import FixedData, module, trainer
 
 from transformer.__main__ import main
-from transformer.commands import translate as command
+from transformer.commands import text
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
 from transformer.inference.guard import (
     PERIOD,
@@ -277,7 +277,7 @@ def test_guard_says_what_it_did(run: Any) -> None:
 
 
 def test_many_flaws_are_counted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "CHUNK", 4)
+    monkeypatch.setattr(text, "CHUNK", 4)
     _, out, err = run(*["loops"] * 9, "empties", "w1", "empties", "loops")
     assert len(out) == 13
     assert [line.split()[3] for line in err[:-1]] == [f"{n}:" for n in range(1, 11)]

@@ -19,7 +19,7 @@ from transformer.bundle import load_bundle, save_bundle
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
 from transformer.inference.batches import like_length
 from transformer.inference.forced import align, cross_attention
-from transformer.inference.long_lines import TooLongError, split
+from transformer.inference.lines import LineError, split
 from transformer.inference.search import SearchConfig, pad
 from transformer.inference.translator import Translator
 from transformer.inference.workers import in_threads
@@ -325,6 +325,39 @@ def test_a_text_in_place_of_a_list_is_refused() -> None:
             call("a dog")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (None, "line 2: None is no text: give a str, '' for an empty line"),
+        (3.5, "line 2: 3.5 is no text"),
+        (b"a dog", "line 2: b'a dog' is no text"),
+        ("katze\ud83d", r"line 2: not UTF-8 \('.ud83d', surrogates not allowed\): convert it"),
+    ],
+)
+def test_what_is_no_line_of_text_is_named(line: Any, message: str) -> None:
+    ours, lines = translator(), ["a dog", line]
+    for call in (ours.translate, ours.n_best, ours.encode, lambda x: ours.score(x, ["", ""])):
+        with pytest.raises(LineError, match=f"source {message}"):
+            call(lines)
+    with pytest.raises(LineError, match=f"target {message}"):
+        ours.score(["", ""], lines)
+    with pytest.raises(LineError, match="prefix line 1: "):
+        ours.n_best(["a dog"], prefix=line)
+    with pytest.raises(TypeError, match="give a list of lines, such as"):
+        ours.translate(None)  # type: ignore[arg-type]
+
+
+def test_lines_may_come_from_an_iterator() -> None:
+    ours = translator()
+    assert ours.n_best(iter(LINES)) == ours.n_best(LINES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"max_length": -1}])
+def test_limits_that_make_no_sense(limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"is (0|-1): it must be 1 or more"):
+        translator(**limits)
+
+
 def test_prefix() -> None:
     for found in translator().n_best(LINES, prefix="THE OLD MAN"):
         assert found[0].text.startswith("THE OLD MAN")
@@ -344,7 +377,7 @@ def test_forced_decoding_agrees_with_the_search() -> None:
 def test_a_line_that_is_too_long() -> None:
     ours = translator(max_length=30)
     long = "The cat sleeps. " * 3 + "x" * 60
-    with pytest.raises(TooLongError, match=r"line 2 has \d+ tokens, the limit is 30") as error:
+    with pytest.raises(LineError, match=r"line 2: \d+ tokens, the limit is 30") as error:
         ours.translate([LINES[1], long])
     assert error.value.index == 1
     with pytest.raises(ValueError, match="a prefix goes with whole lines"):

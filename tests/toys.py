@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -95,6 +96,14 @@ def start(*args: str | Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "transformer", "fit", *map(str, args)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Lets standard input be a pipe that holds some bytes."""
+    end, start = os.pipe()
+    with os.fdopen(start, "wb") as stream:
+        stream.write(data)
+    monkeypatch.setattr(sys, "stdin", os.fdopen(end))
 
 
 def table(path: str | Path) -> list[dict[str, str]]:

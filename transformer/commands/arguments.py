@@ -102,10 +102,15 @@ class Parser(OneLineErrors, ArgumentParser):
         return super().parse_args(self.options_first(args), *rest, **kwargs)
 
     def options_first(self, args: Sequence[str]) -> list[str]:
-        """Sorts arguments: argparse takes a list of texts only where they stand together."""
+        """Sorts arguments: argparse takes a list of texts only where they stand together.
+
+        If there is no positional argument, the last value of an option that takes several is one:
+        the bundle in `--input a.txt b.txt bundle`.
+        """
         actions = {option: a for a in self._actions for option in a.option_strings}
         options: list[str] = []
         others: list[str] = []
+        last = 0
         left = list(args)
         while left:
             arg = left.pop(0)
@@ -118,9 +123,14 @@ class Parser(OneLineErrors, ArgumentParser):
                 continue
             options.append(arg)
             nargs = getattr(actions.get(arg), "nargs", 0)
+            taken = 0
             while left and nargs != 0 and not left[0].startswith("--"):
                 options.append(left.pop(0))
                 nargs = nargs if nargs == "+" else 0
+                taken += 1
+            last = len(options) - 1 if taken > 1 else last
+        if last and not others:
+            others.append(options.pop(last))
         return [*options, "--", *others] if others else options
 
     def add(

@@ -1,19 +1,18 @@
 """`transformer score`: how probable given translations are."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from transformer.commands.arguments import Parser
-from transformer.commands.text import check_language, writing
-from transformer.data.files import lines
+from transformer.commands.text import Input, Row, Source, check_language, placed, writing
 from transformer.inference.device import Precision
-from transformer.inference.long_lines import TooLongError
 from transformer.inference.translator import Translator
 
 DESCRIPTION = """Forced decoding. For each pair of lines two columns, separated by a tab: the
-log-probability of the target line in nats, its end symbol included, and its number of tokens."""
-CHUNK = 2000  # lines that are sorted by length together
+log-probability of the target line in nats, its end symbol included, and its number of tokens. It is
+that of the pieces that the tokenizer cuts the line into: a search may spell the same text with
+other pieces, so the log-probability of `translate --scores` can be another one."""
+Result = TypeVar("Result")
 
 
 def main(args: Sequence[str]) -> int:
@@ -29,6 +28,7 @@ def score(
     src: str,
     tgt: str,
     output: str | None = None,
+    skip: int = 0,
     to: str | None = None,
     max_tokens: int = 2048,
     device: str = "auto",
@@ -38,9 +38,10 @@ def score(
 
     Args:
         bundle: Folder that `transformer fit` or `transformer average` wrote.
-        src: File of source lines, UTF-8, plain or .gz.
+        src: File of source lines, UTF-8, plain or .gz; - is standard input.
         tgt: File with a target line for each of them.
-        output: File to write to, which must not exist; standard output if left out.
+        output: File to write to, which must not exist; standard output if left out or -.
+        skip: Pairs at the beginning of the files that are done already.
         to: Language of the targets, of a model with tags; the bundle's if left out.
         max_tokens: Tokens in a batch, with padding.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -49,32 +50,23 @@ def score(
     Raises:
         ValueError: If the files are of different length, or the bundle is at fault.
     """
-    pairs = aligned(src, tgt)
-    translator = Translator.load(bundle, device, precision, max_tokens=max_tokens)
-    check_language(translator, to)
-    with writing(output) as stream:
-        for start in range(0, len(pairs), CHUNK):
-            sources, targets = zip(*pairs[start : start + CHUNK], strict=True)
-            try:
-                found = translator.score(sources, targets, to)
-            except TooLongError as error:
-                limit = translator.model.max_length
-                raise ValueError(
-                    f"line {start + error.index + 1} of {src} and {tgt}: {error.tokens} tokens, "
-                    f"the model has {limit} learned positions: shorten it"
-                ) from None
-            for scored in found:
-                print(f"{scored.log_prob:.4f}\t{scored.tokens}", file=stream)
+    pairs = Input([Source(src)], [Source(tgt)], skip=skip)
+    with writing(output, skip) as out:
+        translator = Translator.load(bundle, device, precision, max_tokens=max_tokens)
+        check_language(translator, to)
+        if translator.model.max_length:
+            pairs.check(lambda chunk: on_each(translator.encode_pairs, chunk, to))
+        else:
+            pairs.check()
+        for chunk in pairs.chunks():
+            scored = on_each(translator.score, chunk, to)
+            out.write([f"{s.log_prob:.4f}\t{s.tokens}" for s in scored], len(chunk))
 
 
-def aligned(src: str, tgt: str) -> list[tuple[str, str]]:
-    """Reads two files line by line.
-
-    Raises:
-        ValueError: If one is longer; it has both counts.
-    """
-    pairs = list(zip_longest(lines(Path(src), "--src"), lines(Path(tgt), "--tgt")))
-    counts = [sum(line is not None for line in side) for side in zip(*pairs, strict=True)]
-    if len(set(counts)) > 1:
-        raise ValueError(f"{src} has {counts[0]} lines, but {tgt} has {counts[1]}")
-    return pairs
+def on_each(
+    function: Callable[[list[str], list[str], str | None], Result], chunk: list[Row], to: str | None
+) -> Result:
+    """Calls a function with the sources and the targets; an error names the line."""
+    sources, targets = ([line.text for line in side] for side in zip(*chunk, strict=True))
+    with placed(chunk):
+        return function(sources, targets, to)

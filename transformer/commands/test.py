@@ -1,6 +1,7 @@
 """`transformer test`: loss, perplexity, BLEU and chrF of a bundle."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -80,6 +81,9 @@ def score_bundle(
     folder = Path(run_dir) if run_dir else beside(bundle, data["test"])
     if folder.exists():
         raise ValueError(f"{folder} exists already: choose another --run_dir, or move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may be long
+    if not os.access(folder.parent, os.W_OK):
+        raise ValueError(f"{folder.parent} cannot be written to: choose another --run_dir")
     model, tokenizer, config = load_bundle(bundle)
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
@@ -90,6 +94,8 @@ def score_bundle(
         "score_detokenized": score_detokenized,
     }
     evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
+    if not 0 <= evaluation.get("label_smoothing", 0) < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}: it must be 0 or more, and below 1")
     path = Path(bundle) / "config.json"
     how = replace(settings(SearchConfig, config["search"], path, "search"), **search)
     module = Seq2SeqModule(model.config, search=how, **evaluation)
@@ -144,7 +150,7 @@ def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precisi
 
 def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
     """Writes results.json, and the translations in the order of the corpus."""
-    folder.mkdir(parents=True)
+    folder.mkdir()
     found = module.scorer.translations
     lines = [" ".join(found[index].splitlines()) for index in sorted(found)]
     text = "".join(f"{line}\n" for line in lines)

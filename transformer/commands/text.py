@@ -1,18 +1,33 @@
 """Lines in and lines out: where they come from, and a file that appears when it is whole."""
 
 import os
+import shlex
+import signal
+import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from queue import Queue
+from typing import IO, BinaryIO, NamedTuple
 
-from transformer.data.files import lines
+from transformer.data.files import decoded, unzipped
+from transformer.inference.lines import LineError
 from transformer.inference.translator import Translator
 
+STANDARD_INPUT = "standard input"
+CHUNK = 2000  # lines that are sorted by length together
 # Whatever a reader of the output may take for the end of a line or of a column.
 BREAKS = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
+#: Names of what is open already, and is neither made nor replaced.
+OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+
+
+def say(text: str) -> None:
+    """Prints a line to standard error."""
+    print(f"transformer: {text}", file=sys.stderr)
 
 
 class Line(NamedTuple):
@@ -22,42 +37,138 @@ class Line(NamedTuple):
     text: str
 
 
-def read(texts: Sequence[str], files: Sequence[str]) -> Iterator[Line]:
-    """Returns the lines of the texts, of the files, or of standard input if there are neither.
+Row = tuple[Line, ...]
+
+
+class Texts:
+    """Lines of the command line."""
+
+    name, is_file = "the command line", True
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def __iter__(self) -> Iterator[Line]:
+        """Yields the lines."""
+        for number, text in enumerate(self.texts, 1):
+            yield Line(f"text {number}", text)
+
+
+class Source:
+    """The lines of a UTF-8 file, plain or .gz, or of standard input.
+
+    Args:
+        name: Of the file; `-` is standard input.
 
     Raises:
-        ValueError: If there are texts and files; later, if a line is not UTF-8.
+        OSError: If there is no such file.
     """
-    if texts and files:
-        raise ValueError("there are texts and --input files: give the one or the other")
-    if files:
-        return chain.from_iterable(map(read_file, files))
-    if texts:
-        return (Line(f"text {number}", text) for number, text in enumerate(texts, 1))
-    return read_standard_input()
+
+    def __init__(self, name: str) -> None:
+        self.name = STANDARD_INPUT if name == "-" else name
+        self.path = None if name == "-" else Path(name)
+        mode = (self.path.stat() if self.path else os.fstat(sys.stdin.fileno())).st_mode
+        #: Whether it can be read more than once, which a pipe or a terminal cannot.
+        self.is_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+        self.start = 0 if self.path or not self.is_file else os.lseek(sys.stdin.fileno(), 0, 1)
+
+    def __iter__(self) -> Iterator[Line]:
+        """Yields the lines."""
+        with self._open() as stream:
+            if stream.isatty():
+                say(f"reading {self.name}, a text in each line; Ctrl-D ends it")
+            for number, text in enumerate(decoded(stream, self.name), 1):
+                yield Line(f"{self.name}, line {number}", text)
+
+    def _open(self) -> IO[bytes]:
+        if self.path:
+            return unzipped(self.path)
+        # Not `sys.stdin.buffer`: Python could not end while a thread waits for a line from it.
+        stream = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115, the caller closes it
+        if self.is_file:
+            stream.seek(self.start)
+        return stream
 
 
-def read_file(file: str) -> Iterator[Line]:
-    """Yields the lines of a file."""
-    for number, text in enumerate(lines(Path(file), "--input"), 1):
-        yield Line(f"{file}, line {number}", text)
+class Input:
+    """Rows of lines: one line each, or a source and a target line.
+
+    Args:
+        sides: What is read for each of them, one after the other.
+        skip: Rows at the beginning that are left out.
+
+    Raises:
+        ValueError: If `skip` is negative, or standard input is read twice.
+    """
+
+    def __init__(self, *sides: Sequence[Texts | Source], skip: int = 0) -> None:
+        sources = [*chain(*sides)]
+        if skip < 0:
+            raise ValueError(f"--skip is {skip}: give a number of lines, 0 or more")
+        if [source.name for source in sources].count(STANDARD_INPUT) > 1:
+            raise ValueError("standard input (-) can be read once: give one of them as a file")
+        self.sides, self.skip = sides, skip
+        self.is_file = all(source.is_file for source in sources)
+
+    def check(self, look: Callable[[list[Row]], object] = len) -> None:
+        """Reads everything, if it is all in files, so that a mistake stops no long work later."""
+        if self.is_file:
+            for chunk in _whole(self._rows()):
+                look(chunk)
+
+    def chunks(self) -> Iterator[list[Row]]:
+        """Yields rows in lists of at most `CHUNK`; from a pipe or a terminal what has arrived."""
+        return _whole(self._rows()) if self.is_file else _arriving(self._rows())
+
+    def _rows(self) -> Iterator[Row]:
+        sides = [chain.from_iterable(side) for side in self.sides]
+        count = 0
+        for row in zip_longest(*sides):
+            if None in row:
+                counts = [
+                    count + (line is not None) + sum(1 for _ in side)
+                    for line, side in zip(row, sides, strict=True)
+                ]
+                one, other = (side[0].name for side in self.sides)
+                raise ValueError(f"{one} has {counts[0]} lines, but {other} has {counts[1]}")
+            count += 1
+            if count > self.skip:
+                yield row
+        if count < self.skip:
+            raise ValueError(f"--skip is {self.skip}, but there are {count} lines")
 
 
-def read_standard_input() -> Iterator[Line]:
-    """Yields the lines of standard input."""
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        place = f"standard input, line {number}"
-        try:
-            yield Line(place, line.decode("utf-8").removesuffix("\n").removesuffix("\r"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{place}: not UTF-8 ({error.reason}), convert it first") from None
-
-
-def chunks(source: Iterable[Line], size: int) -> Iterator[list[Line]]:
-    """Yields the lines in lists of at most `size`."""
-    iterator = iter(source)
-    while chunk := list(islice(iterator, size)):
+def _whole(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, CHUNK)):
         yield chunk
+
+
+def _arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Yields what a thread has read so far, and waits only as long as that is nothing."""
+    read: Queue[Row | BaseException | None] = Queue(CHUNK)
+
+    def work() -> None:
+        try:
+            for row in rows:
+                read.put(row)
+            read.put(None)
+        except BaseException as error:
+            read.put(error)
+
+    # It may wait for a line for ever, which must not keep the program from ending.
+    threading.Thread(target=work, daemon=True).start()
+    last: Row | BaseException | None = ()
+    while isinstance(last, tuple):
+        chunk: list[Row] = []
+        while not chunk or (len(chunk) < CHUNK and not read.empty()):
+            last = read.get()
+            if not isinstance(last, tuple):
+                break
+            chunk.append(last)
+        if chunk:
+            yield chunk
+    if last:
+        raise last
 
 
 def check_language(translator: Translator, to: str | None) -> None:
@@ -73,23 +184,105 @@ def check_language(translator: Translator, to: str | None) -> None:
 
 
 @contextmanager
-def writing(file: str | None) -> Iterator[TextIO]:
-    """Opens a file to write to, which appears when it is whole; standard output if None.
+def placed(chunk: list[Row]) -> Iterator[None]:
+    """Lets an error about a line say where the line stands."""
+    try:
+        yield
+    except LineError as error:
+        if error.side == "prefix":
+            raise
+        place = chunk[error.index][error.side == "target"].place
+        raise ValueError(f"{place}: {error.reason}") from None
+
+
+class Output:
+    """Writes line by line, and knows how much is whole.
+
+    Args:
+        stream: Where to.
+        done: Rows of the input that are done already.
+    """
+
+    def __init__(self, stream: BinaryIO, done: int) -> None:
+        self.stream, self.done = stream, done
+        self.size = 0
+
+    def write(self, lines: Iterable[str], rows: int) -> None:
+        """Writes what became of the next rows of the input."""
+        text = "".join(f"{line}\n" for line in lines).encode()
+        self.stream.write(text)
+        self.stream.flush()
+        self.size, self.done = self.size + len(text), self.done + rows
+
+
+@contextmanager
+def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
+    """Opens what is written to: a file that appears when it is whole, or something that is open.
+
+    If the work stops before, what is done stays in a file beside it, and it is said how to go on.
+
+    Args:
+        file: Its name; standard output for None and `-`. Pipes and devices are written to as they
+            are.
+        skip: Rows of the input that were done before.
 
     Raises:
         ValueError: If the file exists, or its folder does not.
     """
-    if file is None:
-        yield sys.stdout
+    if file in (None, "-"):
+        yield Output(sys.stdout.buffer, skip)
         return
-    if Path(file).exists():
+    path = Path(str(file))
+    if str(file).startswith(OPEN) or path.is_fifo() or path.is_char_device():
+        with path.open("ab") as stream:
+            yield Output(stream, skip)
+        return
+    if path.exists():
         raise ValueError(f"{file} exists already: choose another --output, or move it away")
-    if not Path(file).parent.is_dir():
-        raise ValueError(f"--output {file}: there is no folder {Path(file).parent}: make it first")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {file}: there is no folder {path.parent}: make it first")
     partial = Path(f"{file}.partial-{os.getpid()}")
+    stream = partial.open("xb")
+    output = Output(stream, skip)
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-        partial.rename(file)
+        with stream, _signals_raise():
+            yield output
+    except BaseException:
+        _keep(partial, output, skip, path)
+        raise
+    if path.exists():
+        raise ValueError(
+            f"{file} has appeared meanwhile: the output is {partial}: move one of them"
+        )
+    partial.rename(path)
+
+
+def _keep(partial: Path, output: Output, skip: int, file: Path) -> None:
+    if output.done == skip:
+        partial.unlink()
+        return
+    os.truncate(partial, output.size)  # of a disk that is full it holds more
+    kept, rest, whole = (shlex.quote(f"{name}") for name in (partial, f"{file}.rest", file))
+    say(
+        f"{partial} holds what became of lines {skip + 1:,} to {output.done:,}: for the rest "
+        f"repeat the command with `--skip {output.done} --output {rest}`, "
+        f"then `cat {kept} {rest} > {whole}`"
+    )
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Lets SIGTERM, and SIGHUP of a terminal that is closed, end the work as Ctrl-C does."""
+
+    def end(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signums = [s for s in signal.Signals if s.name in names]
+    # What is ignored, as under nohup, stays so.
+    before = {s: signal.signal(s, end) for s in signums if signal.getsignal(s) == signal.SIG_DFL}
+    try:
+        yield
     finally:
-        partial.unlink(missing_ok=True)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -3,28 +3,38 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import Parser
-from transformer.commands.text import BREAKS, Line, check_language, chunks, read, writing
+from transformer.commands.text import (
+    BREAKS,
+    Input,
+    Line,
+    Row,
+    Source,
+    Texts,
+    check_language,
+    placed,
+    say,
+    writing,
+)
 from transformer.inference.device import Precision
 from transformer.inference.guard import Flaw, Verdict
-from transformer.inference.long_lines import TooLongError
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translation, Translator
 
 DESCRIPTION = """Translate texts, files or standard input. One line comes out for each line that
-goes in; an empty one stays empty. With --n_best above 1, --scores or --alignments the output is
-columns, separated by tabs: with --n_best the number of the input line; with --scores the score
-(length-normalised) and the log-probability in nats; the translation; with --alignments pairs of
-`source-target`, numbers of words from 0. Lines whose translation repeats itself, is empty or far
-too long are named on standard error. Search options that are not given are the bundle's."""
-CHUNK = 2000  # lines that are sorted by length together
+goes in; an empty one stays empty. Files are read through first, so that a line at fault is named
+at once; what comes from a pipe or a terminal is translated as it arrives. With --n_best above 1,
+--scores or --alignments the output is columns, separated by tabs: with --n_best the number of the
+input line; with --scores the score (length-normalised) and the log-probability in nats; the
+translation; with --alignments pairs of `source-target`, numbers of words from 0. Lines whose
+translation repeats itself, is empty or far too long are named on standard error. Search options
+that are not given are the bundle's."""
 SHOWN = 10  # lines that are named on standard error, of all those with a flaw
 FLAWED: dict[Flaw, str] = {
     "loop": "repeats itself",
@@ -48,6 +58,7 @@ def translate(
     texts: Sequence[str] = (),
     input: Sequence[str] = (),
     output: str | None = None,
+    skip: int = 0,
     to: str | None = None,
     scores: bool = False,
     alignments: bool = False,
@@ -65,9 +76,10 @@ def translate(
 
     Args:
         bundle: Folder that `transformer fit` or `transformer average` wrote.
-        texts: Texts to translate.
-        input: Files to translate, UTF-8, one text a line, plain or .gz.
-        output: File to write to, which must not exist; standard output if left out.
+        texts: Texts to translate; standard input if there are neither texts nor files.
+        input: Files to translate, UTF-8, one text a line, plain or .gz; - is standard input.
+        output: File to write to, which must not exist; standard output if left out or -.
+        skip: Lines at the beginning of the input that are done already.
         to: Language to translate into, of a model with tags; the bundle's if left out.
         scores: Print scores, too.
         alignments: Print which source word each target word looked at most.
@@ -90,24 +102,42 @@ def translate(
         raise ValueError(
             "--too_long split goes with none of --prefix, --n_best, --scores and --alignments"
         )
+    if texts and input:
+        raise ValueError("there are texts and --input files: give the one or the other")
+    given = [Texts(texts)] if texts and texts != ["-"] else [Source(f) for f in input or ["-"]]
+    source = Input(given, skip=skip)
     longest = {} if max_length is None else {"max_length": max_length}
-    source = read(texts, input)
-    warnings, numbers = Warnings(guard), count(1)
+    warnings = Warnings(guard)
     keep_freed_memory()
-    with writing(output) as stream:
+    with writing(output, skip) as out:
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
         check_language(translator, to)
+        source.check(
+            partial(check, translator, to, None if too_long == "split" else translator.max_length)
+        )
         options = {**search, "to": to, "prefix": prefix, "guard": guard}
         options["generator"] = generator(translator.device, seed)
-        for chunk in chunks(source, CHUNK):
-            found = translated(translator, chunk, too_long, scores, alignments, options)
-            for table, _ in found:
-                number = next(numbers)
-                for row in table:
-                    print(*[number] * (n_best > 1), *row, sep="\t", file=stream)
-            stream.flush()
+        for rows in source.chunks():
+            chunk = [line for (line,) in rows]
+            with placed(rows):
+                found = translated(translator, chunk, too_long, scores, alignments, options)
+            lines_out = [
+                "\t".join([str(number)] * (n_best > 1) + row)
+                for number, (table, _) in enumerate(found, out.done + 1)
+                for row in table
+            ]
+            out.write(lines_out, len(rows))
             warnings.add(chunk, [verdict for _, verdict in found])
     warnings.close()
+
+
+def check(translator: Translator, to: str | None, limit: int | None, chunk: list[Row]) -> None:
+    """Refuses lines above a limit; only those are cut into tokens that can be."""
+    # A token is a byte at least; the end and a tag come with every line.
+    size = sys.maxsize if limit is None else limit - 2
+    long = [row for row in chunk if len(row[0].text.encode(errors="replace")) > size]
+    with placed(long):
+        translator.encode([line.text for (line,) in long], to, limit)
 
 
 def translated(
@@ -119,13 +149,12 @@ def translated(
     options: dict[str, Any],
 ) -> list[tuple[list[list[str]], Verdict]]:
     """Returns the rows of columns of each line, and what is wrong with its best translation."""
-    lines = checked(chunk)
-    with place_of_a_long_line(chunk, translator.max_length):
-        if scores or alignments or options["n_best"] > 1:
-            lists = translator.n_best(lines, alignments=alignments, **options)
-            return [(list(rows(found, scores)), found[0].verdict) for found in lists]
-        best = translator.checked(lines, too_long=too_long, **options)
-        return [([[text.translate(BREAKS)]], verdict) for text, verdict in best]
+    lines = [line.text for line in chunk]
+    if scores or alignments or options["n_best"] > 1:
+        lists = translator.n_best(lines, alignments=alignments, **options)
+        return [(list(columns(found, scores)), found[0].verdict) for found in lists]
+    best = translator.checked(lines, too_long=too_long, **options)
+    return [([[text.translate(BREAKS)]], verdict) for text, verdict in best]
 
 
 class Warnings:
@@ -152,43 +181,16 @@ class Warnings:
             if self.guard:
                 result = f"still it {FLAWED[flaw]}" if flaw else "that is mended"
                 remedy = f"; decoded again, {result}"
-            warn(f"{line.place}: the translation {FLAWED[first]}{remedy}")
+            say(f"warning: {line.place}: the translation {FLAWED[first]}{remedy}")
 
     def close(self) -> None:
         """Says how many there were, if they were not all named."""
         if self.count.total() > SHOWN:
             kinds = ", ".join(f"{number:,} {flaw}" for flaw, number in self.count.most_common())
-            warn(f"{self.count.total():,} translations have a flaw ({kinds})")
+            say(f"warning: {self.count.total():,} translations have a flaw ({kinds})")
 
 
-def warn(text: str) -> None:
-    """Prints a line to standard error."""
-    print(f"transformer: warning: {text}", file=sys.stderr)
-
-
-def checked(chunk: list[Line]) -> list[str]:
-    """Returns the texts of a chunk, after a look at each line's encoding."""
-    for place, text in chunk:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{place}: not UTF-8 ({error.reason}), convert it first") from None
-    return [line.text for line in chunk]
-
-
-@contextmanager
-def place_of_a_long_line(chunk: list[Line], limit: int) -> Iterator[None]:
-    """Lets the error about a line that is too long say where the line stands."""
-    try:
-        yield
-    except TooLongError as error:
-        raise ValueError(
-            f"{chunk[error.index].place}: {error.tokens} tokens, --max_length is {limit}: "
-            "shorten it, raise --max_length, or give --too_long split"
-        ) from None
-
-
-def rows(found: list[Translation], scores: bool) -> Iterator[list[str]]:
+def columns(found: list[Translation], scores: bool) -> Iterator[list[str]]:
     """Yields the columns of each translation of a line, without its number."""
     for translation in found:
         row = [translation.text.translate(BREAKS)]
@@ -201,4 +203,6 @@ def rows(found: list[Translation], scores: bool) -> Iterator[list[str]]:
 
 def generator(device: torch.device, seed: int | None) -> torch.Generator | None:
     """Makes the source of randomness for sampling."""
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"--seed is {seed}: it must be in [0, 2^64)")
     return None if seed is None else torch.Generator(device).manual_seed(seed)

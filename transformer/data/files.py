@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import hashlib
+import re
 import shutil
 import tempfile
 import zlib
@@ -14,6 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
+#: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
+MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
+MISTAKES = {
+    "utf16": "but UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    "gzip": "but gzipped: unzip it, or let its name end in .gz",
+}
 
 
 def near(path: Path) -> str:
@@ -63,16 +70,23 @@ def seekable(path: Path) -> IO[bytes]:
 
 def lines(path: Path, key: str) -> Iterator[str]:
     """The lines of a UTF-8 file. A line ends at a newline only, not at U+2028 and its like."""
+    with unzipped(path) as stream:
+        yield from decoded(stream, f"{key}: {path}")
+
+
+def decoded(stream: IO[bytes], name: str) -> Iterator[str]:
+    """The lines of a UTF-8 stream, without a byte order mark; an error begins with its `name`."""
     number = 0
     try:
-        with unzipped(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield text.removesuffix("\n").removesuffix("\r")
+        for number, line in enumerate(stream, start=1):
+            if number == 1 and (found := MISTAKEN.match(line)):
+                raise ValueError(f"{name}, line 1: not UTF-8, {MISTAKES[str(found.lastgroup)]}")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{key}: {path}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1} "
-            "of the line); convert the file to UTF-8"
+            f"{name}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1} "
+            "of the line); convert it to UTF-8"
         ) from None
     except UNZIP_ERRORS as error:
-        raise ValueError(f"{key}: {path} is not a whole gzip file ({error})") from None
+        raise ValueError(f"{name} is not a whole gzip file ({error})") from None

@@ -1,6 +1,6 @@
 """Text in, text out: a bundle as a translator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -17,7 +17,7 @@ from transformer.inference.batches import like_length, of_pairs
 from transformer.inference.device import Precision, converted, find_device
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
-from transformer.inference.long_lines import SPLIT, refuse_long, split
+from transformer.inference.lines import listed, refuse_long, split
 from transformer.inference.search import Hypothesis, SearchConfig, pad, search
 from transformer.inference.workers import count_workers, in_threads
 from transformer.models import Seq2Seq
@@ -57,12 +57,6 @@ class Scored(NamedTuple):
     tokens: int
 
 
-def refuse_text(lines: Sequence[str]) -> None:
-    """A text is a sequence, too: of its characters, which nobody means."""
-    if isinstance(lines, str):
-        raise TypeError(f"give a list of lines, such as [{lines!r}]")
-
-
 class Translator:
     """Translates lines with a model.
 
@@ -74,6 +68,9 @@ class Translator:
         max_length: longest source line, in tokens. Beyond the lengths that it was trained with
             a model loses text; a bundle knows that length.
         tgt: language that it translates into where a call gives none; a bundle knows it.
+
+    Raises:
+        ValueError: when max_tokens or max_length is below 1.
     """
 
     def __init__(
@@ -85,6 +82,9 @@ class Translator:
         max_length: int = 512,
         tgt: str | None = None,
     ) -> None:
+        for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be 1 or more")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config = config or SearchConfig()
@@ -119,20 +119,29 @@ class Translator:
         config = settings(SearchConfig, bundle.config["search"], path, "search")
         return cls(model, bundle.tokenizer, config, **options, tgt=tgt)
 
-    def encode(self, lines: Sequence[str], to: str | None = None) -> list[list[int]]:
+    def encode(
+        self, lines: Iterable[str], to: str | None = None, limit: int | None = None
+    ) -> list[list[int]]:
         """The ids of source lines that are to be translated into the language `to`.
 
+        Args:
+            lines: source sentences, untokenised.
+            to: of a model with tags; the bundle's when left out.
+            limit: tokens of the longest line, such as `max_length`; none when left out.
+
         Raises:
-            ValueError: when the model does not translate into it.
+            LineError: when a line is no text, or too long; a ValueError.
+            ValueError: when the model does not translate into the language.
         """
-        refuse_text(lines)
-        to = to or self.tgt
+        lines, to = listed(lines), to or self.tgt
         if to != self.tgt and not self.tokenizer.tags:
             raise ValueError(
                 f"this model translates into {self.tgt or 'one language'} alone: "
                 "it was trained without data.tags"
             )
-        return self.tokenizer.encode_src(list(lines), to)
+        ids = self.tokenizer.encode_src(lines, to)
+        refuse_long(ids, limit)
+        return ids
 
     def translate(
         self,
@@ -157,7 +166,8 @@ class Translator:
 
         Raises:
             TypeError: for a text in place of a list.
-            ValueError: when a line is too long and is not to be split, or `to` is unknown.
+            LineError: when a line is no text, or too long and not to be split; a ValueError.
+            ValueError: when `to` is unknown.
         """
         found = self.checked(lines, to=to, too_long=too_long, guard=guard, **overrides)
         return [line.text for line in found]
@@ -172,7 +182,7 @@ class Translator:
         **overrides: Any,
     ) -> list[Checked]:
         """The same as `translate`, with what is wrong: in a split line the worst of its parts."""
-        refuse_text(lines)
+        lines = listed(lines)
         if too_long == "split" and overrides.get("prefix"):
             raise ValueError("a prefix goes with whole lines: leave it out, or too_long='split'")
         parts = [[line] for line in lines]
@@ -207,8 +217,9 @@ class Translator:
             overrides: fields of `SearchConfig`, such as beam=5, n_best=5.
 
         Raises:
-            ValueError: when a line is too long, `to` is unknown, or `guard` goes with several
-                translations.
+            TypeError: for a text in place of a list.
+            LineError: when a line is no text, or too long; a ValueError.
+            ValueError: when `to` is unknown, or `guard` goes with several translations.
         """
         ids, found, verdicts = self._search(
             lines, to=to, prefix=prefix, generator=generator, guard=guard, **overrides
@@ -232,9 +243,9 @@ class Translator:
             raise ValueError(
                 f"guard takes the best alone, n_best is {config.n_best}: leave one out"
             )
-        ids = self.encode(lines, to)
-        refuse_long(map(len, ids), self.max_length, SPLIT)
-        forced = self.tokenizer.encode_tgt([prefix])[0][:-1]
+        lines = listed(lines)
+        ids = self.encode(lines, to, self.max_length)
+        forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))[0][:-1]
         filled = [index for index, line in enumerate(lines) if not is_blank(line)]
         found = [[Hypothesis([], 0.0, 0.0)] for _ in lines]
         verdicts = [[Verdict()] for _ in lines]
@@ -303,21 +314,33 @@ class Translator:
     ) -> list[Scored]:
         """Forced decoding: how probable each given translation is, its end symbol included.
 
+        The probability is of the pieces that the tokenizer cuts the target into. A search may
+        spell the same text with other pieces: then its `log_prob` is another one.
+
         Raises:
-            ValueError: when there are not as many targets as sources, `to` is unknown, or a side
-                has more tokens than the model has learned positions.
+            TypeError: for a text in place of a list.
+            LineError: when a line is no text, or has more tokens than there are positions; a
+                ValueError.
+            ValueError: when there are not as many targets as sources, or `to` is unknown.
         """
-        refuse_text(tgt_lines)
-        if len(src_lines) != len(tgt_lines):
+        pairs = self.encode_pairs(src_lines, tgt_lines, to)
+        found = of_pairs(partial(log_probs, self.model), pairs, self.max_tokens)
+        return [Scored(log_prob, len(tgt)) for log_prob, (_, tgt) in zip(found, pairs, strict=True)]
+
+    def encode_pairs(
+        self, src_lines: Iterable[str], tgt_lines: Iterable[str], to: str | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Source and target ids of given translations; raises what `score` does."""
+        limit = self.model.max_length
+        src, targets = self.encode(src_lines, to, limit), listed(tgt_lines, side="target")
+        if len(src) != len(targets):
             raise ValueError(
-                f"{len(src_lines)} source lines and {len(tgt_lines)} target lines: give one "
+                f"{len(src)} source lines and {len(targets)} target lines: give one "
                 "target for each source"
             )
-        tgt_ids = self.tokenizer.encode_tgt(list(tgt_lines))
-        pairs = list(zip(self.encode(src_lines, to), tgt_ids, strict=True))
-        refuse_long((max(map(len, pair)) for pair in pairs), self.model.max_length)
-        found = of_pairs(partial(log_probs, self.model), pairs, self.max_tokens)
-        return [Scored(log_prob, len(tgt)) for log_prob, tgt in zip(found, tgt_ids, strict=True)]
+        tgt = self.tokenizer.encode_tgt(targets)
+        refuse_long(tgt, limit, side="target")
+        return list(zip(src, tgt, strict=True))
 
     def attention(
         self, src_line: str, tgt_line: str, to: str | None = None
