@@ -308,7 +308,7 @@ def test_a_line_beyond_the_learned_positions_is_named(
     files[long].write_text(f"a\nb\n{text * 9}\n")
     message = f"data.test: {tmp_path}/set, line 3: {length} tokens of {language}, the model has 20"
     assert message in refused("test", bundle, *options)
-    message = f"line 3 of {files['src']} and {files['tgt']}: {length} tokens, the model has 20 lear"
+    message = f"{files[long]}, line 3: {length} tokens, the limit is 20: shorten it"
     assert message in refused("score", bundle, *pairs)
 
 

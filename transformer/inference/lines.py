@@ -48,8 +48,8 @@ def refuse_long(ids: Sequence[Sequence[int]], limit: int | None, side: str = "so
     for index, row in enumerate(ids):
         if limit is not None and len(row) > limit:
             reason = (
-                f"{len(row)} tokens, the limit is {limit}: shorten it; to translate it, "
-                "too_long split or a higher max_length will do, too"
+                f"{len(row)} tokens, the limit is {limit}: shorten it (to translate it as it is, "
+                "set too_long to split, or raise max_length)"
             )
             raise LineError(index, reason, side)
 
