@@ -297,6 +297,31 @@ def test_rank_and_world_come_from_the_trainer(corpus: Path) -> None:
     assert sorted(whole) == list(range(30))
 
 
+def test_the_first_process_hands_its_vocabulary_on(corpus: Path) -> None:
+    """To nodes with caches of their own: learned twice, a unigram vocabulary differs."""
+    sent: list[Any] = []
+
+    def broadcast(text: Any) -> Any:
+        sent.append(text)
+        return sent[0]
+
+    strategy = SimpleNamespace(broadcast=broadcast, barrier=lambda: None)
+    nodes = []
+    for rank in range(2):
+        config = TokenizerConfig("unigram", 290)
+        data = make(corpus, tokenizer=config, cache=f"{corpus}/node{rank}")
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=2, local_rank=0, strategy=strategy,
+        )  # fmt: skip
+        data.prepare_data()
+        data.setup()
+        nodes.append(data)
+    assert sent[1] is None
+    assert nodes[0].tokenizer.to_text() == nodes[1].tokenizer.to_text() == sent[0]
+    assert not list((corpus / "node1").glob("tokenizer-*"))
+    assert nodes[0].pairs == nodes[1].pairs > 0
+
+
 class Watch(LightningModule):
     """Writes down the ids of what it is trained on."""
 

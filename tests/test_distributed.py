@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,34 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import NETWORK, VAL, FixedData, one_step, recipe
+from toys import NETWORK, VAL, FixedData, datamodule, one_step, recipe
+
+from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 
 GROUPS = [1, 6, 2, 3]  # sentences: micro-batches of unequal token counts
 
 
-def launch(what: str, folder: Path) -> list[Any]:
-    """Run toys.py, which starts its second process itself; what each of the two returned."""
+def launch(what: str, folder: Path, nodes: int = 1) -> list[Any]:
+    """Run toys.py on one or two nodes; what each of two processes returned.
+
+    On a node of its own it starts its second process itself.
+    """
     script = Path(__file__).with_name("toys.py")
-    command = [sys.executable, str(script), what, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
+    if nodes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(script), what, str(folder)], text=True, stderr=subprocess.PIPE,
+            env={**environment, "NODE_RANK": str(node)} if nodes > 1 else environment,
+        )
+        for node in range(nodes)
+    ]  # fmt: skip
+    for process in running:
+        _, errors = process.communicate(timeout=150)
+        assert process.returncode == 0, errors
     paths = [folder / f"{what}-{rank}.pt" for rank in (0, 1)]
     return [torch.load(path, weights_only=True) for path in paths]
 
@@ -44,6 +61,7 @@ def assert_same_step(one: dict[str, Any], other: dict[str, Any]) -> None:
     for key in ("loss", "nll", "gradient_norm", "learning_rate"):
         name = f"train/{key}"
         assert other["latest"][name] == pytest.approx(one["latest"][name], rel=1e-6)
+    assert other["translations"] == one["translations"]
 
 
 def test_gradient_is_that_of_the_mean_over_tokens(whole: dict[str, Any]) -> None:
@@ -104,3 +122,15 @@ def test_fit_with_two_processes(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "runs/toys/two/results.json").read_text())
     assert results["epochs"] == 2
     assert (tmp_path / "runs/toys/two/bundle/model.safetensors").is_file()
+    assert sum(bin_[2] for bin_ in results["bleu_by_length"]) == 10  # all of the test set
+
+
+@pytest.mark.slow
+def test_two_nodes_train_with_one_vocabulary(tmp_path: Path) -> None:
+    """Each has a cache of its own, and the second one holds another vocabulary already."""
+    data = datamodule(tmp_path / "1")
+    other = Tokenizer.train(TokenizerConfig(vocab_size=262), lambda: ["ab"] * 9, lambda: [])
+    other.save(data._tokenizer_folder())
+    first, second = launch("vocabulary", tmp_path, nodes=2)
+    assert first == second != other.to_text()
+    assert len(list((tmp_path / "1/cache").glob("tokens-*.arrow"))) == 3

@@ -147,6 +147,13 @@ def test_an_architecture_brings_its_own_settings(
         ),
         (["--save_every=0"], "save_every is 0: it must be at least 1"),
         (["--seed_everything=true"], "seed_everything is True: give a number"),
+        (["--trainer.strategy=fsdp"], "trainer.strategy fsdp is not known here"),
+        (["--trainer.strategy=deepspeed_stage_2"], "trainer.strategy deepspeed_stage_2 is not"),
+        (["--trainer.strategy=ddp_spawn"], "where each process has the whole model: use ddp"),
+        (
+            ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"],
+            "trainer.strategy lightning.pytorch.strategies.ModelParallelStrategy is not known",
+        ),
         (["--trainer.default_root_dir=x"], "trainer.default_root_dir is not used here: take run"),
         (["--trainer.overfit_batches=1"], "trainer.overfit_batches is not used here: take data.l"),
         (["--old_pair.max_drop=1"], "old_pair.max_drop 1.0 does nothing without old_pair.test"),

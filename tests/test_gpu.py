@@ -38,14 +38,20 @@ def moved(prepared: Prepared, device: str) -> Prepared:
     return prepared._replace(batch=on_device, rows=prepared.rows.to(device))
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(("clip", "processes"), [(None, 1), (1.0, 1), (1.0, 2)])
 @pytest.mark.parametrize(
     "shape", [PRESETS["tiny"], *(RNNConfig(attention=name) for name in ("none", *SCORES))]
 )
 def test_a_training_step_never_waits_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, clip: float | None, shape: Shape
+    monkeypatch: pytest.MonkeyPatch, clip: float | None, processes: int, shape: Shape
 ) -> None:
-    """On the meta device tensors have no values: to ask for one is an error."""
+    """On the meta device tensors have no values: to ask for one is an error.
+
+    Of several processes each adds its tokens to those of the others on the device, and there is no
+    strategy that would wait for them.
+    """
+    counts: list[Tensor] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", counts.append)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     module = Seq2SeqModule(shape)
     network = shape.build(SIZE, SIZE)
@@ -54,7 +60,7 @@ def test_a_training_step_never_waits_for_the_device(
             part(0, 1)  # what is filled in the first step alone
     module.network = network.to("meta").train()
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
-        global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=2
+        global_step=0, global_rank=0, world_size=processes, accumulate_grad_batches=2
     )
     with pytest.raises(RuntimeError, match="meta"):
         torch.ones((), device="meta").item()
@@ -64,6 +70,9 @@ def test_a_training_step_never_waits_for_the_device(
     optimizer = torch.optim.AdamW(module.parameters())
     module.configure_gradient_clipping(optimizer, clip)
     optimizer.step()
+    assert [(count.dtype, count.device.type) for count in counts] == (
+        [(torch.int64, "meta")] if processes > 1 else []
+    )
 
 
 def test_batches_are_pinned_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,18 @@ from lightning.pytorch import Trainer
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
+from transformer.commands.reproduce import changes
 from transformer.commands.table import by_length, groups
 from transformer.evaluation.metrics import TranslationScore, bleu_by_length, bleu_of_longest_third
-from transformer.training.reproduction import CHECKSUMS, Curve, mean_curve, where
+from transformer.training.reproduction import (
+    CHECKSUMS,
+    NEEDED,
+    Curve,
+    add_row,
+    mean_curve,
+    read_rows,
+    where,
+)
 from transformer.training.stopping import StopSafely
 
 
@@ -110,6 +119,39 @@ def test_the_curve_of_measured_runs_is_compared(
     assert reproduce(toy, "--average", "2", "--existing", "number") == 0
     printed = capsys.readouterr().out
     assert "measured runs: 0" in printed and "the curve:" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--data.test", "null"], "data.test is null"),
+        (
+            ["--trainer.limit_test_batches=0.5", "--data.eval_max_tokens=100"],
+            "a part of the test set is left out",
+        ),
+    ],
+)
+def test_what_is_no_row_is_not_appended(
+    options: list[str], why: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce(toy, *options, "--trainer.max_steps", "1") == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"Nothing will be appended to runs/results.jsonl: {why}") == 1
+    assert "Appended" not in printed and not (tmp_path / "runs/results.jsonl").exists()
+    assert json.loads((tmp_path / "runs/toys/toy/results.json").read_text())["bleu"] is not None
+
+
+def test_no_row_is_appended_that_cannot_be_read(tmp_path: Path) -> None:
+    row: dict[str, Any] = dict.fromkeys(NEEDED, "x")
+    add_row(tmp_path / "results.jsonl", row)
+    with pytest.raises(ValueError, match="results.jsonl, a new line: no 'bleu'"):
+        add_row(tmp_path / "results.jsonl", {**row, "bleu": None})
+    assert read_rows(tmp_path / "results.jsonl") == [row]
+
+
+def test_a_run_without_validation_is_a_changed_one() -> None:
+    assert changes(["--data.val", "x", "--data.test=y", "--existing=number"]) == []
+    assert changes(["--data.val", "null"]) == changes(["--data.val=null"]) == ["data.val=null"]
 
 
 def test_other_text_is_refused(

@@ -224,6 +224,7 @@ def one_step(
         "gradients": keep.gradients,
         "scores": model.scorer.scores,
         "latest": log.latest,
+        "translations": model.scorer.translations,
     }
 
 
@@ -258,9 +259,20 @@ def stopped_together(folder: Path) -> int:
     raise AssertionError("was not stopped")
 
 
+def vocabulary(folder: Path) -> dict[str, str]:
+    """The vocabulary with which this node trains, whose cache has nothing of the others."""
+    data = datamodule(folder / os.environ["NODE_RANK"])
+    run = trainer(folder, devices=1, num_nodes=2, strategy="ddp", max_steps=1)
+    run.fit(module(), datamodule=data)
+    return data.tokenizer.to_text()
+
+
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     result: Any = one_step(where, [1, 6, 2, 3], 2, processes=2) if what == "step" else None
     if what == "stop":
         result = stopped_together(where)
-    torch.save(result, where / f"{what}-{os.environ['LOCAL_RANK']}.pt")
+    if what == "vocabulary":
+        result = vocabulary(where)
+    rank = max(os.environ.get(key, "0") for key in ("NODE_RANK", "LOCAL_RANK"))
+    torch.save(result, where / f"{what}-{rank}.pt")

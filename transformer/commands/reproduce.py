@@ -80,16 +80,29 @@ def reproduce(
     except BaseException:
         cli.tidy()
         raise
+    why = no_row(cli)
     if cli.trainer.is_global_zero:
         print(compared)
+        if why:
+            print(f"Nothing will be appended to {results}: {why}", flush=True)
     code = train(cli)
-    if code in (0, FORGOTTEN) and cli.trainer.is_global_zero and not cli.temporary:
+    if code in (0, FORGOTTEN) and cli.trainer.is_global_zero and not why:
         row = json.loads((cli.folder / "results.json").read_text(encoding="utf-8"))
         add_row(results, {**row, "changes": changed})
         print(f"\nAppended to {results}")
         if not changed:
             keep_picture(cli, results.parent / "pictures")
     return code
+
+
+def no_row(cli: FitCLI) -> str | None:
+    """Why what comes out cannot be compared with other runs; None if it can."""
+    if not cli.config.data.test:
+        return "data.test is null"
+    limit = cli.trainer.limit_test_batches
+    if isinstance(limit, int) or limit < 1.0:  # 1 is a batch, 1.0 is all of them
+        return "a part of the test set is left out (trainer.limit_test_batches, fast_dev_run)"
+    return None
 
 
 def compare(cli: FitCLI, recipe: Path, changed: list[str]) -> str:
@@ -166,4 +179,5 @@ def changes(options: list[str]) -> list[str]:
             joined.append(option.removeprefix("--"))
         elif joined:
             joined[-1] += f"={option}"
-    return [option for option in joined if option.partition("=")[0] not in NEUTRAL]
+    # Without a validation set another checkpoint is the final one.
+    return [o for o in joined if o.partition("=")[0] not in NEUTRAL or o == "data.val=null"]

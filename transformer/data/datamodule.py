@@ -153,10 +153,19 @@ class DataModule(LightningDataModule):
         return [(*pair, share) for pair, share in zip(pairs, self._mixture().shares, strict=True)]
 
     def prepare_data(self) -> None:
-        """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached."""
+        """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached.
+
+        Of several nodes the first trains it; the others tokenise in `setup`, when they have it.
+        """
         self._check()
         clear_parts(self.cache)
-        tokenizer = self._tokenizer or saved(self._tokenizer_folder()) or self._train_tokenizer()
+        if self._tokenizer is None and self._processes()[0]:
+            return
+        self._tokenise(
+            self._tokenizer or saved(self._tokenizer_folder()) or self._train_tokenizer()
+        )
+
+    def _tokenise(self, tokenizer: Tokenizer) -> None:
         targets = {"data.tgt": self.tgt}
         targets |= {f"data.also[{i}].tgt": corpus.tgt for i, corpus in enumerate(self.also)}
         check_tags(tokenizer, self.tags, targets)
@@ -170,7 +179,7 @@ class DataModule(LightningDataModule):
         """Opens what `prepare_data` made."""
         self._check()
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.load(self._tokenizer_folder())
+            self._tokenizer = self._first_tokenizer()
         for part in self._cached():
             name, corpus, rule, limit = part
             path = table_path(self.cache, corpus, self._tokenizer, rule, limit)
@@ -319,6 +328,19 @@ class DataModule(LightningDataModule):
         return vocabulary_folder(
             self.cache, self.tokenizer_config, self._learned_from(), self._tagged()
         )
+
+    def _first_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the first process: two nodes may have learned two of them."""
+        rank, world = self._processes()
+        found = None if rank else Tokenizer.load(self._tokenizer_folder())
+        if world > 1:
+            trainer: Any = self.trainer
+            found = Tokenizer.from_text(trainer.strategy.broadcast(found and found.to_text()))
+            if trainer.local_rank == 0:
+                self._tokenise(found)
+            trainer.strategy.barrier()
+        assert found
+        return found
 
     def _train_tokenizer(self) -> Tokenizer:
         texts, folder = self._learned_from(), self._tokenizer_folder()

@@ -1,8 +1,13 @@
 """Settings that a run cannot be trained with, refused before anything is built."""
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
+
+#: Of one process, or of several that have the whole model each and report back.
+STRATEGIES = (
+    "auto", "single_device", "SingleDeviceStrategy", "ddp", "ddp_find_unused_parameters_false",
+    "ddp_find_unused_parameters_true", "DDPStrategy",
+)  # fmt: skip
 
 
 def check(config: Any) -> None:
@@ -12,8 +17,9 @@ def check(config: Any) -> None:
         ValueError: the first of them.
     """
     # One after the other: what is out of its range is not computed with.
-    for problem in chain(_ranges(config), _numerics(config), _groups(config), _not_ours(config)):
-        raise ValueError(problem)
+    for find in (_ranges, _numerics, _groups, _strategy, _not_ours):
+        for problem in find(config):
+            raise ValueError(problem)
 
 
 def _ranges(config: Any) -> Iterator[str]:
@@ -81,6 +87,17 @@ def _groups(config: Any) -> Iterator[str]:
         yield (
             f"patience {config.patience} counts validations, but there is no data.val: give "
             "data.val, or leave patience out"
+        )
+
+
+def _strategy(config: Any) -> Iterator[str]:
+    """Splitting a model is refused: the norm of its gradients would be that of a part."""
+    strategy = config.trainer.strategy
+    name = strategy if isinstance(strategy, str) else strategy.class_path
+    if name.rpartition(".")[2] not in STRATEGIES:
+        yield (
+            f"trainer.strategy {name} is not known here, where each process has the whole model: "
+            "use ddp, or leave it out"
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -245,11 +246,13 @@ class Seq2SeqModule(LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         exact = torch.promote_types(gradients[0].dtype, torch.float32)
         # Filled on the device: a copy from the host would wait for it.
-        tokens = torch.full((), self._step_tokens, dtype=exact, device=self.device)
+        tokens = torch.full((), self._step_tokens, device=gradients[0].device)
         self._step_tokens = 0
         if self.trainer.world_size > 1:
-            tokens = cast(Tensor, self.trainer.strategy.reduce(tokens, reduce_op="sum"))
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
+            # Queued behind the gradients. Lightning's `reduce` has a barrier, where hosts wait for
+            # their GPUs.
+            dist.all_reduce(tokens)
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.to(exact)
         norm = get_total_norm(gradients) * scale
         self.meter.norms.append(norm)
         if gradient_clip_val:

@@ -110,14 +110,16 @@ def results(
 
 
 def _by_length(module: Seq2SeqModule, split: Split | None) -> dict[str, Any]:
-    """BLEU by the words of the source; of several processes none has all the translations."""
-    sources, references = module.data.texts(split) if split else ([], [])
-    if not sources or len(module.scorer.translations) < len(sources):
+    """BLEU by the words of the source, of the sentences that were translated."""
+    if not split:
         return {}
-    texts = sources, [module.scorer.translations[i] for i in range(len(sources))], references
+    sources, references = module.data.texts(split)
+    found = sorted(module.scorer.translations.items())
+    texts = [sources[i] for i, _ in found], [text for _, text in found]
+    args = module.scorer.text, *texts, [references[i] for i, _ in found]
     return {
-        "bleu_by_length": [list(b) for b in bleu_by_length(module.scorer.text, *texts)],
-        "bleu_longest_third": bleu_of_longest_third(module.scorer.text, *texts),
+        "bleu_by_length": [list(b) for b in bleu_by_length(*args)],
+        "bleu_longest_third": bleu_of_longest_third(*args),
     }
 
 

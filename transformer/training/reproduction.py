@@ -40,18 +40,27 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
-        missing = [key for key in NEEDED if not isinstance(row, dict) or row.get(key) is None]
-        if missing:
-            raise ValueError(
-                f"{file}, line {number}: no {missing[0]!r}: it must be a row that `transformer "
-                "reproduce` wrote, of a recipe with a test set"
-            )
-        rows.append(row)
+        rows.append(_checked(row, f"{file}, line {number}"))
     return rows
 
 
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    for key in NEEDED:
+        if not isinstance(row, dict) or row.get(key) is None:
+            raise ValueError(
+                f"{where}: no {key!r}: it must be a row that `transformer reproduce` wrote, of a "
+                "recipe with a test set"
+            )
+    return dict(row)
+
+
 def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Append a run to a file, which is made if need be."""
+    """Append a run to a file, which is made if need be.
+
+    Raises:
+        ValueError: when `read_rows` would refuse it.
+    """
+    _checked(row, f"{file}, a new line")
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import nn
 
@@ -80,7 +81,11 @@ class Scorer(nn.Module):
         self.translations.update(zip(ids, hypotheses, strict=True))
 
     def finish(self, trainer: Trainer) -> None:
-        """Compute `scores`, of the batches of all processes."""
+        """Compute `scores`, and gather `translations`, of the batches of all processes."""
+        if trainer.world_size > 1:
+            parts: list[dict[int, str]] = [{}] * trainer.world_size
+            dist.all_gather_object(parts, self.translations)
+            self.translations = {index: text for part in parts for index, text in part.items()}
         loss, nll, tokens = sum_over_processes(trainer, self._sums)
         tokens = max(tokens, 1.0)
         self.scores = {

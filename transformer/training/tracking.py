@@ -124,10 +124,7 @@ class WandbTracker(Callback):
 def samples(
     module: Seq2SeqModule, split: Literal["val", "test"], count: int
 ) -> list[tuple[str, str, str]]:
-    """Source, reference and translation of some sentences, the same ones every time.
-
-    With several processes only those that this process translated are there to choose from.
-    """
+    """Source, reference and translation of some sentences, the same ones every time."""
     sources, references = module.data.texts(split)
     known = sorted(module.scorer.translations)
     chosen = random.Random(0).sample(known, min(count, len(known)))
