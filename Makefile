@@ -1,6 +1,6 @@
 # make train   sets up, trains a recipe, shows translations       make test    sets up, runs every test
 # make check   linter, types, fast tests                          make clean   removes .venv and caches
-# make bench   measures speed beside other packages
+# make bench   measures speed beside other packages            make gpu     tests and measures a GPU
 PYTHON ?= python3
 RECIPE ?= recipes/quickstart.yaml
 ARGS ?=
@@ -8,13 +8,23 @@ BIN = .venv/bin
 # Several test processes share the machine: one thread for each.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help setup train test check lint bench clean
+# What `make gpu` needs beside torch, lightning, tokenizers and torchmetrics, which it takes from
+# $(PYTHON): CUDA builds are large, and often come with the machine.
+GPU_NEEDS = datasets wandb 'jsonargparse[signatures]' sacrebleu sacremoses matplotlib \
+  koreanize-matplotlib safetensors numpy pytest pytest-timeout
+WHEELS ?=
+LINKS = $(if $(WHEELS),--find-links '$(WHEELS)')
+PUREPYTHON = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+.PHONY: help setup train test check lint bench wheels gpu clean
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
 	@echo "make test      set up, linter, types, every test (under 10 minutes)"
 	@echo "make check     set up, linter, types, fast tests (under 3 minutes)"
 	@echo "make bench [ARGS=...] [DEVICE=cuda]   set up, measure speed beside other packages (ARGS=--help)"
+	@echo "make gpu [WHEELS=folder] [ARGS=...]   test and measure a GPU, offline, with torch of PYTHON"
+	@echo "make wheels WHEELS=folder   fill the folder, on a machine with a network and the same Python"
 	@echo "make setup     the virtual environment .venv alone (PYTHON=$(PYTHON))"
 	@echo "make clean     remove .venv and caches; runs/ and .bench/ stay"
 
@@ -46,5 +56,18 @@ test: lint
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+wheels:
+	$(PYTHON) -m pip download --disable-pip-version-check -c constraints.txt \
+	  -d '$(or $(WHEELS),wheels)' $(GPU_NEEDS)
+
+# An environment beside that of $(PYTHON), whose packages it sees, itself perhaps an environment.
+gpu:
+	$(PYTHON) -m venv --system-site-packages .gpu
+	$(PYTHON) $(PUREPYTHON) > "$$(.gpu/bin/python $(PUREPYTHON))/given.pth"
+	.gpu/bin/python -m pip install --quiet --disable-pip-version-check --no-index $(LINKS) \
+	  $(GPU_NEEDS) || { echo "Fill a folder with 'make wheels WHEELS=folder' where there is a" \
+	  "network, and give it to 'make gpu WHEELS=folder' here"; exit 1; }
+	PIP_NO_INDEX=1 .gpu/bin/python -m tests.benchmarks.gpu $(ARGS)
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .gpu .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

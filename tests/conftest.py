@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -21,3 +22,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands log to the standard output of their process, which here changes with every test."""
     monkeypatch.setattr(logging.getLogger("transformer"), "handlers", [])
+
+
+@pytest.fixture
+def device() -> str:
+    """The device of the tests marked `gpu`: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -113,6 +113,7 @@ def test_one_graph_serves_all_shapes(training: bool) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_recurrences_are_not_computed_in_float16(cell: Any) -> None:
