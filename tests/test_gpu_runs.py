@@ -51,6 +51,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_bundle(folder / "bundle").model.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_run_and_those_that_go_on_from_it(tmp_path: Path, device: str) -> None:
     """Fit; resumed exactly; begun from old weights with new words, with adapters and without."""
     config = recipe(tmp_path)
