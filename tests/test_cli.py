@@ -14,6 +14,7 @@ from typing import Literal
 
 import pytest
 from jsonargparse import ActionConfigFile
+from toys import raising
 
 import transformer
 from transformer.__main__ import COMMANDS, main
@@ -95,11 +96,8 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """Puts a command `score` in place that raises what it is told to."""
 
     def install(error: BaseException) -> None:
-        def fails(args: list[str]) -> None:
-            raise error
-
         module = ModuleType("transformer.commands.score")
-        module.main = fails  # type: ignore[attr-defined]
+        module.main = raising(error)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "transformer.commands.score", module)
 
     monkeypatch.delenv("TRANSFORMER_DEBUG", raising=False)
@@ -140,6 +138,25 @@ def test_debug_shows_where_an_error_was_raised(
 def test_an_error_of_the_program_is_not_hidden(command: Callable[[BaseException], None]) -> None:
     command(ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
+        main(["score"])
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("json.loads('{')", "Expecting property"),
+        ("int('x')", "invalid"),
+        ("[].remove(3)", "not in"),
+    ],
+)
+def test_an_error_of_a_library_keeps_its_trace(
+    monkeypatch: pytest.MonkeyPatch, code: str, error: str
+) -> None:
+    """Though it is a ValueError, as those of the package are: nobody has put it into words."""
+    module = ModuleType("transformer.commands.score")
+    exec(f"import json\ndef main(args): {code}", module.__dict__)
+    monkeypatch.setitem(sys.modules, "transformer.commands.score", module)
+    with pytest.raises(ValueError, match=error):
         main(["score"])
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import NETWORK, VAL, FixedData, datamodule, one_step, recipe
+from toys import NETWORK, VAL, FixedData, datamodule, one_step, recipe, start
 
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 
@@ -134,3 +136,23 @@ def test_two_nodes_train_with_one_vocabulary(tmp_path: Path) -> None:
     first, second = launch("vocabulary", tmp_path, nodes=2)
     assert first == second != other.to_text()
     assert len(list((tmp_path / "1/cache").glob("tokens-*.arrow"))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [True, False])
+def test_a_process_that_dies_is_one_line_of_the_other(
+    own_folder: None, tmp_path: Path, first: bool
+) -> None:
+    options = ["--logger", "none", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    options += ["--data.max_tokens", "100", "--trainer.max_epochs", "10000"]
+    process = start("--config", recipe(tmp_path), *options)
+    last = Path("runs/toy/checkpoints/last.ckpt")
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.05)
+    (second,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid if first else int(second), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if first else 2)
+    assert errors.count("\n") == 1, errors
+    assert "another process of this run is gone" in errors
+    assert f"fit --config runs/toy/config.yaml --ckpt_path {last}" in errors

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from toys import recipe
+from toys import raising, recipe
 
 from transformer.__main__ import main
 from transformer.bundle import load_bundle
@@ -56,10 +56,7 @@ def test_a_test_that_fails_does_not_cost_the_bundle(
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(command, "evaluate", fail)
+    monkeypatch.setattr(command, "evaluate", raising(error))
     assert fit("--config", recipe(tmp_path)) in (2, 130)
     assert "The model was not tested; it is in runs/toy/bundle" in capsys.readouterr().out
     bundle = load_bundle(Path("runs/toy/bundle"))
@@ -83,7 +80,7 @@ def test_the_clock_is_not_running_while_a_validation_is_drawn(
 
     def remember(self: Trainer, *_: Any, **__: Any) -> None:
         order.append([type(callback).__name__ for callback in self.callbacks])  # type: ignore[attr-defined]
-        raise ValueError("enough")
+        raising(ValueError("enough"))()
 
     monkeypatch.setattr(Trainer, "fit", remember)
     assert fit("--config", recipe(tmp_path)) == 2

@@ -133,6 +133,10 @@ def test_an_architecture_brings_its_own_settings(
             "trainer.val_check_interval 0.3 is a share of an epoch",
         ),
         (
+            ["--trainer.accumulate_grad_batches=2", "--trainer.check_val_every_n_epoch=null"],
+            "trainer.check_val_every_n_epoch null counts batches beyond the end of an epoch",
+        ),
+        (
             ["--trainer.accumulate_grad_batches=0", "--trainer.val_check_interval=5"],
             "trainer.accumulate_grad_batches is 0: it must be at least 1",
         ),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +105,7 @@ def life(folder: Path, fatal: int | None, workers: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(0, 6), (2, 2)])
+@pytest.mark.parametrize(("workers", "kills"), [(0, 4), (2, 2)])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path, workers: int, kills: int
 ) -> None:
@@ -112,7 +114,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     expected = torch.load(tmp_path / "whole" / "final.pt", weights_only=True)
     rng, folder = random.Random(workers), tmp_path / "killed"
     for _ in range(kills):
-        assert not life(folder, rng.randint(10, 50), workers)
+        assert not life(folder, rng.randint(8, 40), workers)
         if not (folder / "last.ckpt").exists():  # then it begins anew
             shutil.rmtree(folder, ignore_errors=True)
     assert life(folder, None, workers)
@@ -185,3 +187,69 @@ def test_nothing_is_saved_inside_of_a_step(tmp_path: Path, monkeypatch: pytest.M
     again = ["--ckpt_path", LAST, "--trainer.max_steps", "4"]
     assert fit("--config", path, *options, *again) == 130
     assert torch.load(LAST, weights_only=True)["micro_batches"] == 6
+
+
+def test_a_full_disk_costs_no_checkpoint(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(*options, "--trainer.max_steps", "3") == 0
+    whole = Path(LAST).read_bytes()
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+    try:
+        code = fit(*options, "--ckpt_path", LAST, "--trainer.max_steps", "6")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.count("\n") == 1
+    assert "runs/toy/checkpoints/best-step6-bleu0.00.ckpt: File too large; training stopped" in said
+    assert f"fit --config runs/toy/config.yaml --ckpt_path {LAST}" in said
+    assert Path(LAST).read_bytes() == whole
+    assert not [path for path in Path("runs/toy").rglob("*") if is_part(path)]
+
+
+def test_checkpoints_take_no_way_over_another_file_system(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert fit(*options, "--trainer.max_steps", "3") == 0
+    assert torch.load(LAST, weights_only=True)["global_step"] == 3
+
+
+def test_an_error_of_a_library_keeps_its_trace_and_names_the_checkpoint(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Seq2SeqModule.training_step
+
+    def fail(self: Seq2SeqModule, *args: Any) -> Any:
+        return torch.zeros(2).view(3) if self.micro_batches == 4 else step(self, *args)
+
+    monkeypatch.setattr(Seq2SeqModule, "training_step", fail)
+    with pytest.raises(
+        RuntimeError, match="stopped after step 4; to resume .* --ckpt_path"
+    ) as stop:
+        fit(*options)
+    assert LAST in str(stop.value)
+    assert "is invalid for input of size 2" in str(stop.value.__cause__)
+
+
+@pytest.mark.parametrize(("name", "done"), [("max_steps", 3), ("max_epochs", 2)])
+def test_where_nothing_is_left_to_train_nothing_is_changed(
+    options: list[str], capsys: pytest.CaptureFixture[str], name: str, done: int
+) -> None:
+    given = [*options, *(["--save_every", "null"] if name == "max_epochs" else [])]
+    assert fit(*given, f"--trainer.{name}", str(done)) == 0
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    for limit in (done, done - 1):
+        assert fit(*given, "--ckpt_path", LAST, f"--trainer.{name}", str(limit)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"nothing is left to train: trainer.{name} is {limit}, and {LAST} was" in said
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+    # A run that was stopped in its test has nothing left to train either, but has not ended.
+    Path("runs/toy/results.json").unlink()
+    assert fit(*given, "--ckpt_path", LAST, f"--trainer.{name}", str(done)) == 0
+    assert results()["steps"] > 0

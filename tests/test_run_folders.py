@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from toys import fit, recipe
 
 from transformer.training.runs import claim, resumable
+from transformer.writing import part
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -31,8 +33,9 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "runs/toy exists already" in said
-    for way in ("--run_dir", "--ckpt_path runs/toy/checkpoints/last.ckpt", "--existing number"):
+    for way in ("--run_dir", "--existing number"):
         assert way in said
+    assert "--ckpt_path" not in said, "there is nothing to resume"
     assert os.listdir("runs/toy") == ["precious"]
 
     options = ["--logger", "none", "--trainer.max_epochs", "1", "--data.test", "null"]
@@ -56,6 +59,26 @@ def test_of_two_runs_one_gets_the_folder(tmp_path: Path) -> None:
 def test_of_two_runs_that_both_saw_no_folder_one_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claim(settings(), "new")[1]
     monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(ValueError, match="runs/new exists already"):
+        claim(settings(), "new")
+
+
+def test_the_folder_of_a_process_that_was_killed_before_it_trained_is_free(tmp_path: Path) -> None:
+    ours, its = os.pipe()
+    child = os.fork()
+    if child == 0:
+        claim(settings(), "new")
+        part(Path("runs/new/checkpoints/last.ckpt")).touch()
+        os.write(its, b".")
+        signal.pause()
+    os.read(ours, 1)
+    with pytest.raises(ValueError, match="runs/new exists already"):
+        claim(settings(), "new")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert claim(settings(), "new") == (Path("runs/new"), True)
+    assert os.listdir("runs/new/checkpoints") == [".taken"]
+    Path("runs/new/config.yaml").touch()
     with pytest.raises(ValueError, match="runs/new exists already"):
         claim(settings(), "new")
 
@@ -112,7 +135,10 @@ def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path) -> No
     tokenizer = Namespace(**config["data"]["tokenizer"])
     model = Namespace(freeze=(), lora=Namespace(**config["model"]["lora"]))
     given = settings(
-        ckpt_path="runs/toy/checkpoints/last.ckpt", data=Namespace(tokenizer=tokenizer), model=model
+        ckpt_path="runs/toy/checkpoints/last.ckpt",
+        data=Namespace(tokenizer=tokenizer),
+        model=model,
+        trainer=Namespace(max_steps=-1, max_epochs=2),
     )
     kept = resumable(given)
     assert kept.keys() == {"recipe", "bundle", "wandb_id"}

@@ -22,16 +22,21 @@ from transformer.training.stopping import Interrupted, StopSafely, goodbye
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def test_ctrl_c_while_data_is_prepared_stops_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_data_is_prepared_stops_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    signum: int,
+    code: int,
 ) -> None:
     def prepare(self: DataModule) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signum)
         raise AssertionError("went on")
 
     monkeypatch.setattr(DataModule, "prepare_data", prepare)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    assert fit("--config", recipe(tmp_path), "--logger", "none") == 130
+    assert fit("--config", recipe(tmp_path), "--logger", "none") == code
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     said = capsys.readouterr()
     assert said.out.endswith("\nStopped at once; nothing was saved before.\n")

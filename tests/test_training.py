@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,26 @@ def test_final_model_is_the_average_else_the_best_else_the_last(
     torch.testing.assert_close(weights, last)
 
 
+def test_checkpoints_of_lightning_s_own_callbacks_are_known(trained: Any, tmp_path: Path) -> None:
+    """As version 0.1 wrote them: paths that may have changed, and a state for each kind."""
+    run, model, folder = trained
+    names = ["best-step9-bleu1.00.ckpt", "weights-step4.ckpt", "weights-step12.ckpt"]
+    best = {f"/old/{names[0]}": torch.tensor(1.0)}
+    weights = {f"/old/{name}": torch.tensor(float(name[12:-5])) for name in reversed(names[1:])}
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    states: dict[str, Any] = {
+        f"RunCheckpoint{{'monitor': '{monitor}'}}": {"monitor": monitor, "best_k_models": kept}
+        for monitor, kept in (("val/rank", best), ("step", weights), (None, {}))
+    }
+    checkpoint["callbacks"] = states
+    for name in names:
+        torch.save(checkpoint, tmp_path / name)
+    (tmp_path / "best-step3-bleu0.50.ckpt").write_text("torn")
+    saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=None)
+    saved.on_load_checkpoint(run, model, checkpoint)
+    assert (saved.best, saved.weights) == (names[0], names[1:])
+
+
 def test_checkpoints_that_do_not_belong_together(trained: Any, tmp_path: Path) -> None:
     _, _, folder = trained
     path = folder / "last.ckpt"
@@ -270,6 +291,14 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_text("hello")
     with pytest.raises(ValueError, match=r"broken\.ckpt cannot be read"):
         read_checkpoint(tmp_path / "broken.ckpt")
+    state: dict[str, Any] = {"state_dict": {}, "bundle": {}, "optimizer_states": []}
+    torch.save(state, tmp_path / "older.ckpt")
+    torch.save(state, tmp_path / "torn.ckpt")
+    os.truncate(tmp_path / "torn.ckpt", 1000)
+    torch.save({"state_dict": {}, "bundle": {}}, tmp_path / "weights-step9.ckpt")
+    for name in ("broken", "torn"):
+        with pytest.raises(ValueError, match=rf"{name}\.ckpt cannot be read .* is .*older\.ckpt$"):
+            read_checkpoint(tmp_path / f"{name}.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match=r"foreign\.ckpt is not a checkpoint that"):
         read_checkpoint(tmp_path / "foreign.ckpt")

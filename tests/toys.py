@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -88,6 +89,13 @@ def recipe(folder: Path, name: str = "toy.yaml", extra: str = "") -> Path:
 def fit(*args: str | Path) -> int:
     """`transformer fit` in this process; its exit code."""
     return main(["fit", *map(str, args)])
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    """A function that raises an error as one of the package does; others keep their traceback."""
+    own = {"error": error, "__name__": "transformer.toy"}
+    exec("def fail(*args, **options): raise error", own)
+    return cast(Callable[..., Any], own["fail"])
 
 
 def start(*args: str | Path, **environment: str) -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from transformer import __version__
+from transformer.errors import is_for_the_user, message
 
 COMMANDS = {
     "fit": "train a model from a recipe, test it, and leave a bundle",
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, or 2 when the arguments or the input are at fault.
+
+    Raises:
+        Exception: When something else is: the traceback says where.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -56,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has had enough; Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except (ValueError, OSError) as error:
-        if os.environ.get("TRANSFORMER_DEBUG", "0") not in ("", "0"):
+    except Exception as error:
+        if os.environ.get("TRANSFORMER_DEBUG", "0") not in ("", "0") or not is_for_the_user(error):
             raise
         return fail(message(error))
 
@@ -73,13 +77,6 @@ def run(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         return fail(unknown_command(args[0]))
     return int(import_module(f"transformer.commands.{args[0]}").main(args[1:]) or 0)
-
-
-def message(error: ValueError | OSError) -> str:
-    """Puts what an error says on one line; for a file that is its name and the reason."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def unknown_command(name: str) -> str:

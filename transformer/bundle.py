@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from transformer.data.tokenizer import Tokenizer
 from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
 from transformer.settings import settings
+from transformer.writing import part
 
 FORMAT_VERSION = 1
 INITIALISERS = (
@@ -117,7 +118,7 @@ def save_bundle(
         "training": training,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial = part(folder)
     partial.mkdir()
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformer.commands.arguments import (
 )
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
+from transformer.errors import is_for_the_user, message
 from transformer.models import ARCHITECTURES, Shape, architecture_of
 from transformer.training.callbacks import EarlyStopping, TrainingLog
 from transformer.training.checkpoints import Checkpoints
@@ -49,10 +51,18 @@ from transformer.training.runs import (
     be_quiet,
     choose_precision,
     claim,
+    let_go,
     recipe_name,
     resumable,
 )
-from transformer.training.stopping import Interrupted, StopSafely, diverged, goodbye, what_is_left
+from transformer.training.stopping import (
+    Interrupted,
+    StopSafely,
+    diverged,
+    goodbye,
+    is_of_a_lost_process,
+    what_is_left,
+)
 from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
 
 FORGOTTEN = 3  # the exit code
@@ -95,7 +105,7 @@ def train(cli: FitCLI) -> int:
     """Train, test, and write the bundle; returns the exit code."""
     try:
         gate = forgetting_gate(cli)
-        with cli.stop:
+        with cli.stop, how_to_go_on(cli):
             cli.trainer.fit(
                 cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True
             )
@@ -109,11 +119,37 @@ def train(cli: FitCLI) -> int:
         print(goodbye(stop, cli.folder, cli.again), flush=True)
         return 128 + stop.signum
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
-        print(what_is_left(cli.folder / "checkpoints"), flush=True)
-        return 130
+        print(f"\nStopped at once; {what_is_left(cli.folder, cli.again)}.", flush=True)
+        return 128 + (cli.stop.signum or signal.SIGINT)
     finally:
         cli.tidy()
     return FORGOTTEN if forgotten else 0
+
+
+@contextlib.contextmanager
+def how_to_go_on(cli: FitCLI) -> Iterator[None]:
+    """Names the checkpoint to resume from in an error that stops training on its way.
+
+    Raises:
+        ValueError: for what the user can mend.
+        RuntimeError: for anything else, whose traceback stays before it.
+    """
+    try:
+        yield
+    except (Interrupted, NotFinite, MisconfigurationException):
+        raise
+    except Exception as error:
+        if cli.stop.began is None:
+            raise
+        stopped = f"training stopped after step {cli.trainer.global_step:,}"
+        left = f"{stopped}; {what_is_left(cli.folder, cli.again)}"
+        if is_for_the_user(error):
+            raise ValueError(f"{message(error)}; {left}") from error
+        if is_of_a_lost_process(error):
+            raise ValueError(
+                f"another process of this run is gone, see its own words; {left}"
+            ) from error
+        raise RuntimeError(left) from error
 
 
 def forgetting_gate(cli: FitCLI) -> ForgettingGate | None:
@@ -229,7 +265,7 @@ class FitCLI(LightningCLI):
     def __init__(self, args: Sequence[str], again: str | None = None) -> None:
         self.again = again
         self.log = TrainingLog()
-        self.is_new = False
+        self.folder, self.is_new = Path(), False
         try:
             self._build(args)
         except BaseException:
@@ -352,6 +388,7 @@ class FitCLI(LightningCLI):
         trainer: Trainer | None = getattr(self, "trainer", None)  # None: not even built
         if self.is_new and (self.temporary or not trainer or trainer.global_step == 0):
             shutil.rmtree(self.folder, ignore_errors=True)
+        let_go(self.folder)
 
 
 class Banner(Callback):

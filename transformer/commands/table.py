@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from transformer.commands.arguments import Parser
 from transformer.training.reproduction import read_rows
+from transformer.writing import write
 
 DESCRIPTION = """Writes what `transformer reproduce` has appended to a file of results into a
 Markdown file, between two lines that hold the comments <!-- results --> and <!-- /results --> (for
@@ -56,7 +57,7 @@ def table(results: str, markdown: str) -> None:
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error})") from None
     parts = [described(rows, published), *pictures(rows, source.parent, target.parent)]
-    target.write_text("\n".join([f"{before}{begin}", *parts, f"{end}{after}"]), encoding="utf-8")
+    write(target, "\n".join([f"{before}{begin}", *parts, f"{end}{after}"]))
     print(f"{len(rows)} runs -> {target}")
 
 

@@ -20,6 +20,7 @@ from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import bleus, detokenized, versions
 from transformer.training.runs import be_quiet
+from transformer.writing import write as write_whole
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
@@ -154,9 +155,9 @@ def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
     found = module.scorer.translations
     lines = [" ".join(found[index].splitlines()) for index in sorted(found)]
     text = "".join(f"{line}\n" for line in lines)
-    (folder / "hypotheses.txt").write_text(text, encoding="utf-8")
+    write_whole(folder / "hypotheses.txt", text)
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "results.json", text + "\n")
 
 
 def summary(folder: Path, numbers: dict[str, Any]) -> str:

@@ -32,13 +32,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
+        other = newest_checkpoint(Path(path).parent)
+        hint = f": the newest whole one beside it is {other}" if other else ""
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__})"
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}){hint}"
         ) from error
     if not isinstance(checkpoint, dict) or not {"bundle", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} is not a checkpoint that `transformer fit` wrote")
     checkpoint["state_dict"] = merged(checkpoint["state_dict"])
     return checkpoint
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder that a run can be resumed from; None without one."""
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return next((file for file in files if _resumable(file)), None)
+
+
+def _resumable(file: Path) -> bool:
+    try:  # mapped, not read: that the file ends as it should is seen at once
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return {"bundle", "optimizer_states"} <= checkpoint.keys()
+    except Exception:  # torch raises many kinds
+        return False
 
 
 def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -43,7 +43,6 @@ class AfterSteps(Checkpoint):
 
     def __init__(self) -> None:
         self._last_step = 0
-        self._waits = False
 
     def after_step(self, trainer: Trainer, validated: bool) -> None:
         """Act.
@@ -60,7 +59,7 @@ class AfterSteps(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step after which a resumed run was saved is not taken again."""
-        self._last_step, self._waits = trainer.global_step, False
+        self._last_step = trainer.global_step
         epoch: Any = trainer.fit_loop.epoch_progress.current
         if epoch.completed == epoch.started:  # saved after the last step of an epoch
             trainer.fit_loop.reset_restart_stage()  # else Lightning would not count the next one
@@ -72,14 +71,12 @@ class AfterSteps(Checkpoint):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        self._waits = _validates_now(trainer)
-        if not self._waits:
+        if not _validates_now(trainer):
             self.after_step(trainer, validated=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Act where a validation ends that followed a step."""
-        if of_training(trainer) and self._waits:
-            self._waits = False
+        if of_training(trainer) and not trainer.fit_loop._should_accumulate():
             self.after_step(trainer, validated=True)
 
 
@@ -119,7 +116,7 @@ class Checkpoints(AfterSteps):
 
     def after_step(self, trainer: Trainer, validated: bool) -> None:
         """Write what is due."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if cast(Any, trainer).fast_dev_run:
             return
         if self.save_every:
             due = trainer.global_step % self.save_every == 0
@@ -130,29 +127,31 @@ class Checkpoints(AfterSteps):
             name = f"{WEIGHTS}{trainer.global_step}.ckpt"
             names = [*(other for other in self.weights if other != name), name]
             self.weights = names[-self.keep_weights :]
-            self._save(trainer, name, names[: -self.keep_weights], weights_only=True)
+            self._save(trainer, name, weights_only=True)
+            self._remove(trainer, names[: -self.keep_weights])
         if validated and self.keep_best:
             bleu, rank = (float(trainer.callback_metrics[key]) for key in ("val/bleu", RANK))
-            self._save_if_best(trainer, f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt", rank)
+            self._keep_best(trainer, f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt", rank)
         if due:
             self._save(trainer, LAST)
 
-    def _save_if_best(self, trainer: Trainer, name: str, rank: float) -> None:
-        if rank <= self.ranks.get(name, -math.inf):
-            return  # a run that was resumed before this step, and did no better there
-        ranks = {**self.ranks, name: rank}
+    def _keep_best(self, trainer: Trainer, name: str, rank: float) -> None:
+        # A run that was resumed before this step may have a file of it that is better.
+        before = self.ranks.get(name, -math.inf)
+        ranks = {**self.ranks, name: max(rank, before)}
         kept = sorted(ranks, key=lambda other: -ranks[other])[: self.keep_best]
-        if name in kept:
-            gone = self.ranks.keys() - set(kept)
-            self.ranks = {other: ranks[other] for other in kept}
-            self._save(trainer, name, gone)
+        gone = self.ranks.keys() - set(kept)
+        self.ranks = {other: ranks[other] for other in kept}
+        if name in kept and rank > before:
+            self._save(trainer, name)
+        self._remove(trainer, gone)
 
-    def _save(
-        self, trainer: Trainer, name: str, gone: Iterable[str] = (), weights_only: bool = False
-    ) -> None:
+    def _save(self, trainer: Trainer, name: str, weights_only: bool = False) -> None:
         trainer.save_checkpoint(self.folder / name, weights_only)
-        for other in gone:
-            trainer.strategy.remove_checkpoint(self.folder / other)
+
+    def _remove(self, trainer: Trainer, names: Iterable[str]) -> None:
+        for name in names:
+            trainer.strategy.remove_checkpoint(self.folder / name)
 
     def state_dict(self) -> dict[str, Any]:
         """Names alone: the folder may be moved."""

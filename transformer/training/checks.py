@@ -59,6 +59,12 @@ def _numerics(config: Any) -> Iterator[str]:
             f"trainer.val_check_interval {interval:g} is a share of an epoch and may end inside of "
             f"a step of {window} batches: give a number of batches, such as {window * 100}"
         )
+    elif window > 1 and config.trainer.check_val_every_n_epoch is None:
+        yield (
+            "trainer.check_val_every_n_epoch null counts batches beyond the end of an epoch, whose "
+            f"last step may have less than trainer.accumulate_grad_batches {window} of them: leave "
+            "it out"
+        )
     elif isinstance(interval, int) and interval % window:
         yield (
             f"trainer.val_check_interval {interval} counts batches and is not a multiple of "

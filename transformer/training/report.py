@@ -23,6 +23,7 @@ from transformer.training.forgetting import in_words
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import program
 from transformer.training.tracking import attention_figure, samples
+from transformer.writing import whole, write
 
 Split = Literal["test", "val"]
 SHOWN = 5  # translations in the summary; the picture is of one of them
@@ -174,12 +175,13 @@ def save_final(
         bundle, module.model, module.tokenizer, card=card, training=training, **module.about
     )
     text = json.dumps(numbers, indent=2, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    write(folder / "results.json", text + "\n")
     shown = samples(module, numbers["split"], SHOWN) if numbers["split"] else []
     if (figure := attention_figure(module, shown)) is None:
         return None
     picture = folder / "attention.png"
-    figure.savefig(picture, dpi=150)
+    with whole(picture) as stream:
+        figure.savefig(stream, format="png", dpi=150)
     return picture
 
 

@@ -1,5 +1,6 @@
 """The surroundings of a run: its folder, what it resumes, what it is called, what is shown."""
 
+import fcntl
 import logging
 import os
 import shlex
@@ -8,17 +9,21 @@ import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from transformer.kernels import refuse_emulated, trains_in_bfloat16
-from transformer.training.averaging import read_checkpoint
+from transformer.training.averaging import newest_checkpoint, read_checkpoint
+from transformer.writing import clear, is_part, write
 
 #: Tells the processes that Lightning starts where the first one writes.
 RUN_DIR = "TRANSFORMER_RUN_DIR"
+#: Below a run folder: the lock of the process that has taken it and is preparing its data.
+TAKEN = Path("checkpoints", ".taken")
+_LOCKS: dict[Path, IO[str]] = {}
 #: Whoever starts the processes numbers them in some of these.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
@@ -36,14 +41,18 @@ def claim(config: Any, name: str) -> tuple[Path, bool]:
     if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
         return Path(os.environ.get(RUN_DIR, folder)), False
     if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
-        return _folder_of(config), False
+        folder = _folder_of(config)
+        for place in (folder, folder / "checkpoints"):
+            clear(place)
+        return folder, False
     if _take(folder):
         return folder, True
     if config.existing == "number":
         return next(f for n in range(2, sys.maxsize) if _take(f := Path(f"{folder}-{n}"))), True
+    newest = newest_checkpoint(folder / "checkpoints")
+    resume = f"resume it with --ckpt_path {shlex.quote(str(newest))}, " if newest else ""
     raise ValueError(
-        f"{folder} exists already: choose another --run_dir, resume it with --ckpt_path "
-        f"{shlex.quote(str(folder / 'checkpoints' / 'last.ckpt'))}, or take the next free number "
+        f"{folder} exists already: choose another --run_dir, {resume}or take the next free number "
         "with --existing number"
     )
 
@@ -60,14 +69,45 @@ def _folder_of(config: Any) -> Path:
 
 
 def _take(folder: Path) -> bool:
-    """Take a folder that is not there or empty, of several processes only for one of them."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    """Take a folder in which no run has written yet, of several processes only for one of them.
+
+    Until the run writes there, the process holds a lock, which goes away with it: whoever is
+    killed while data is prepared leaves a folder that is free.
+    """
+    if not _is_free(folder):
         return False
+    (folder / TAKEN).parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder / TAKEN).open("w")
     try:
-        (folder / "checkpoints").mkdir(parents=True)  # fails for all but one
-    except FileExistsError:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it may meanwhile have begun to train, or removed the folder.
+        mine = os.path.samestat(os.fstat(lock.fileno()), (folder / TAKEN).stat())
+    except OSError:
+        mine = False
+    if not (mine and _is_free(folder)):
+        lock.close()
         return False
+    for place in (folder, folder / "checkpoints"):
+        clear(place)
+    _LOCKS[folder] = lock
     return True
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what killed processes leave before they train."""
+    if not folder.exists():
+        return True
+    places = [place for place in (folder, folder / "checkpoints") if place.is_dir()]
+    found = [path.relative_to(folder) for place in places for path in place.iterdir()]
+    ours = (TAKEN, TAKEN.parent)
+    return folder.is_dir() and all(path in ours or is_part(path) for path in found)
+
+
+def let_go(folder: Path) -> None:
+    """Give up the lock of a folder, in which the run has written by now, or which is gone."""
+    if lock := _LOCKS.pop(folder, None):
+        (folder / TAKEN).unlink(missing_ok=True)
+        lock.close()
 
 
 def resumable(config: Any) -> dict[str, Any]:
@@ -81,9 +121,10 @@ def resumable(config: Any) -> dict[str, Any]:
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     if "optimizer_states" not in checkpoint:
+        newest = newest_checkpoint(Path(config.ckpt_path).parent)
+        hint = f": resume from {newest}" if newest else ""
         raise ValueError(
-            f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged: resume from "
-            "last.ckpt, interrupted.ckpt or best-*.ckpt"
+            f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged{hint}"
         )
     now, trained = _plain(config), checkpoint["recipe"]["config"]
     keys = [f"data.tokenizer.{key}" for key in now["data"]["tokenizer"]]
@@ -94,7 +135,32 @@ def resumable(config: Any) -> dict[str, Any]:
                 f"{key} is {value!r}, which does not fit the checkpoint {config.ckpt_path} with "
                 f"{before!r}: resume with the checkpoint's value, or begin a new run"
             )
+    _check_rest(config, checkpoint)
     return {key: checkpoint.get(key) for key in ("recipe", "bundle", "wandb_id")}
+
+
+def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:
+    """Refuse to resume where nothing is left to train; a run that did not end goes on to its test.
+
+    Raises:
+        ValueError: which setting is at or below what was trained.
+    """
+    at_home = Path(config.ckpt_path).parent.name == "checkpoints"
+    ended = at_home and (_folder_of(config) / "results.json").exists()
+    loops = checkpoint["loops"]["fit_loop"]
+    # The last epoch that was begun is over when its last batch is.
+    over = loops["epoch_loop.batch_progress"]["is_last_batch"]
+    epochs = loops["epoch_progress"]["total"]["started"] - (not over)
+    done = {"max_steps": checkpoint["global_step"], "max_epochs": epochs}
+    for key, count in done.items():
+        limit = getattr(config.trainer, key)
+        if limit is None or limit < 0 or limit > count or (limit == count and not ended):
+            continue
+        raise ValueError(
+            f"nothing is left to train: trainer.{key} is {limit}, and {config.ckpt_path} was saved "
+            f"after {count}: give more with --trainer.{key}, or see `{program()} average --help` "
+            "for a bundle of it"
+        )
 
 
 def _plain(setting: Any) -> Any:
@@ -198,8 +264,8 @@ class SaveConfig(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(self.text, encoding="utf-8")
+            write(self.path, self.text)
+            let_go(self.path.parent)
 
 
 def be_quiet() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import threading
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 
+from transformer.training.averaging import newest_checkpoint
 from transformer.training.checkpoints import AfterSteps
 from transformer.training.meter import NotFinite
 from transformer.training.runs import program
@@ -50,6 +52,8 @@ class StopSafely(AfterSteps):
         super().__init__()
         self.folder = folder
         self.signum = 0
+        #: The optimizer step after which training began; None before it has.
+        self.began: int | None = None
         self._originals: dict[int, Any] = {}
         self._training = False
         self._process = os.getpid()
@@ -73,6 +77,7 @@ class StopSafely(AfterSteps):
         super().on_train_start(trainer, pl_module)
         self._watch(signal.SIGTERM)
         self._training = True
+        self.began = trainer.global_step
         if trainer.world_size > 1:
             self._votes = _Votes()
             # Lightning asks the GPUs before every batch whether it saw the SIGTERM that it does
@@ -158,29 +163,41 @@ def goodbye(stop: Interrupted, folder: Path, again: str | None = None) -> str:
         folder: of the run.
         again: the command that began the run, where it was not `fit`.
     """
-    names = stop.checkpoint, folder / "config.yaml", folder / "bundle-interrupted"
-    checkpoint, config, bundle = (shlex.quote(str(name)) for name in names)
-    again = again or f"fit --config {config}"
+    checkpoint, bundle = (
+        shlex.quote(str(name)) for name in (stop.checkpoint, folder / "bundle-interrupted")
+    )
     return (
         f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
         f"{stop.checkpoint}\n"
-        f"  to resume:         {program()} {again} --ckpt_path {checkpoint}\n"
+        f"  to resume:         {resume_command(stop.checkpoint, folder, again)}\n"
         f"  to make a bundle:  {program()} average {checkpoint} {bundle}"
     )
 
 
-def what_is_left(folder: Path) -> str:
-    """What a stop in the middle of something has left in the folder of checkpoints."""
-    saved = any(folder.glob("*.ckpt"))
-    left = f"what was saved before is in {folder}" if saved else "nothing was saved before"
-    return f"\nStopped at once; {left}."
+def resume_command(checkpoint: Path, folder: Path, again: str | None) -> str:
+    """The command that goes on from a checkpoint; the other arguments are those of `goodbye`."""
+    again = again or f"fit --config {shlex.quote(str(folder / 'config.yaml'))}"
+    return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
+
+
+def is_of_a_lost_process(error: Exception) -> bool:
+    """Whether an error is how NCCL or gloo says that another process ended or does not answer."""
+    gloo = "gloo" in str(error) and re.search("by peer|timed? ?out", str(error), re.IGNORECASE)
+    return isinstance(error, dist.DistError) or bool(gloo)
+
+
+def what_is_left(folder: Path, again: str | None) -> str:
+    """What a stop in the middle of something has left of a run, and how to go on."""
+    newest = newest_checkpoint(folder / "checkpoints")
+    if newest is None:
+        return "nothing was saved before"
+    return f"to resume from what was saved before: {resume_command(newest, folder, again)}"
 
 
 def diverged(error: NotFinite, folder: Path, learning_rate: float) -> ValueError:
     """What to tell the user about a loss that became NaN."""
-    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    resumable = [path for path in saved if not path.name.startswith("weights-")]
-    good = f"the last good checkpoint is {resumable[-1]}" if resumable else "none was saved before"
+    newest = newest_checkpoint(folder)
+    good = f"the last good checkpoint is {newest}" if newest else "none was saved before"
     return ValueError(
         f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
         f"model.learning_rate (now {learning_rate:g}), more model.warmup_steps, or "

@@ -1,0 +1,45 @@
+"""A file is there whole, or as it was before."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from transformer.writing import clear, part, whole, write
+
+
+def test_a_killed_writer_leaves_the_file_of_before(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write(file, "before")
+    child = os.fork()
+    if child == 0:
+        with whole(file) as stream:
+            stream.write(b"after, but not all")
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert file.read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 2
+    part(tmp_path / "folder").mkdir()
+    (part(tmp_path / "folder") / "file").touch()
+    (tmp_path / ".hidden").touch()
+    clear(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "file"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new folder" / "file"
+    write(file, "before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(file, "after")
+    assert caught.value.filename == str(file)
+    assert file.read_text() == "before"
+    assert os.listdir(file.parent) == ["file"]
