@@ -14,21 +14,27 @@ TENSORS = {"torch", "numpy"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "allocator": (set(), set()),
     "errors": (set(), set()),
-    "kernels": (set(), {"torch"}),
-    "settings": (set(), set()),
+    "kernels": ({"errors"}, {"torch"}),
+    "settings": ({"errors"}, set()),
     "writing": (set(), set()),
-    "models": (set(), {"torch"}),
-    "data": ({"writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow"}),
-    "evaluation": (set(), TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}),
-    "bundle": ({"models", "data.tokenizer", "settings", "writing"}, {"torch", "safetensors"}),
-    "inference": ({"kernels", "models", "data.tokenizer", "bundle", "settings"}, {"torch"}),
+    "models": ({"errors"}, {"torch"}),
+    "data": ({"errors", "writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow"}),
+    "evaluation": (
+        {"errors"}, TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}
+    ),
+    "bundle": (
+        {"errors", "models", "data.tokenizer", "settings", "writing"}, {"torch", "safetensors"}
+    ),
+    "inference": (
+        {"errors", "kernels", "models", "data.tokenizer", "bundle", "settings"}, {"torch"}
+    ),
     "training": (
-        {"kernels", "models", "data", "evaluation", "bundle", "inference", "writing"},
+        {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "writing"},
         TENSORS | {"lightning", "wandb"},
     ),
     "commands": (
-        {"allocator", "errors", "models", "data", "evaluation", "bundle", "inference", "training",
-         "writing"},
+        {"allocator", "errors", "models", "data", "evaluation", "bundle", "inference", "settings",
+         "training", "writing"},
         TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),
     # The lazy public names; the command table reaches the commands by name only.

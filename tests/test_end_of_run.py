@@ -14,6 +14,7 @@ from toys import raising, recipe
 from transformer.__main__ import main
 from transformer.bundle import load_bundle
 from transformer.commands import fit as command
+from transformer.errors import UserError
 from transformer.evaluation.plots import attention_heatmap
 from transformer.training.averaging import read_checkpoint
 
@@ -49,7 +50,7 @@ def test_a_moved_run_ends_as_one_that_was_not(tmp_path: Path, average: str) -> N
     assert weights[0][0].startswith("mean of the last 3" if average == "3" else "checkpoint with")
 
 
-@pytest.mark.parametrize("error", [ValueError("the test set is damaged"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [UserError("the test set is damaged"), KeyboardInterrupt()])
 def test_a_test_that_fails_does_not_cost_the_bundle(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -80,7 +81,7 @@ def test_the_clock_is_not_running_while_a_validation_is_drawn(
 
     def remember(self: Trainer, *_: Any, **__: Any) -> None:
         order.append([type(callback).__name__ for callback in self.callbacks])  # type: ignore[attr-defined]
-        raising(ValueError("enough"))()
+        raise UserError("enough")
 
     monkeypatch.setattr(Trainer, "fit", remember)
     assert fit("--config", recipe(tmp_path)) == 2

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -92,10 +92,12 @@ def fit(*args: str | Path) -> int:
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    """A function that raises an error as one of the package does; others keep their traceback."""
-    own = {"error": error, "__name__": "transformer.toy"}
-    exec("def fail(*args, **options): raise error", own)
-    return cast(Callable[..., Any], own["fail"])
+    """A function that raises an error."""
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def start(*args: str | Path, **environment: str) -> subprocess.Popen[str]:

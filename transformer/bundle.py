@@ -22,6 +22,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
+from transformer.errors import UserError
 from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
 from transformer.settings import settings
 from transformer.writing import part
@@ -103,7 +104,7 @@ def save_bundle(
     """
     folder = Path(folder)
     if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another folder, or move it away")
+        raise UserError(f"{folder} exists already: choose another folder, or move it away")
     config = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture_of(model.config),
@@ -151,16 +152,16 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
     try:
         if sizes != (config["src_vocab_size"], config["tgt_vocab_size"]):
-            raise ValueError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
+            raise UserError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
         if made_with not in (None, _fingerprint(tokenizer)):
-            raise ValueError("the tokenizer is not the one that model.safetensors was trained with")
+            raise UserError("the tokenizer is not the one that model.safetensors was trained with")
         shape = ARCHITECTURES[config["architecture"]](**config["network"])
         with torch.device("meta"), _NoRandomNumbers():  # the weights are replaced at once
             model = shape.build(*sizes)
         _assign(model, weights, config["network"])
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"{folder}: its files do not fit config.json ({reason}): take all from one bundle"
         ) from None
     return Bundle(model.to(device).eval(), tokenizer, config)
@@ -189,7 +190,7 @@ def _assign(model: Seq2Seq, weights: dict[str, Tensor], network: dict[str, Any])
         if found.shape != asked.shape:
             odd = [a for a, b in zip(asked.shape, found.shape, strict=False) if a != b]
             keys = [f"{key} {value}" for key, value in network.items() if value in odd]
-            raise ValueError(
+            raise UserError(
                 f"network: {', '.join(keys) or 'its sizes'}: {name} would be "
                 f"{tuple(asked.shape)}, model.safetensors has {tuple(found.shape)}"
             )
@@ -198,7 +199,7 @@ def _assign(model: Seq2Seq, weights: dict[str, Tensor], network: dict[str, Any])
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing or unexpected:
         odd = [*missing, *unexpected]
-        raise ValueError(f"{len(odd)} weights are missing or too many, such as {odd[0]}")
+        raise UserError(f"{len(odd)} weights are missing or too many, such as {odd[0]}")
 
 
 def _read_weights(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
@@ -208,7 +209,7 @@ def _read_weights(path: Path, device: str | torch.device) -> tuple[dict[str, Ten
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return weights, (file.metadata() or {}).get("tokenizer")
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read ({error}): weights must be a safetensors file; "
             "make the bundle again, or copy it again from where it came"
         ) from None
@@ -223,35 +224,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if folder.is_file():
-        raise ValueError(
+        raise UserError(
             f"{folder} is a file, and is not read, since it may be a pickle, which can run code: "
             "give a bundle, a folder; of a checkpoint `transformer average` makes one"
         )
     if not path.is_file():
         found = "no such folder" if not folder.is_dir() else "it has no config.json"
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a bundle ({found}): give the folder that `transformer fit` or "
             "`transformer average` wrote"
         )
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): copy the bundle again") from None
+        raise UserError(f"{path} is not JSON ({error}): copy the bundle again") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is not that of a bundle: copy the bundle again")
+        raise UserError(f"{path} is not that of a bundle: copy the bundle again")
     version = config.get("format_version")
     if version != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path}: format_version is {version}, this version of the package reads "
             f"{FORMAT_VERSION}: install the version that wrote the bundle"
         )
     settings(Config, config, path)
     if config["architecture"] not in ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"{path}: architecture is {config['architecture']!r}, known are "
             f"{', '.join(ARCHITECTURES)}"
         )
     settings(ARCHITECTURES[config["architecture"]], config["network"], path, "network")
     if config["max_length"] < 1:
-        raise ValueError(f"{path}: max_length is {config['max_length']}: it must be 1 or more")
+        raise UserError(f"{path}: max_length is {config['max_length']}: it must be 1 or more")
     return config

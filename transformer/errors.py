@@ -1,25 +1,15 @@
-"""Whose fault an error is: only what the user can mend is said in one line."""
+"""Errors that the user can mend are one line; all others keep their traceback."""
 
-import dis
 
-RAISE = dis.opmap["RAISE_VARARGS"]
+class UserError(ValueError):
+    """One line that names the recipe key, or the file and line, then the value and the fix."""
 
 
 def is_for_the_user(error: BaseException) -> bool:
-    """Whether an error says in one line what the user can mend.
-
-    These are the errors that a `raise` of this package made, which say what to do, and those of
-    the system about a file. All others, a library's or our own mistakes, keep their traceback.
-    """
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return True
-    trace = error.__traceback__
-    if not isinstance(error, ValueError | OSError) or trace is None:
-        return False
-    while trace.tb_next:
-        trace = trace.tb_next
-    code, ours = trace.tb_frame.f_code.co_code, trace.tb_frame.f_globals.get("__name__", "")
-    return code[trace.tb_lasti] == RAISE and ours.startswith("transformer.")
+    """Whether an error says what the user can mend: one of ours, or the system's about a file."""
+    return isinstance(error, UserError) or (
+        isinstance(error, OSError) and bool(error.filename and error.strerror)
+    )
 
 
 def message(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import torch
 
+from transformer.errors import UserError
+
 
 def has_bfloat16(device: str) -> bool:
     """Whether a device computes in bfloat16 itself; others convert every number, which is slow.
@@ -42,7 +44,7 @@ def refuse_emulated(device: str, setting: str, instead: str) -> None:
         ValueError: when it does not compute in bfloat16.
     """
     if device == "cpu" and not has_bfloat16(device):
-        raise ValueError(
+        raise UserError(
             f"{setting} cannot be used here: this CPU only emulates bfloat16, some 40 times slower "
             f"than float32, and not for every layer: use {instead}"
         )

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
+from transformer.errors import UserError
+
 Settings = TypeVar("Settings")
 
 
@@ -26,7 +28,7 @@ def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: st
     for key, value in values.items():
         if key not in hints:
             near = get_close_matches(key, hints, n=1)
-            raise ValueError(
+            raise UserError(
                 f"{prefix}{key} is unknown{f', the nearest is {near[0]}' if near else ''}: take it "
                 "out, or install the version that wrote the bundle"
             )
@@ -34,18 +36,18 @@ def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: st
         if not _fits(value, hint):
             kinds = get_args(hint) if get_origin(hint) in (Literal, UnionType) else (hint,)
             named = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
-            raise ValueError(
+            raise UserError(
                 f"{prefix}{key} is {reprlib.repr(value)}, but must be {named}: correct it, or "
                 "copy the bundle again"
             )
         if is_typeddict(hint):
             settings(hint, value, path, f"{group}{'.' if group else ''}{key}")
     for key in sorted(getattr(kind, "__required_keys__", set()) - values.keys()):
-        raise ValueError(f"{prefix}{key} is missing: copy the bundle again")
+        raise UserError(f"{prefix}{key} is missing: copy the bundle again")
     try:
         return kind(**values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def _fits(value: Any, hint: Any) -> bool:

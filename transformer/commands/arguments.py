@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from docstring_parser import parse as docstring
 from jsonargparse import ArgumentParser
 
+from transformer.errors import UserError
+
 if TYPE_CHECKING:
     Base = ArgumentParser
 else:  # no base, so that the mixin can stand before Lightning's parser, too
@@ -166,7 +168,7 @@ class Peek(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Puts what is wrong on one line."""
-        raise ValueError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def is_switch(parameter: Parameter) -> bool:
@@ -277,7 +279,7 @@ def find_recipe(path: str) -> str:
         The path of a file that exists.
 
     Raises:
-        FileNotFoundError: If there is neither; it names the nearest recipe.
+        ValueError: If there is neither; it names the nearest recipe.
     """
     if Path(path).is_file():
         return path
@@ -287,7 +289,7 @@ def find_recipe(path: str) -> str:
         return str(folder / name)
     known = [f"recipes/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.yaml")]
     near = get_close_matches(path, known, n=1)
-    raise FileNotFoundError(
+    raise UserError(
         f"no such file or recipe: {path!r}" + (f", the nearest is {near[0]!r}" if near else "")
     )
 
@@ -311,7 +313,7 @@ def check_groups(files: Iterable[str]) -> None:
         groups = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
         for key in ("model", "data", "trainer", "old_pair"):
             if not isinstance(groups.get(key, {}), dict):
-                raise ValueError(
+                raise UserError(
                     f"{file}: {key} is {groups[key]!r}, not a group of settings: indent settings "
                     "below it, or leave it out"
                 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.commands.arguments import Parser
+from transformer.errors import UserError
 from transformer.training.averaging import average_checkpoints, checkpoint_to_bundle
 from transformer.training.runs import program
 
@@ -32,7 +33,7 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
         ValueError: If the checkpoints do not belong together, or the folder exists.
     """
     if Path(bundle).exists():  # before the work, which may be long
-        raise ValueError(
+        raise UserError(
             f"{bundle} exists already: the last argument is the new bundle's folder: choose "
             "another one, or move it away"
         )

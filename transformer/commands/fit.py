@@ -27,7 +27,7 @@ from transformer.commands.arguments import (
 )
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
-from transformer.errors import is_for_the_user, message
+from transformer.errors import UserError, is_for_the_user, message
 from transformer.models import ARCHITECTURES, Shape, architecture_of
 from transformer.training.callbacks import EarlyStopping, TrainingLog
 from transformer.training.checkpoints import Checkpoints
@@ -98,7 +98,7 @@ def lightning_errors() -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def train(cli: FitCLI) -> int:
@@ -144,9 +144,9 @@ def how_to_go_on(cli: FitCLI) -> Iterator[None]:
         stopped = f"training stopped after step {cli.trainer.global_step:,}"
         left = f"{stopped}; {what_is_left(cli.folder, cli.again)}"
         if is_for_the_user(error):
-            raise ValueError(f"{message(error)}; {left}") from error
+            raise UserError(f"{message(error)}; {left}") from error
         if is_of_a_lost_process(error):
-            raise ValueError(
+            raise UserError(
                 f"another process of this run is gone, see its own words; {left}"
             ) from error
         raise RuntimeError(left) from error
@@ -207,7 +207,7 @@ def default_network(args: Sequence[str]) -> Shape:
     """
     name, where = peek(args, "architecture")
     if name is not None and name not in ARCHITECTURES:
-        raise ValueError(
+        raise UserError(
             f"{where}architecture {name!r} is unknown: use {' or '.join(ARCHITECTURES)}"
         )
     folder, where = peek(args, "model", "init_from")
@@ -217,9 +217,9 @@ def default_network(args: Sequence[str]) -> Shape:
         bundle = read_config(Path(folder))
         network = ARCHITECTURES[bundle["architecture"]](**bundle["network"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}model.init_from: {error}") from None
+        raise UserError(f"{where}model.init_from: {error}") from None
     if name not in (None, bundle["architecture"]):
-        raise ValueError(
+        raise UserError(
             f"architecture is {name}, but model.init_from {folder} has {bundle['architecture']}: "
             "leave architecture out, or begin from another bundle"
         )
@@ -381,7 +381,7 @@ class FitCLI(LightningCLI):
                 enable_progress_bar=any(isinstance(c, LiveProgress) for c in callbacks),
             )
         except (TypeError, ModuleNotFoundError) as error:  # a device or a plugin that is not there
-            raise ValueError(f"trainer: {error}") from None
+            raise UserError(f"trainer: {error}") from None
 
     def tidy(self) -> None:
         """Leave no folder behind in which nothing was trained: it would be in the way."""

@@ -11,6 +11,7 @@ import yaml
 
 from transformer.commands.arguments import CONFIG_OPTIONS, Peek, find_recipe, recipes_folder
 from transformer.commands.fit import FORGOTTEN, FitCLI, lightning_errors, train
+from transformer.errors import UserError
 from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
@@ -41,7 +42,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--ckpt_path", help="checkpoint of a stopped run, to resume it")
     given, options = parser.parse_known_args(args)
     if args[0] != given.recipe:  # an option of fit may stand before it, and its value be taken
-        raise ValueError("the recipe must come first: transformer reproduce <recipe> [options]")
+        raise UserError("the recipe must come first: transformer reproduce <recipe> [options]")
     with lightning_errors():
         recipe = Path(find_recipe(given.recipe))
         return reproduce(recipe, given.corpus, given.results, options, given.ckpt_path)
@@ -148,7 +149,7 @@ def moved(recipe: Path, corpus: Path | None) -> list[str]:
     splits = [split for split in ("train", "val", "test") if named.get(split)]
     foreign = [split for split in splits if ":" in named[split]]
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"--corpus {corpus}: {recipe} takes data.{foreign[0]} from {named[foreign[0]]}, not "
             "from a file: name yours with --data.train, --data.val and --data.test"
         )
@@ -174,7 +175,7 @@ def changes(options: list[str]) -> list[str]:
     joined: list[str] = []
     for option in options:
         if option.partition("=")[0] in CONFIG_OPTIONS:
-            raise ValueError(f"{option}: reproduce takes one recipe; name what differs as options")
+            raise UserError(f"{option}: reproduce takes one recipe; name what differs as options")
         if option.startswith("--"):
             joined.append(option.removeprefix("--"))
         elif joined:

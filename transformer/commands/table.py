@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from transformer.commands.arguments import Parser
+from transformer.errors import UserError
 from transformer.training.reproduction import read_rows
 from transformer.writing import write
 
@@ -42,20 +43,20 @@ def table(results: str, markdown: str) -> None:
     source, target = Path(results), Path(markdown)
     rows = read_rows(source)
     if not rows:
-        raise ValueError(f"{source} has no results: run `transformer reproduce` first")
+        raise UserError(f"{source} has no results: run `transformer reproduce` first")
     text = target.read_text(encoding="utf-8")
     comments = f"<!-- {source.stem} -->", f"<!-- /{source.stem} -->"
     before, begin, rest = text.partition(comments[0])
     _, end, after = rest.partition(comments[1])
     if not (begin and end):
-        raise ValueError(
+        raise UserError(
             f"{target} must have the lines {' and '.join(comments)}, between which to write"
         )
     file = source.with_name("published.json")
     try:
         published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error})") from None
+        raise UserError(f"{file} is not JSON ({error})") from None
     parts = [described(rows, published), *pictures(rows, source.parent, target.parent)]
     write(target, "\n".join([f"{before}{begin}", *parts, f"{end}{after}"]))
     print(f"{len(rows)} runs -> {target}")

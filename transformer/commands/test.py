@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.arguments import Parser
 from transformer.data.datamodule import DataModule
+from transformer.errors import UserError
 from transformer.inference.device import Precision, find_device, find_precision
 from transformer.inference.search import SearchConfig
 from transformer.settings import settings
@@ -78,13 +79,13 @@ def score_bundle(
     """
     be_quiet()
     if not data.get("test"):
-        raise ValueError("data.test is missing: name a corpus, such as --data.test corpus/test")
+        raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
     folder = Path(run_dir) if run_dir else beside(bundle, data["test"])
     if folder.exists():
-        raise ValueError(f"{folder} exists already: choose another --run_dir, or move it away")
+        raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")
     folder.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may be long
     if not os.access(folder.parent, os.W_OK):
-        raise ValueError(f"{folder.parent} cannot be written to: choose another --run_dir")
+        raise UserError(f"{folder.parent} cannot be written to: choose another --run_dir")
     model, tokenizer, config = load_bundle(bundle)
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
@@ -96,7 +97,7 @@ def score_bundle(
     }
     evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
     if not 0 <= evaluation.get("label_smoothing", 0) < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}: it must be 0 or more, and below 1")
+        raise UserError(f"label_smoothing is {label_smoothing}: it must be 0 or more, and below 1")
     path = Path(bundle) / "config.json"
     how = replace(settings(SearchConfig, config["search"], path, "search"), **search)
     module = Seq2SeqModule(model.config, search=how, **evaluation)

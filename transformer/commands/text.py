@@ -14,6 +14,7 @@ from queue import Queue
 from typing import IO, BinaryIO, NamedTuple
 
 from transformer.data.files import decoded, unzipped
+from transformer.errors import UserError
 from transformer.inference.lines import LineError
 from transformer.inference.translator import Translator
 
@@ -104,9 +105,9 @@ class Input:
     def __init__(self, *sides: Sequence[Texts | Source], skip: int = 0) -> None:
         sources = [*chain(*sides)]
         if skip < 0:
-            raise ValueError(f"--skip is {skip}: give a number of lines, 0 or more")
+            raise UserError(f"--skip is {skip}: give a number of lines, 0 or more")
         if [source.name for source in sources].count(STANDARD_INPUT) > 1:
-            raise ValueError("standard input (-) can be read once: give one of them as a file")
+            raise UserError("standard input (-) can be read once: give one of them as a file")
         self.sides, self.skip = sides, skip
         self.is_file = all(source.is_file for source in sources)
 
@@ -130,12 +131,12 @@ class Input:
                     for line, side in zip(row, sides, strict=True)
                 ]
                 one, other = (side[0].name for side in self.sides)
-                raise ValueError(f"{one} has {counts[0]} lines, but {other} has {counts[1]}")
+                raise UserError(f"{one} has {counts[0]} lines, but {other} has {counts[1]}")
             count += 1
             if count > self.skip:
                 yield row
         if count < self.skip:
-            raise ValueError(f"--skip is {self.skip}, but there are {count} lines")
+            raise UserError(f"--skip is {self.skip}, but there are {count} lines")
 
 
 def _whole(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -180,7 +181,7 @@ def check_language(translator: Translator, to: str | None) -> None:
     try:
         translator.encode([], to)
     except ValueError as error:
-        raise ValueError(f"--to {to}: {error}") from None
+        raise UserError(f"--to {to}: {error}") from None
 
 
 @contextmanager
@@ -192,7 +193,7 @@ def placed(chunk: list[Row]) -> Iterator[None]:
         if error.side == "prefix":
             raise
         place = chunk[error.index][error.side == "target"].place
-        raise ValueError(f"{place}: {error.reason}") from None
+        raise UserError(f"{place}: {error.reason}") from None
 
 
 class Output:
@@ -238,9 +239,9 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
             yield Output(stream, skip)
         return
     if path.exists():
-        raise ValueError(f"{file} exists already: choose another --output, or move it away")
+        raise UserError(f"{file} exists already: choose another --output, or move it away")
     if not path.parent.is_dir():
-        raise ValueError(f"--output {file}: there is no folder {path.parent}: make it first")
+        raise UserError(f"--output {file}: there is no folder {path.parent}: make it first")
     partial = Path(f"{file}.partial-{os.getpid()}")
     stream = partial.open("xb")
     output = Output(stream, skip)
@@ -251,9 +252,7 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
         _keep(partial, output, skip, path)
         raise
     if path.exists():
-        raise ValueError(
-            f"{file} has appeared meanwhile: the output is {partial}: move one of them"
-        )
+        raise UserError(f"{file} has appeared meanwhile: the output is {partial}: move one of them")
     partial.rename(path)
 
 

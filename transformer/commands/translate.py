@@ -22,6 +22,7 @@ from transformer.commands.text import (
     say,
     writing,
 )
+from transformer.errors import UserError
 from transformer.inference.device import Precision
 from transformer.inference.guard import Flaw, Verdict
 from transformer.inference.search import SearchConfig
@@ -99,11 +100,11 @@ def translate(
     """
     n_best = search.setdefault("n_best", 1)
     if too_long == "split" and (prefix or scores or alignments or n_best > 1):
-        raise ValueError(
+        raise UserError(
             "--too_long split goes with none of --prefix, --n_best, --scores and --alignments"
         )
     if texts and input:
-        raise ValueError("there are texts and --input files: give the one or the other")
+        raise UserError("there are texts and --input files: give the one or the other")
     given = [Texts(texts)] if texts and texts != ["-"] else [Source(f) for f in input or ["-"]]
     source = Input(given, skip=skip)
     longest = {} if max_length is None else {"max_length": max_length}
@@ -204,5 +205,5 @@ def columns(found: list[Translation], scores: bool) -> Iterator[list[str]]:
 def generator(device: torch.device, seed: int | None) -> torch.Generator | None:
     """Makes the source of randomness for sampling."""
     if seed is not None and not 0 <= seed < 2**64:
-        raise ValueError(f"--seed is {seed}: it must be in [0, 2^64)")
+        raise UserError(f"--seed is {seed}: it must be in [0, 2^64)")
     return None if seed is None else torch.Generator(device).manual_seed(seed)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.table import CHUNK_ROWS, Counts, flat, open_table
 from transformer.data.tokenizer import Tokenizer, is_blank
+from transformer.errors import UserError
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -81,7 +82,7 @@ def encode(
 def _keeps(rule: LengthRule, row: Row, corpus: Corpus, counts: Counts) -> bool:
     length = max(len(row.src), len(row.tgt))
     if length > rule.max_length and rule.too_long == "refuse":
-        raise ValueError(
+        raise UserError(
             f"{corpus.key}: {corpus.where(row.number)}: {length} tokens, more than "
             f"data.max_length = {rule.max_length}; shorten the pair, raise data.max_length, "
             "or set data.too_long to skip"
@@ -174,9 +175,9 @@ def write_table(
         temporary.unlink(missing_ok=True)
 
 
-def nothing_left(corpus: Corpus, counts: Counts) -> ValueError:
+def nothing_left(corpus: Corpus, counts: Counts) -> UserError:
     """What to say about a corpus of which the length rule keeps nothing."""
-    return ValueError(
+    return UserError(
         f"{corpus.key}: no pair of {corpus.spec} is left: {counts.too_long} are longer than "
         f"data.max_length, {counts.empty} have an empty side"
     )

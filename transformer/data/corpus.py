@@ -27,6 +27,7 @@ from urllib.request import Request, urlopen
 
 from transformer.data.background import in_background
 from transformer.data.files import UNZIP_ERRORS, digest, lines, near, seekable
+from transformer.errors import UserError
 
 TABLES = (".tsv", ".jsonl", ".parquet")
 HUB = re.compile(r"hub:(?P<name>[^:]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[.*\])?)")
@@ -76,7 +77,7 @@ class Corpus:
         for number, row in enumerate(rows, start):
             yield row if isinstance(row, Pair) else self._pick(row, number)
         if number is None and start == 0:
-            raise ValueError(f"{self.key}: {self.spec} is empty; it needs at least one pair")
+            raise UserError(f"{self.key}: {self.spec} is empty; it needs at least one pair")
 
     def where(self, index: int) -> str:
         """Names the place of a pair (counted from 0) for messages."""
@@ -86,8 +87,8 @@ class Corpus:
         """The pairs, or rows of columns, from number `start` on."""
         raise NotImplementedError
 
-    def _wrong(self, index: int, problem: str) -> ValueError:
-        return ValueError(f"{self.key}: {self.where(index)}: {problem}")
+    def _wrong(self, index: int, problem: str) -> UserError:
+        return UserError(f"{self.key}: {self.where(index)}: {problem}")
 
     def _pick(self, row: dict[str, Any], index: int) -> Pair:
         """The two languages of a row of columns, flat or inside a `translation` column."""
@@ -131,7 +132,7 @@ class Corpus:
         """Refuses columns of which nobody can say which is meant."""
         for name in (self.src, self.tgt, "translation"):
             if (times := list(names).count(name)) > 1:
-                raise ValueError(
+                raise UserError(
                     f"{self.key}: {where} names column {name!r} {times} times; rename all but one"
                 )
 
@@ -162,7 +163,7 @@ class TwoFiles(Corpus):
             for line, side in zip((src, tgt), sides, strict=True)
         ]
         if counts[0] != counts[1]:
-            raise ValueError(
+            raise UserError(
                 f"{self.key}: {self.files[0]} has {counts[0]} lines but {self.files[1]} has "
                 f"{counts[1]}; line n of one must translate line n of the other"
             )
@@ -221,7 +222,7 @@ class Table(Corpus):
                 needed = [name for name in ("translation", self.src, self.tgt) if name in names]
                 yield from self._arrow_rows(table.iter_batches(columns=needed or sorted(names)), 0)
         except (ArrowException, *UNZIP_ERRORS) as error:
-            raise ValueError(f"{self.key}: {self.file} cannot be read ({error})") from None
+            raise UserError(f"{self.key}: {self.file} cannot be read ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Hub(Corpus):
             return _load_dataset(self.name, self.config, self.split, self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, no such split
             reason = " ".join(str(error).split())
-            raise ValueError(
+            raise UserError(
                 f"{self.key}: {self.spec} cannot be loaded ({reason}): check its name and the "
                 "network, or give local files"
             ) from error
@@ -331,7 +332,7 @@ def open_corpus(
     """
     if spec.startswith("hub:"):
         if not (match := HUB.fullmatch(spec)):
-            raise ValueError(f"{key}: {spec!r} must be hub:<name>:<split> or "
+            raise UserError(f"{key}: {spec!r} must be hub:<name>:<split> or "
                              "hub:<name>:<config>:<split>")  # fmt: skip
         name, config, split = match["name"], match["config"], match["split"]
         return Hub(spec, src, tgt, key, name, config, split, streaming)
@@ -341,7 +342,7 @@ def open_corpus(
     if path.name.removesuffix(".gz").endswith(TABLES):
         file = path if path.is_file() else path.with_name(path.name + ".gz")
         if not file.is_file():
-            raise ValueError(f"{key}: {path} does not exist{near(path)}")
+            raise UserError(f"{key}: {path} does not exist{near(path)}")
         return Table(spec, src, tgt, key, file, tuple(columns) if columns else None)
     return TwoFiles(spec, src, tgt, key, (_side(path, src, key), _side(path, tgt, key)))
 
@@ -349,9 +350,9 @@ def open_corpus(
 def _grammar(spec: str, src: str, tgt: str, key: str) -> Grammar:
     split = spec.removeprefix("grammar:")
     if split not in ("train", "val", "test"):
-        raise ValueError(f"{key}: {spec!r} must be grammar:train, grammar:val or grammar:test")
+        raise UserError(f"{key}: {spec!r} must be grammar:train, grammar:val or grammar:test")
     if {src, tgt} != {"ko", "en"}:
-        raise ValueError(
+        raise UserError(
             f"{key}: {spec} is Korean–English: data.src and data.tgt must be ko and en "
             f"in either order, not {src} and {tgt}"
         )
@@ -366,9 +367,9 @@ def _side(prefix: Path, language: str, key: str) -> Path:
             return file
     suffix = Path(prefix.name.removesuffix(".gz")).suffix
     if rows := CONVERSIONS.get(suffix):
-        raise ValueError(
+        raise UserError(
             f"{key}: {prefix}: {suffix} is not read, {', '.join(TABLES)} are (also with .gz); "
             f'convert it: python -c "import csv, json; [print(json.dumps(row)) for row in '
             f'{rows.format(prefix)}]" > {prefix.name.removesuffix(suffix)}.jsonl'
         )
-    raise ValueError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")
+    raise UserError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")

@@ -24,6 +24,7 @@ from transformer.data.mixture import FurtherCorpus, Mixture, MixtureLoader, chec
 from transformer.data.table import Counts, TokenTable, open_table, read_texts
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig, is_blank
 from transformer.data.vocabulary import check_tags, learn, saved, vocabulary_folder
+from transformer.errors import UserError
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ class DataModule(LightningDataModule):
                 if lengths.max() > longest:
                     row = int(np.argmax(lengths > longest))
                     language = self.src if side is table.src else self.tgt
-                    raise ValueError(
+                    raise UserError(
                         f"data.{part.name}: {part.corpus.where(row)}: {lengths[row]} tokens of "
                         f"{language}, the model has {longest} learned positions; shorten the line, "
                         "or train with a larger model.network.max_positions"
@@ -261,13 +262,13 @@ class DataModule(LightningDataModule):
     def _check(self) -> None:
         for key in ("src", "tgt"):
             if not getattr(self, key):
-                raise ValueError(f"data.{key} is missing: name the language, like en")
+                raise UserError(f"data.{key} is missing: name the language, like en")
         if self.src == self.tgt:
-            raise ValueError(f"data.tgt: {self.tgt!r} is data.src too; they must differ")
+            raise UserError(f"data.tgt: {self.tgt!r} is data.src too; they must differ")
         if not any(self.specs.values()):
-            raise ValueError("data.train, data.val and data.test are all missing: name a corpus")
+            raise UserError("data.train, data.val and data.test are all missing: name a corpus")
         if self.specs["train"] and self.rule.max_length > self.max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"data.max_tokens: {self.max_tokens} is less than data.max_length = "
                 f"{self.rule.max_length}; a batch must hold the longest pair"
             )
@@ -277,13 +278,13 @@ class DataModule(LightningDataModule):
         least_values["eval_max_tokens"] = (self.eval_max_tokens, 1)
         for key, (value, least) in least_values.items():
             if value is not None and value < least:
-                raise ValueError(f"data.{key}: {value} must be {least} or more")
+                raise UserError(f"data.{key}: {value} must be {least} or more")
         check_mixture(self.also, self.tgt, self.tags, self.temperature, self.streaming)
 
     def _corpus(self, split: Split) -> Corpus:
         spec = self.specs[split]
         if spec is None:
-            raise ValueError(
+            raise UserError(
                 f"data.{split} is missing: name a corpus, such as the prefix of two files"
             )
         streaming = self.streaming and split == "train"

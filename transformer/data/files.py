@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from transformer.errors import UserError
+
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 #: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
 MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
@@ -80,13 +82,13 @@ def decoded(stream: IO[bytes], name: str) -> Iterator[str]:
     try:
         for number, line in enumerate(stream, start=1):
             if number == 1 and (found := MISTAKEN.match(line)):
-                raise ValueError(f"{name}, line 1: not UTF-8, {MISTAKES[str(found.lastgroup)]}")
+                raise UserError(f"{name}, line 1: not UTF-8, {MISTAKES[str(found.lastgroup)]}")
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{name}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1} "
             "of the line); convert it to UTF-8"
         ) from None
     except UNZIP_ERRORS as error:
-        raise ValueError(f"{name} is not a whole gzip file ({error})") from None
+        raise UserError(f"{name} is not a whole gzip file ({error})") from None

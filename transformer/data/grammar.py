@@ -31,6 +31,7 @@ from transformer.data.korean.clauses import (
 from transformer.data.korean.morphology import LEVELS, particle
 from transformer.data.korean.parts import Part, key
 from transformer.data.korean.scenes import clauses
+from transformer.errors import UserError
 
 Split = Literal["train", "val", "test"]
 DEFAULT_COUNTS = {"train": 100_000, "val": 1_000, "test": 1_000}
@@ -315,10 +316,10 @@ def pairs(split: Split, count: int | None = None, seed: int = 1) -> Iterator[tup
             iterating where the language as a whole has enough).
     """
     if split not in DEFAULT_COUNTS:
-        raise ValueError(f"grammar has no split '{split}': use train, val or test")
+        raise UserError(f"grammar has no split '{split}': use train, val or test")
     count = DEFAULT_COUNTS[split] if count is None else count
     if not 0 <= count <= sum(frame.size for frame in frames()):
-        raise ValueError(f"grammar:{split} cannot give {count} distinct pairs: lower the count")
+        raise UserError(f"grammar:{split} cannot give {count} distinct pairs: lower the count")
     return _pairs(split, count, seed)
 
 
@@ -327,7 +328,7 @@ def _pairs(split: Split, count: int, seed: int) -> Iterator[tuple[str, str]]:
     for number in range(count):
         sentence = next(found, None)
         if sentence is None:
-            raise ValueError(
+            raise UserError(
                 f"grammar:{split} has {number} distinct pairs, not {count}: lower the count"
             )
         yield sentence.korean, sentence.english

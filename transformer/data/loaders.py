@@ -17,6 +17,7 @@ from transformer.data.cache import LengthRule, encode, id_type, nothing_left
 from transformer.data.corpus import Corpus
 from transformer.data.table import Counts, Ints, MixedTable, TokenTable, flat, table_of
 from transformer.data.tokenizer import Tokenizer
+from transformer.errors import UserError
 
 log = logging.getLogger(__name__)
 POOL = 131_072  # pairs of a cached corpus that are sorted together
@@ -95,7 +96,7 @@ class TrainLoader:
             for values in (state, self._about)
         )
         if changed and position != Position(position.epoch):
-            raise ValueError(
+            raise UserError(
                 f"data: cannot resume in the middle of an epoch: its batches were cut with "
                 f"{before}, now there is {now}; resume with the same text and settings, or begin a "
                 "new run from these weights"

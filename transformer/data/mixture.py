@@ -16,6 +16,7 @@ import numpy as np
 from transformer.data.batching import Plan
 from transformer.data.loaders import TableLoader
 from transformer.data.table import Ints, MixedTable, TokenTable
+from transformer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class FurtherCorpus:
         for name in ("train", "src", "tgt"):
             if not getattr(self, name):
                 what = "the language, like en" if name != "train" else "a corpus"
-                raise ValueError(f"{key}.{name} is missing: name {what}")
+                raise UserError(f"{key}.{name} is missing: name {what}")
         if self.src == self.tgt:
-            raise ValueError(f"{key}.tgt: {self.tgt!r} is {key}.src too; they must differ")
+            raise UserError(f"{key}.tgt: {self.tgt!r} is {key}.src too; they must differ")
         if self.share is not None and not 0 < self.share < 1:
-            raise ValueError(
+            raise UserError(
                 f"{key}.share: {self.share:g} must lie between 0 and 1; leave the corpus out "
                 "instead of 0, or name it as data.train instead of 1"
             )
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"{key}.limit: {self.limit} must be 1 or more")
+            raise UserError(f"{key}.limit: {self.limit} must be 1 or more")
 
 
 def check_mixture(
@@ -69,9 +70,9 @@ def check_mixture(
         ValueError: Which key is at fault.
     """
     if not temperature > 0:
-        raise ValueError(f"data.temperature: {temperature:g} must be more than 0")
+        raise UserError(f"data.temperature: {temperature:g} must be more than 0")
     if further and streaming:
-        raise ValueError(
+        raise UserError(
             "data.streaming: true does not go with data.also, whose corpora are read from the "
             "cache; set data.streaming to false, or leave data.also out"
         )
@@ -79,13 +80,13 @@ def check_mixture(
         key = f"data.also[{number}]"
         corpus.check(key)
         if corpus.tgt != tgt and not tags:
-            raise ValueError(
+            raise UserError(
                 f"{key}.tgt: {corpus.tgt!r} is not data.tgt = {tgt!r}, and nothing would tell the "
                 "model which of them to write; set data.tags to true"
             )
     shares = sum(corpus.share or 0.0 for corpus in further)
     if shares >= 1:
-        raise ValueError(
+        raise UserError(
             f"data.also: the shares add up to {shares:g} and leave nothing to data.train; "
             "they must be less than 1 together"
         )

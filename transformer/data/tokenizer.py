@@ -21,6 +21,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from transformer.data.background import Fail, in_background
+from transformer.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -60,11 +61,11 @@ class TokenizerConfig:
         """Raises a ValueError for values that no vocabulary with so many tags can have."""
         smallest = SMALLEST_VOCABULARY.get(self.kind)
         if smallest is None:
-            raise ValueError(
+            raise UserError(
                 f"data.tokenizer.kind: {self.kind!r} is unknown; use bpe, unigram or word"
             )
         if self.vocab_size < smallest + tags:
-            raise ValueError(
+            raise UserError(
                 f"data.tokenizer.vocab_size: {self.vocab_size} is too small; "
                 f"{self.kind} needs at least {smallest + tags}"
             )
@@ -86,7 +87,7 @@ class Tokenizer:
         names = [SHARED_FILE] if self.shared else [SRC_FILE, TGT_FILE]
         for name in names:
             if name not in files:
-                raise ValueError(
+                raise UserError(
                     f"tokenizer: {name} is missing; there must be {SHARED_FILE}, "
                     f"or {SRC_FILE} and {TGT_FILE}"
                 )
@@ -153,7 +154,7 @@ class Tokenizer:
         if not self.tags:
             return ids
         if to not in self.tags:
-            raise ValueError(
+            raise UserError(
                 f"language {to!r} is unknown to this model: "
                 f"it translates into {', '.join(self.tags)}"
             )
@@ -227,7 +228,7 @@ class Tokenizer:
         try:
             return cls.from_text(texts)
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+            raise UserError(f"{folder}: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own pickling forgets encode_special_tokens.
@@ -243,10 +244,10 @@ def _parse(name: str, text: str) -> hf.Tokenizer:
     try:
         side = hf.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"tokenizer: {name} cannot be read ({error})") from None
+        raise UserError(f"tokenizer: {name} cannot be read ({error})") from None
     for expected, special in enumerate(SPECIALS):
         if side.token_to_id(special) != expected:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer: {special} has id {side.token_to_id(special)} in {name}, must be "
                 f"{expected}; it was not made by this project"
             )

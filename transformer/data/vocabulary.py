@@ -13,6 +13,7 @@ from typing import Any
 from transformer.data.cache import digest
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig
+from transformer.errors import UserError
 
 log = logging.getLogger(__name__)
 #: Corpora and how many of their pairs are read, None for all.
@@ -81,7 +82,7 @@ def check_tags(tokenizer: Tokenizer, tags: bool, targets: dict[str, str]) -> Non
         ValueError: The vocabulary has no tags, or none of a target language.
     """
     if tags and not tokenizer.tags:
-        raise ValueError(
+        raise UserError(
             "data.tags: true, but the vocabulary that came with the model has no tags; set it to "
             "false, or train a new model"
         )
@@ -89,7 +90,7 @@ def check_tags(tokenizer: Tokenizer, tags: bool, targets: dict[str, str]) -> Non
         try:
             tokenizer.encode_src([], language)
         except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
+            raise UserError(f"{key}: {error}") from None
 
 
 def _lines(texts: Texts, shared: bool) -> tuple[Lines, Lines]:

@@ -11,6 +11,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
 
+from transformer.errors import UserError
+
 SAMPLES = 1000  # of the bootstrap, as sacreBLEU's own default
 
 
@@ -58,7 +60,7 @@ class TranslationScore(Metric):
             ValueError: If there are not as many references as hypotheses.
         """
         if len(hypotheses) != len(references):
-            raise ValueError(f"{len(hypotheses)} hypotheses, but {len(references)} references")
+            raise UserError(f"{len(hypotheses)} hypotheses, but {len(references)} references")
         if hypotheses:
             self.bleu_statistics += self._sum(self._bleu, hypotheses, references)
             self.chrf_statistics += self._sum(self._chrf, hypotheses, references)
@@ -197,14 +199,14 @@ def moses_detokenizer(language: str) -> Callable[[Sequence[str]], list[str]]:
 def _bleu(tokenize: str, lowercase: bool) -> BLEU:
     if tokenize not in BLEU.TOKENIZERS:
         near = get_close_matches(tokenize, BLEU.TOKENIZERS, n=1, cutoff=0.0)
-        raise ValueError(f"sacreBLEU has no tokenizer {tokenize!r}, the nearest is {near[0]!r}")
+        raise UserError(f"sacreBLEU has no tokenizer {tokenize!r}, the nearest is {near[0]!r}")
     try:
         # `force` only silences a warning, once for each batch, about lines that end in " .".
         return BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
     except (ImportError, RuntimeError) as error:
         # sacreBLEU says, on several lines, which of its extras brings the package.
         reason = " ".join(str(error).split())
-        raise ValueError(f"sacreBLEU's tokenizer {tokenize!r}: {reason}") from error
+        raise UserError(f"sacreBLEU's tokenizer {tokenize!r}: {reason}") from error
 
 
 def _signature(metric: BLEU | CHRF) -> str:

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from transformer.errors import UserError
+
 LATIN = "DejaVu Sans"  # comes with matplotlib
 CELL = 0.34  # inches, for labels of 10 points
 CELL_OF_LONG = 0.2  # beyond LONG pieces, with labels of 7 points
@@ -50,7 +52,7 @@ def attention_heatmap(
     """
     heads = np.array(torch.as_tensor(weights).detach().cpu().double().numpy(), ndmin=3)
     if heads.ndim != 3 or heads.shape[1:] != (len(tgt_pieces), len(src_pieces)):
-        raise ValueError(
+        raise UserError(
             f"weights of shape {tuple(heads.shape)} do not fit "
             f"{len(tgt_pieces)} target and {len(src_pieces)} source pieces"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from transformer.data.tokenizer import EOS
+from transformer.errors import UserError
 
 NEVER = float("-inf")
 GROUP = 100  # tokens whose maximum is looked at first
@@ -86,7 +87,7 @@ def sampled_continuations(
             logits = logits.masked_fill_(banned, NEVER)
         probabilities = _truncated(logits / temperature, top_k, top_p).softmax(-1)
         if probabilities.isnan().any():
-            raise ValueError(NOT_A_NUMBER)
+            raise UserError(NOT_A_NUMBER)
         tokens = probabilities.flatten(0, 1).multinomial(1, generator=generator).view_as(scores)
         scores = scores + log_probs.gather(-1, tokens[:, :, None]).squeeze(-1)
         own = torch.arange(scores.size(1), device=scores.device).expand_as(scores)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from transformer.errors import UserError
 from transformer.kernels import has_bfloat16, refuse_emulated
 from transformer.models import Seq2Seq
 
@@ -23,7 +24,7 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here ({reason}): try cpu") from None
+        raise UserError(f"--device {name} cannot be used here ({reason}): try cpu") from None
     return name
 
 

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from transformer.errors import UserError
 
-class LineError(ValueError):
+
+class LineError(UserError):
     """A line that cannot be read.
 
     Args:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.errors import UserError
 from transformer.inference.continuations import (
     NEVER,
     NOT_A_NUMBER,
@@ -65,24 +66,24 @@ class SearchConfig:
         least = {"beam": 1, "n_best": 1, "max_extra": 0, "min_length": 0, "no_repeat_ngram": 0}
         for name, smallest in {**least, "top_k": 0}.items():
             if getattr(self, name) < smallest:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be {smallest} or more")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be {smallest} or more")
         if self.n_best > self.beam and not self.sample:
-            raise ValueError(
+            raise UserError(
                 f"n_best is {self.n_best} with beam {self.beam}: choose n_best from 1 to beam, "
                 "or a wider beam"
             )
         if self.min_length > self.max_extra + 1:  # a source of one token and its end have room
-            raise ValueError(
+            raise UserError(
                 f"min_length is {self.min_length} with max_extra {self.max_extra}, which ends the "
                 f"translation of a single word sooner: raise max_extra to {self.min_length - 1}"
             )
         if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1):
-            raise ValueError(
+            raise UserError(
                 f"temperature {self.temperature}, top_p {self.top_p}: they must be above 0, "
                 "and top_p at most 1"
             )
         if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha is {self.alpha}: it must be a number, such as 0.6")
+            raise UserError(f"alpha is {self.alpha}: it must be a number, such as 0.6")
 
     @property
     def width(self) -> int:
@@ -195,7 +196,7 @@ def search(
         )
         _close(todo, length, config, finished)
     if not (all(finished) or (stop and stop.is_set())):
-        raise ValueError(NOT_A_NUMBER)
+        raise UserError(NOT_A_NUMBER)
     return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from transformer.bundle import load_bundle
 from transformer.data.tokenizer import Tokenizer, is_blank
+from transformer.errors import UserError
 from transformer.inference.batches import like_length, of_pairs
 from transformer.inference.device import Precision, converted, find_device
 from transformer.inference.forced import align, cross_attention, log_probs
@@ -84,7 +85,7 @@ class Translator:
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
             if value < 1:
-                raise ValueError(f"{name} is {value}: it must be 1 or more")
+                raise UserError(f"{name} is {value}: it must be 1 or more")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config = config or SearchConfig()
@@ -135,7 +136,7 @@ class Translator:
         """
         lines, to = listed(lines), to or self.tgt
         if to != self.tgt and not self.tokenizer.tags:
-            raise ValueError(
+            raise UserError(
                 f"this model translates into {self.tgt or 'one language'} alone: "
                 "it was trained without data.tags"
             )
@@ -184,7 +185,7 @@ class Translator:
         """The same as `translate`, with what is wrong: in a split line the worst of its parts."""
         lines = listed(lines)
         if too_long == "split" and overrides.get("prefix"):
-            raise ValueError("a prefix goes with whole lines: leave it out, or too_long='split'")
+            raise UserError("a prefix goes with whole lines: leave it out, or too_long='split'")
         parts = [[line] for line in lines]
         if too_long == "split":
             parts = [split(line, lambda part: self._fits(part, to)) for line in lines]
@@ -240,9 +241,7 @@ class Translator:
         """The source ids, hypotheses and verdicts of each line, as `n_best` describes them."""
         config = replace(self.config, **overrides)
         if guard and config.n_best > 1:
-            raise ValueError(
-                f"guard takes the best alone, n_best is {config.n_best}: leave one out"
-            )
+            raise UserError(f"guard takes the best alone, n_best is {config.n_best}: leave one out")
         lines = listed(lines)
         ids = self.encode(lines, to, self.max_length)
         forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))[0][:-1]
@@ -334,7 +333,7 @@ class Translator:
         limit = self.model.max_length
         src, targets = self.encode(src_lines, to, limit), listed(tgt_lines, side="target")
         if len(src) != len(targets):
-            raise ValueError(
+            raise UserError(
                 f"{len(src)} source lines and {len(targets)} target lines: give one "
                 "target for each source"
             )

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transformer.errors import UserError
+
 
 def sinusoidal(length: int, d_model: int) -> Tensor:
     """The paper's table of sinusoids, (length, d_model).
@@ -65,7 +67,7 @@ class LearnedPositions(nn.Module):
             ValueError: where they reach beyond the last learned position.
         """
         if start + length > len(self.table):
-            raise ValueError(
+            raise UserError(
                 f"a sequence of {start + length} tokens reaches beyond the {len(self.table)} "
                 "learned positions: shorten it, or train with a larger model.network.max_positions "
                 "or with model.network.positions: sinusoidal"

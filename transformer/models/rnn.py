@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from transformer.errors import UserError
 from transformer.models.attention import SCORES, Attended, attention, padding_mask
 from transformer.models.dropout import Dropout
 from transformer.models.seq2seq import Memory, Seq2Seq
@@ -53,18 +54,18 @@ class RNNConfig:
 
     def __post_init__(self) -> None:
         if self.d_model < 2 or self.d_model % 2:
-            raise ValueError(
+            raise UserError(
                 f"model.network.d_model is {self.d_model}: it must be even, since each direction "
                 "of the encoder has half of it"
             )
         if self.num_layers < 1:
-            raise ValueError(f"model.network.num_layers is {self.num_layers}: it must be 1 or more")
+            raise UserError(f"model.network.num_layers is {self.num_layers}: it must be 1 or more")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.network.dropout is {self.dropout}: it must be in [0, 1)")
+            raise UserError(f"model.network.dropout is {self.dropout}: it must be in [0, 1)")
         known = [NO_ATTENTION, *SCORES]
         if self.attention not in known:
             near = get_close_matches(self.attention, known, n=1, cutoff=0.0)[0]
-            raise ValueError(
+            raise UserError(
                 f"model.network.attention is {self.attention!r}: it must be one of "
                 f"{', '.join(known)}; the nearest is {near!r}"
             )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.errors import UserError
 from transformer.models.attention import MultiHeadAttention, causal_mask, padding_mask
 from transformer.models.cache import LayerCache, TransformerState
 from transformer.models.dropout import Dropout
@@ -63,11 +64,11 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name in ("d_model", "d_ff", "num_heads", "num_layers") and value < 1:
-                raise ValueError(f"model.network.{name} is {value}: it must be 1 or more")
+                raise UserError(f"model.network.{name} is {value}: it must be 1 or more")
             if name.endswith("dropout") and not 0 <= value < 1:
-                raise ValueError(f"model.network.{name} is {value}: it must be in [0, 1)")
+                raise UserError(f"model.network.{name} is {value}: it must be in [0, 1)")
         if self.d_model % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"model.network.d_model {self.d_model} is not divisible by "
                 f"model.network.num_heads {self.num_heads}: choose a multiple, such as "
                 f"{math.ceil(self.d_model / self.num_heads) * self.num_heads}"
@@ -249,7 +250,7 @@ class Transformer(Seq2Seq):
         if config.positions == "learned":
             self.max_length = config.max_positions
         if config.tied == "three_way" and src_vocab_size != tgt_vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"model.network.tied three_way needs one vocabulary, but the source has "
                 f"{src_vocab_size} tokens and the target {tgt_vocab_size}: "
                 "set data.tokenizer.shared: true, or model.network.tied: two_way"

@@ -9,6 +9,7 @@ from math import sqrt
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from transformer.errors import UserError
 from transformer.models import Seq2Seq
 
 
@@ -29,7 +30,7 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0:
-            raise ValueError(f"model.lora.rank is {self.rank}: it must be 1 or more, or 0 for none")
+            raise UserError(f"model.lora.rank is {self.rank}: it must be 1 or more, or 0 for none")
 
 
 class LowRank(nn.Module):
@@ -75,7 +76,7 @@ def choose_what_learns(model: Seq2Seq, freeze: Iterable[str], lora: LoRAConfig) 
         _adapt(model, lora)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not learning:
-        raise ValueError(
+        raise UserError(
             "model.freeze: every parameter is frozen: leave some out, or set model.lora.rank"
         )
     return learning
@@ -120,7 +121,7 @@ def _matches(key: str, patterns: Iterable[str], names: list[str]) -> list[str]:
         if not some:
             near = get_close_matches(pattern, names, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]!r}" if near else ""
-            raise ValueError(
+            raise UserError(
                 f"{key}: {pattern!r} matches none of the {len(names)} names that there are{hint}"
             )
         found += some

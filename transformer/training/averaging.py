@@ -9,6 +9,7 @@ from torch import Tensor
 
 from transformer.bundle import save_bundle
 from transformer.data.tokenizer import Tokenizer
+from transformer.errors import UserError
 from transformer.models import ARCHITECTURES, Seq2Seq
 from transformer.training.adapters import merged
 
@@ -28,17 +29,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: when it is missing, damaged, or not a checkpoint of this project.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
+        raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         other = newest_checkpoint(Path(path).parent)
         hint = f": the newest whole one beside it is {other}" if other else ""
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}){hint}"
         ) from error
     if not isinstance(checkpoint, dict) or not {"bundle", "state_dict"} <= checkpoint.keys():
-        raise ValueError(f"{path} is not a checkpoint that `transformer fit` wrote")
+        raise UserError(f"{path} is not a checkpoint that `transformer fit` wrote")
     checkpoint["state_dict"] = merged(checkpoint["state_dict"])
     return checkpoint
 
@@ -70,7 +71,7 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
         ValueError: when there are none, or two of them do not belong together.
     """
     if not paths:
-        raise ValueError("there are no checkpoints to average: give at least one .ckpt file")
+        raise UserError("there are no checkpoints to average: give at least one .ckpt file")
     checkpoint = read_checkpoint(paths[-1])
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     sums = {name: tensor.double() for name, tensor in weights.items()}
@@ -90,12 +91,12 @@ def _check_alike(
 ) -> None:
     for key, what in (("network", "network shapes"), ("tokenizer", "tokenizers")):
         if one["bundle"][key] != other["bundle"][key]:
-            raise ValueError(
+            raise UserError(
                 f"{other_path} and {one_path} have different {what}: average checkpoints of one run"
             )
     shapes = [{k: v.shape for k, v in c["state_dict"].items()} for c in (one, other)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{other_path} and {one_path} have different weights: are they damaged?")
+        raise UserError(f"{other_path} and {one_path} have different weights: are they damaged?")
 
 
 def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, card: str) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from transformer.errors import UserError
+
 #: Of one process, or of several that have the whole model each and report back.
 STRATEGIES = (
     "auto", "single_device", "SingleDeviceStrategy", "ddp", "ddp_find_unused_parameters_false",
@@ -19,7 +21,7 @@ def check(config: Any) -> None:
     # One after the other: what is out of its range is not computed with.
     for find in (_ranges, _numerics, _groups, _strategy, _not_ours):
         for problem in find(config):
-            raise ValueError(problem)
+            raise UserError(problem)
 
 
 def _ranges(config: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from transformer.data.batching import Batch
+from transformer.errors import UserError
 from transformer.training.objective import target_rows
 
 
@@ -42,7 +43,7 @@ def prepare(batch: Batch) -> Prepared:
     )
 
 
-class NotFinite(ValueError):
+class NotFinite(UserError):
     """The loss or the gradient of an optimizer step is NaN or infinite."""
 
     def __init__(self, step: int) -> None:

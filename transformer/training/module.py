@@ -15,6 +15,7 @@ from transformer.bundle import load_bundle
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
+from transformer.errors import UserError
 from transformer.inference.search import SearchConfig, search
 from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
 from transformer.training.adapters import LoRAConfig, choose_what_learns
@@ -240,7 +241,7 @@ class Seq2SeqModule(LightningModule):
         over processes; both are undone here, which is right for a short last window, too.
         """
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            raise ValueError(
+            raise UserError(
                 "trainer.gradient_clip_algorithm is 'value', only 'norm' is known: leave it out"
             )
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -365,7 +366,7 @@ class Seq2SeqModule(LightningModule):
         if trained.to_text() == self.tokenizer.to_text():
             return
         ours = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
-        raise ValueError(
+        raise UserError(
             f"the vocabulary does not fit the checkpoint: this run has {ours[0]:,} source and "
             f"{ours[1]:,} target entries, the checkpoint {trained.src_vocab_size:,} and "
             f"{trained.tgt_vocab_size:,} of its own: resume with the checkpoint's tokenizer, or "

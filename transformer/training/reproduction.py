@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from transformer.data.corpus import Corpus, TwoFiles
 from transformer.data.files import UNZIP_ERRORS, lines, unzipped
+from transformer.errors import UserError
 from transformer.training.callbacks import TrainingLog, of_training
 
 NEEDED = (
@@ -39,7 +40,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
+            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
         rows.append(_checked(row, f"{file}, line {number}"))
     return rows
 
@@ -47,7 +48,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def _checked(row: Any, where: str) -> dict[str, Any]:
     for key in NEEDED:
         if not isinstance(row, dict) or row.get(key) is None:
-            raise ValueError(
+            raise UserError(
                 f"{where}: no {key!r}: it must be a row that `transformer reproduce` wrote, of a "
                 "recipe with a test set"
             )
@@ -91,12 +92,12 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
         name = file.name.removesuffix(".gz")
         found = _digest(file)
         if name not in expected:
-            raise ValueError(
+            raise UserError(
                 f"{file}: {folder / CHECKSUMS} has no {name}, but {', '.join(sorted(expected))}: "
                 "give the files of the recipe, or train on others with `transformer fit`"
             )
         if found != expected[name]:
-            raise ValueError(
+            raise UserError(
                 f"{file}: its text has the SHA-256 {found}, the recipe was measured on "
                 f"{expected[name]}: download it again, or use `transformer fit`"
             )
@@ -110,7 +111,7 @@ def _digest(file: Path) -> str:
             while block := stream.read(2**20):
                 digest.update(block)
     except UNZIP_ERRORS as error:
-        raise ValueError(f"{file} is not a whole gzip file ({error})") from None
+        raise UserError(f"{file} is not a whole gzip file ({error})") from None
     return digest.hexdigest()
 
 

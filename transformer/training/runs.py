@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from transformer.errors import UserError
 from transformer.kernels import refuse_emulated, trains_in_bfloat16
 from transformer.training.averaging import newest_checkpoint, read_checkpoint
 from transformer.writing import clear, is_part, write
@@ -51,7 +52,7 @@ def claim(config: Any, name: str) -> tuple[Path, bool]:
         return next(f for n in range(2, sys.maxsize) if _take(f := Path(f"{folder}-{n}"))), True
     newest = newest_checkpoint(folder / "checkpoints")
     resume = f"resume it with --ckpt_path {shlex.quote(str(newest))}, " if newest else ""
-    raise ValueError(
+    raise UserError(
         f"{folder} exists already: choose another --run_dir, {resume}or take the next free number "
         "with --existing number"
     )
@@ -60,7 +61,7 @@ def claim(config: Any, name: str) -> tuple[Path, bool]:
 def _folder_of(config: Any) -> Path:
     folder = Path(config.ckpt_path).parent.parent
     if config.run_dir and Path(config.run_dir).resolve() != folder.resolve():
-        raise ValueError(
+        raise UserError(
             f"run_dir is {config.run_dir}, but --ckpt_path {config.ckpt_path} is resumed in its "
             f"own run folder: give --run_dir {shlex.quote(str(folder))} if the folder was moved, "
             "else leave run_dir out"
@@ -123,15 +124,13 @@ def resumable(config: Any) -> dict[str, Any]:
     if "optimizer_states" not in checkpoint:
         newest = newest_checkpoint(Path(config.ckpt_path).parent)
         hint = f": resume from {newest}" if newest else ""
-        raise ValueError(
-            f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged{hint}"
-        )
+        raise UserError(f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged{hint}")
     now, trained = _plain(config), checkpoint["recipe"]["config"]
     keys = [f"data.tokenizer.{key}" for key in now["data"]["tokenizer"]]
     for key in (*keys, "model.freeze", "model.lora"):
         value, before = _at(now, key), _at(trained, key)
         if value != before:
-            raise ValueError(
+            raise UserError(
                 f"{key} is {value!r}, which does not fit the checkpoint {config.ckpt_path} with "
                 f"{before!r}: resume with the checkpoint's value, or begin a new run"
             )
@@ -156,7 +155,7 @@ def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:
         limit = getattr(config.trainer, key)
         if limit is None or limit < 0 or limit > count or (limit == count and not ended):
             continue
-        raise ValueError(
+        raise UserError(
             f"nothing is left to train: trainer.{key} is {limit}, and {config.ckpt_path} was saved "
             f"after {count}: give more with --trainer.{key}, or see `{program()} average --help` "
             "for a bundle of it"
@@ -232,7 +231,7 @@ class OnePrecision(Callback):
         found: list[Any] = [None] * trainer.world_size
         dist.all_gather_object(found, trainer.precision)
         if len(set(found)) > 1:
-            raise ValueError(
+            raise UserError(
                 f"trainer.precision is {' in some processes and '.join(sorted(set(found)))} in "
                 "others, whose machines differ: give all of them --trainer.precision 32-true"
             )

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 
+from transformer.errors import UserError
 from transformer.training.averaging import newest_checkpoint
 from transformer.training.checkpoints import AfterSteps
 from transformer.training.meter import NotFinite
@@ -194,11 +195,11 @@ def what_is_left(folder: Path, again: str | None) -> str:
     return f"to resume from what was saved before: {resume_command(newest, folder, again)}"
 
 
-def diverged(error: NotFinite, folder: Path, learning_rate: float) -> ValueError:
+def diverged(error: NotFinite, folder: Path, learning_rate: float) -> UserError:
     """What to tell the user about a loss that became NaN."""
     newest = newest_checkpoint(folder)
     good = f"the last good checkpoint is {newest}" if newest else "none was saved before"
-    return ValueError(
+    return UserError(
         f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
         f"model.learning_rate (now {learning_rate:g}), more model.warmup_steps, or "
         "trainer.gradient_clip_val: 1.0"

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 from transformer.bundle import Bundle
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import Side, Tokenizer
+from transformer.errors import UserError
 from transformer.models import Seq2Seq, Shape, architecture_of
 
 NewRows = Literal["mean", "random"]
@@ -53,13 +54,13 @@ def check_shape(ours: Shape, theirs: Shape, what: str, free: tuple[str, ...], fi
     """
     names = architecture_of(ours), architecture_of(theirs)
     if names[0] != names[1]:
-        raise ValueError(
+        raise UserError(
             f"architecture is {names[0]}, but {what} was trained with {names[1]}: {fix}"
         )
     trained = asdict(theirs)  # type: ignore[call-overload]
     for key, value in asdict(ours).items():  # type: ignore[call-overload]
         if key not in free and trained[key] != value:
-            raise ValueError(
+            raise UserError(
                 f"model.network.{key} is {value!r}, but {what} was trained with {trained[key]!r}: "
                 f"{fix}"
             )
@@ -107,7 +108,7 @@ def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
     for name in model.ROWS:
         other = first.setdefault(id(model.get_parameter(name)), name)
         if old.get_parameter(other) is not old.get_parameter(name):
-            raise ValueError(
+            raise UserError(
                 f"model.network.tied is {model.config.tied!r}, but model.init_from has two "
                 f"matrices for {other} and {name} ({old.config.tied!r}): set model.network.tied "
                 f"to {old.config.tied!r}"
