@@ -16,7 +16,7 @@ WHEELS ?=
 LINKS = $(if $(WHEELS),--find-links '$(WHEELS)')
 PUREPYTHON = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: help setup train test check lint bench wheels gpu clean
+.PHONY: help setup train test tests check lint bench wheels gpu clean
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
@@ -50,7 +50,11 @@ lint: setup
 check: lint
 	$(PYTEST) -m "not slow"
 
-test: lint
+# Types take a minute of one core: the tests need not wait for them.
+test: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: setup
 	$(PYTEST)
 
 bench: setup

@@ -180,8 +180,11 @@ def test_a_resumed_run_keeps_its_precision(
         assert cli.trainer.precision == stored
         checkpoint = cli.folder / "checkpoints" / "last.ckpt"
         tokenizer = FixedData([1], []).tokenizer.to_text()
-        saved = {"recipe": cli.model.recipe, "bundle": {"tokenizer": tokenizer}}
-        torch.save({**saved, "state_dict": {}, "optimizer_states": []}, checkpoint)
+        loop = {"epoch_loop.batch_progress": {"is_last_batch": False},
+                "epoch_progress": {"total": {"started": 1}}}  # fmt: skip
+        saved = {"recipe": cli.model.recipe, "bundle": {"tokenizer": tokenizer}, "global_step": 1}
+        saved |= {"loops": {"fit_loop": loop}, "state_dict": {}, "optimizer_states": []}
+        torch.save(saved, checkpoint)
         machine(*elsewhere)
         resume = ["--ckpt_path", str(checkpoint)]
         assert FitCLI([*config, *resume]).trainer.precision == stored
