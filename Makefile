@@ -30,13 +30,14 @@ help:
 
 setup: .venv/.stamp
 
-# Written last, so that a set-up that failed half-way is begun again.
+# Written last, so that a set-up that failed half-way is begun again. Python compiles what it imports:
+# to compile all of torch in advance would take a minute.
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else \
 	  "$(PYTHON) is Python %d.%d, needed is 3.10 to 3.13: make ... PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 train: setup
@@ -47,15 +48,15 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint
-	$(PYTEST) -m "not slow"
-
 # Types take a minute of one core: the tests need not wait for them.
+check: setup
+	@$(MAKE) --no-print-directory --jobs 2 lint tests CHOSEN='-m "not slow"'
+
 test: setup
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 
 tests: setup
-	$(PYTEST)
+	$(PYTEST) $(CHOSEN)
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(ARGS)
