@@ -30,14 +30,15 @@ help:
 
 setup: .venv/.stamp
 
-# Written last, so that a set-up that failed half-way is begun again. Python compiles what it imports:
-# to compile all of torch in advance would take a minute.
+# Written last, so that a set-up that failed half-way is begun again. pip would compile all packages
+# on one core; not at all would be slow where PYTHONDONTWRITEBYTECODE is set, as it often is.
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else \
 	  "$(PYTHON) is Python %d.%d, needed is 3.10 to 3.13: make ... PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	-@$(BIN)/python -m compileall -qq -j 0 .venv/lib
 	@touch $@
 
 train: setup
