@@ -22,7 +22,7 @@ from transformer.data import datamodule as module_under_test
 from transformer.data import loaders
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
-from transformer.data.mixture import FurtherCorpus
+from transformer.data.mixture import ExtraCorpus
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -402,8 +402,8 @@ def test_other_text_is_refused_in_the_middle_of_an_epoch_only(
     caplog.set_level("INFO")
     options: dict[str, Any] = {"streaming": kind == "stream", "train": f"{corpus}/train"}
     if kind == "mixture":
-        further = FurtherCorpus(f"{corpus}/more", "en", "de")
-        options |= {"train": f"{corpus}/val", "also": [further]}
+        further = ExtraCorpus(f"{corpus}/more", "en", "de")
+        options |= {"train": f"{corpus}/val", "extra_corpora": [further]}
         for side in ("en", "de"):
             shutil.copy(corpus / f"train.{side}", corpus / f"more.{side}")
     changed = corpus / ("more.de" if kind == "mixture" else "train.de")

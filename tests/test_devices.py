@@ -32,7 +32,7 @@ from transformer.inference.continuations import (
     best_continuations,
 )
 from transformer.inference.translator import Translator
-from transformer.models import RNNConfig, Shape, TransformerConfig
+from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training import module as training
 from transformer.training.adapters import LoRAConfig, merge
 from transformer.training.averaging import average_checkpoints
@@ -41,7 +41,7 @@ from transformer.training.meter import Prepared, prepare
 from transformer.training.module import Seq2SeqModule
 from transformer.training.scoring import Scorer
 
-SHAPES: list[Shape] = [
+SHAPES: list[ModelConfig] = [
     TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1),
     TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, positions="learned"),
     RNNConfig(d_model=16),
@@ -93,13 +93,13 @@ ABOUT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def bundle(folder: Path, shape: Shape) -> Path:
+def bundle(folder: Path, shape: ModelConfig) -> Path:
     model = shape.build(OLD.src_vocab_size, OLD.tgt_vocab_size)
     save_bundle(folder / "bundle", model, OLD, **ABOUT)
     return folder / "bundle"
 
 
-def module(shape: Shape, **options: Any) -> Seq2SeqModule:
+def module(shape: ModelConfig, **options: Any) -> Seq2SeqModule:
     found = Seq2SeqModule(shape, **options)
     found._trainer = SimpleNamespace(  # type: ignore[assignment]
         datamodule=SimpleNamespace(tokenizer=NEW), global_step=0, global_rank=0, world_size=1,
@@ -133,7 +133,7 @@ def configured(found: Seq2SeqModule) -> Seq2SeqModule:
 
 
 @each_shape
-def test_a_training_step(shape: Shape, fake: None) -> None:
+def test_a_training_step(shape: ModelConfig, fake: None) -> None:
     found = configured(module(shape, lora=LoRAConfig(rank=2)))
     found.training_step(on_device(), 0).backward()
     optimizer = torch.optim.AdamW(p for p in found.parameters() if p.requires_grad)
@@ -144,7 +144,7 @@ def test_a_training_step(shape: Shape, fake: None) -> None:
 
 @each_shape
 def test_old_weights_come_from_the_cpu(
-    shape: Shape, fake: None, monkeypatch: pytest.MonkeyPatch
+    shape: ModelConfig, fake: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = shape.build(OLD.src_vocab_size, OLD.tgt_vocab_size)
     config = {"src": "de", "tgt": "en"}
@@ -155,7 +155,7 @@ def test_old_weights_come_from_the_cpu(
 
 
 @each_shape
-def test_a_step_of_search(shape: Shape, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_search(shape: ModelConfig, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of it asks for values."""
     # Whether any source is padded is one of them.
     monkeypatch.setattr("transformer.models.cache._unless_all_true", lambda mask: mask)
@@ -175,7 +175,7 @@ def test_a_step_of_search(shape: Shape, fake: None, monkeypatch: pytest.MonkeyPa
 
 
 @each_shape
-def test_a_translator_leaves_the_default_device_alone(shape: Shape, tmp_path: Path) -> None:
+def test_a_translator_leaves_the_default_device_alone(shape: ModelConfig, tmp_path: Path) -> None:
     folder = bundle(tmp_path, shape)
     lines = ["eins zwei", "drei"]
     options: dict[str, Any] = {"beam": 2, "max_extra": 3}
@@ -196,7 +196,7 @@ def test_a_translator_leaves_the_default_device_alone(shape: Shape, tmp_path: Pa
 
 @each_shape
 def test_training_leaves_the_default_device_alone(
-    shape: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that is ours of a step, a validation and a save; torch's own loader would not."""
     ours = {

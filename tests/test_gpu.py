@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transformer.data.batching import Batch
 from transformer.kernels import has_bfloat16
-from transformer.models import PRESETS, RNNConfig, Shape, TransformerConfig
+from transformer.models import PRESETS, ModelConfig, RNNConfig, TransformerConfig
 from transformer.models.attention import SCORES
 from transformer.models.positions import SinusoidalPositions
 from transformer.training.meter import Prepared, prepare
@@ -43,7 +43,7 @@ def moved(prepared: Prepared, device: str) -> Prepared:
     "shape", [PRESETS["tiny"], *(RNNConfig(attention=name) for name in ("none", *SCORES))]
 )
 def test_a_training_step_never_waits_for_the_device(
-    monkeypatch: pytest.MonkeyPatch, clip: float | None, processes: int, shape: Shape
+    monkeypatch: pytest.MonkeyPatch, clip: float | None, processes: int, shape: ModelConfig
 ) -> None:
     """On the meta device tensors have no values: to ask for one is an error.
 

@@ -22,7 +22,7 @@ from transformer.data.batching import Plan, collate
 from transformer.data.cache import digest
 from transformer.data.datamodule import DataModule
 from transformer.data.loaders import CachedLoader
-from transformer.data.mixture import FurtherCorpus, Mixture, MixtureLoader, proportions, walk
+from transformer.data.mixture import ExtraCorpus, Mixture, MixtureLoader, proportions, walk
 from transformer.data.table import MixedTable
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
 from transformer.data.vocabulary import learn
@@ -186,13 +186,15 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def further(corpus: Path, **options: Any) -> FurtherCorpus:
+def further(corpus: Path, **options: Any) -> ExtraCorpus:
     values: dict[str, Any] = {"train": f"{corpus}/more", "src": "en", "tgt": "fr", **options}
-    return FurtherCorpus(**values)
+    return ExtraCorpus(**values)
 
 
 def test_each_source_carries_the_tag_of_its_target(corpus: Path) -> None:
-    data = ready(corpus, tags=True, also=[further(corpus), further(corpus, src="fr", tgt="en")])
+    data = ready(
+        corpus, tags=True, extra_corpora=[further(corpus), further(corpus, src="fr", tgt="en")]
+    )
     tags = data.tokenizer.tags
     assert tags == {"de": 4, "en": 5, "fr": 6}
     assert (data.pairs, len(data.corpora())) == (580, 5)
@@ -221,7 +223,7 @@ def _words(corpus: Path, name: str, count: int) -> set[str]:
 def test_the_vocabulary_is_learned_from_all_corpora(corpus: Path, shared: bool) -> None:
     config = TokenizerConfig("word", 1000, shared, min_frequency=1)
     limited = further(corpus, limit=5)
-    tokenizer = ready(corpus, tags=True, also=[limited], tokenizer=config).tokenizer
+    tokenizer = ready(corpus, tags=True, extra_corpora=[limited], tokenizer=config).tokenizer
     assert UNK not in tokenizer.encode_tgt(["more fr w 4"])[0]
     assert (UNK in tokenizer.encode_src(["fr"], "de")[0]) == (not shared)
     specials = {"<pad>", "<s>", "</s>", "<unk>", "<2de>", "<2fr>"}
@@ -237,16 +239,16 @@ def test_caches_depend_on_the_mixture_and_those_without_one_stay(corpus: Path) -
     about = ["TwoFiles", "en", "de", text.identity(), None, vars(plain.tokenizer_config)]
     assert plain._tokenizer_folder().name == f"tokenizer-{digest(about)}"
     options: list[dict[str, Any]] = [
-        {}, {"tags": True}, {"also": [further(corpus, tgt="de", src="fr")]},
-        {"also": [further(corpus, tgt="de", src="fr", limit=9)]},
-        {"also": [further(corpus, tgt="de", src="fr")], "tags": True},
-        {"also": [further(corpus)], "tags": True},
+        {}, {"tags": True}, {"extra_corpora": [further(corpus, tgt="de", src="fr")]},
+        {"extra_corpora": [further(corpus, tgt="de", src="fr", limit=9)]},
+        {"extra_corpora": [further(corpus, tgt="de", src="fr")], "tags": True},
+        {"extra_corpora": [further(corpus)], "tags": True},
     ]  # fmt: skip
     assert len({make(corpus, **given)._tokenizer_folder() for given in options}) == len(options)
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None:
-    options: dict[str, Any] = {"tags": True, "also": [further(corpus, share=0.3)]}
+    options: dict[str, Any] = {"tags": True, "extra_corpora": [further(corpus, share=0.3)]}
     whole = run(make(corpus, **options), corpus)
     size = sum(epoch == 0 for epoch, _ in whole.seen)
     assert [sum(len(b) for e, b in whole.seen if e == epoch) for epoch in range(3)] == [571] * 3
@@ -256,7 +258,7 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None
         head = run(make(corpus, **options), corpus, callbacks=[StopAt(step, checkpoint)])
         rest = run(make(corpus, **options), corpus, resume=checkpoint)
         assert head.seen + rest.seen == whole.seen
-    changed = make(corpus, tags=True, also=[further(corpus, share=0.2)])
+    changed = make(corpus, tags=True, extra_corpora=[further(corpus, share=0.2)])
     with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
         run(changed, corpus, resume=checkpoint)
 
@@ -264,23 +266,47 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"also": [{"train": ""}]}, r"data.also\[0\].train is missing: name a corpus"),
-        ({"also": [{"src": ""}]}, r"data.also\[0\].src is missing: name the language"),
-        ({"also": [{}, {"tgt": "en"}]}, r"data.also\[1\].tgt: 'en' is data.also\[1\].src too"),
-        ({"also": [{"train": "no/x"}]}, r"data.also\[0\].train: neither no/x.en nor x.en.gz"),
-        ({"also": [{"share": 1.0}]}, r"data.also\[0\].share: 1 must lie between 0 and 1"),
-        ({"also": [{"limit": 0}]}, r"data.also\[0\].limit: 0 must be 1 or more"),
-        ({"also": [{"share": 0.5}] * 2}, "data.also: the shares add up to 1 and leave nothing"),
-        ({"also": [{}], "tags": False}, r"data.also\[0\].tgt: 'fr' is not data.tgt = 'de'.*tags"),
-        ({"also": [{}], "streaming": True}, "data.streaming: true does not go with data.also"),
+        (
+            {"extra_corpora": [{"train": ""}]},
+            r"data.extra_corpora\[0\].train is missing: name a corpus",
+        ),
+        (
+            {"extra_corpora": [{"src": ""}]},
+            r"data.extra_corpora\[0\].src is missing: name the language",
+        ),
+        (
+            {"extra_corpora": [{}, {"tgt": "en"}]},
+            r"data.extra_corpora\[1\].tgt: 'en' is data.extra_corpora\[1\].src too",
+        ),
+        (
+            {"extra_corpora": [{"train": "no/x"}]},
+            r"data.extra_corpora\[0\].train: neither no/x.en nor x.en.gz",
+        ),
+        (
+            {"extra_corpora": [{"share": 1.0}]},
+            r"data.extra_corpora\[0\].share: 1 must lie between 0 and 1",
+        ),
+        ({"extra_corpora": [{"limit": 0}]}, r"data.extra_corpora\[0\].limit: 0 must be 1 or more"),
+        (
+            {"extra_corpora": [{"share": 0.5}] * 2},
+            "data.extra_corpora: the shares add up to 1 and leave nothing",
+        ),
+        (
+            {"extra_corpora": [{}], "tags": False},
+            r"data.extra_corpora\[0\].tgt: 'fr' is not data.tgt = 'de'.*tags",
+        ),
+        (
+            {"extra_corpora": [{}], "streaming": True},
+            "data.streaming: true does not go with data.extra_corpora",
+        ),
         ({"temperature": 0.0}, "data.temperature: 0 must be more than 0"),
         ({"tokenizer": TokenizerConfig(vocab_size=260)}, "data.tokenizer.vocab_size: 260 is too"),
     ],
 )
 def test_errors_name_the_recipe_key(corpus: Path, options: dict[str, Any], message: str) -> None:
-    also = [further(corpus, **entry) for entry in options.pop("also", [])]
+    also = [further(corpus, **entry) for entry in options.pop("extra_corpora", [])]
     with pytest.raises(ValueError, match=f"^{message}"):
-        make(corpus, **{"tags": True, "also": also, **options}).prepare_data()
+        make(corpus, **{"tags": True, "extra_corpora": also, **options}).prepare_data()
 
 
 def test_a_vocabulary_that_came_with_a_model_must_know_the_tags(corpus: Path) -> None:
@@ -299,8 +325,10 @@ def test_a_vocabulary_that_came_with_a_model_must_know_the_tags(corpus: Path) ->
         prepared(plain, tags=True)
     with pytest.raises(ValueError, match="^data.tgt: language 'fr' is unknown to this model: it "):
         prepared(tagged, tgt="fr")
-    with pytest.raises(ValueError, match=r"^data.also\[0\].tgt: language 'fr' is unknown to this"):
-        prepared(tagged, tags=True, also=[further(corpus)])
+    with pytest.raises(
+        ValueError, match=r"^data.extra_corpora\[0\].tgt: language 'fr' is unknown to this"
+    ):
+        prepared(tagged, tags=True, extra_corpora=[further(corpus)])
 
 
 # Tags
@@ -331,7 +359,7 @@ def test_text_that_spells_a_tag_is_text(kind: Any, shared: bool) -> None:
 
 
 def test_a_vocabulary_is_learned_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = make(corpus, tags=True, also=[further(corpus)])
+    data = make(corpus, tags=True, extra_corpora=[further(corpus)])
     for _ in range(2):  # the second finds the folder of the first in its place
         learn(data._tokenizer_folder(), data.tokenizer_config, data._learned_from(), data._tagged())
     assert len(list((corpus / "cache").iterdir())) == 1
@@ -343,7 +371,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     path = recipe(folder, extra=f"run_dir: {folder}/run\nlogger: none\n")
     also = f"{{train: {folder}/corpus/train, src: en, tgt: de, share: 0.4}}"
-    path.write_text(path.read_text().replace("src: de,", f"src: de, tags: true, also: [{also}],"))
+    path.write_text(
+        path.read_text().replace("src: de,", f"src: de, tags: true, extra_corpora: [{also}],")
+    )
     assert main(["fit", "--config", str(path), "--trainer.enable_progress_bar", "false"]) == 0
     return folder
 
@@ -434,11 +464,14 @@ def test_a_model_without_tags_translates_into_one_language(trained: Path) -> Non
 def test_reproduce_takes_the_further_files_from_another_folder_too(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     also = "[{train: a/more, src: en, tgt: de, share: 0.1}, {train: 'hub:x:train'}, 3]"
-    path.write_text(path.read_text().replace("src: de,", f"src: de, also: {also},"))
+    path.write_text(path.read_text().replace("src: de,", f"src: de, extra_corpora: {also},"))
     *_, option = moved(path, Path("other"))
     key, _, value = option.partition("=")
     entry = {"train": "other/more", "src": "en", "tgt": "de", "share": 0.1}
-    assert (key, json.loads(value)) == ("--data.also", [entry, {"train": "hub:x:train"}, 3])
+    assert (key, json.loads(value)) == (
+        "--data.extra_corpora",
+        [entry, {"train": "hub:x:train"}, 3],
+    )
 
 
 @pytest.mark.parametrize(
@@ -457,9 +490,9 @@ def test_a_wrong_entry_is_one_line(
     tmp_path: Path, also: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe(tmp_path)
-    path.write_text(path.read_text().replace("src: de,", f"src: de, also: {also},"))
+    path.write_text(path.read_text().replace("src: de,", f"src: de, extra_corpora: {also},"))
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(path)])
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"transformer: error: {path}:2: data.also: ")
+    assert line.startswith(f"transformer: error: {path}:2: data.extra_corpora: ")
     assert message in line

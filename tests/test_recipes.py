@@ -40,9 +40,9 @@ def begun_from_a_toy(name: str, folder: Path) -> list[str]:
         ]
         assert main(toy) == 0
         options.append(f"--model.init_from={folder}/old/bundle")
-    if "also" in content["data"]:
-        also = [{**entry, "train": f"{corpus}/train"} for entry in content["data"]["also"]]
-        options.append(f"--data.also={json.dumps(also)}")
+    if "extra_corpora" in content["data"]:
+        also = [{**entry, "train": f"{corpus}/train"} for entry in content["data"]["extra_corpora"]]
+        options.append(f"--data.extra_corpora={json.dumps(also)}")
     if "old_pair" in content:
         options.append(f"--old_pair.test={corpus}/test")
         options.append("--old_pair.max_drop=null")  # one batch is enough to forget
@@ -71,7 +71,7 @@ def test_a_recipe_runs(
     assert main([*args, "--trainer.accelerator", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "test BLEU" in printed
-    pairs = 80 if "also" in read(name)["data"] else 40  # all that there are
+    pairs = 80 if "extra_corpora" in read(name)["data"] else 40  # all that there are
     assert f"{Path(name).with_suffix('')}: de -> en, {pairs} pairs" in printed
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from toys import KillAt, datamodule, module, trainer
 
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
-from transformer.models import RNNConfig, Shape, TransformerConfig
+from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training.callbacks import TrainingLog
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.stopping import INTERRUPTED, Interrupted, StopSafely
@@ -25,7 +25,7 @@ def run(
     *extra: Callback,
     average: int = 0,
     resume: bool = False,
-    network: Shape = NETWORK,
+    network: ModelConfig = NETWORK,
     **options: Any,
 ) -> tuple[Trainer, dict[str, torch.Tensor], TrainingLog]:
     """Train with dropout and accumulation for three epochs, from a checkpoint if there is one."""

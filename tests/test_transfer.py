@@ -15,14 +15,14 @@ from transformer.__main__ import main
 from transformer.bundle import Bundle, load_bundle
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
-from transformer.models import RNNConfig, Seq2Seq, Shape, TransformerConfig
+from transformer.models import ModelConfig, RNNConfig, Seq2Seq, TransformerConfig
 from transformer.training.adapters import LoRAConfig, choose_what_learns, merge, merged
 from transformer.training.transfer import transplant
 
 DE_EN = [" ".join(pair) for pair in sentences(200, seed=1)]
 FRENCH = ["un deux trois house chien", "le chat rouge house", "deux arbres bleus dog"] * 20
 TRANSFORMER = {"d_model": 16, "d_ff": 32, "num_heads": 2, "num_layers": 2}
-SHAPES: dict[str, Shape] = {
+SHAPES: dict[str, ModelConfig] = {
     "three_way": TransformerConfig(**TRANSFORMER),  # type: ignore[arg-type]
     "two_way": TransformerConfig(**TRANSFORMER, tied="two_way"),  # type: ignore[arg-type]
     "untied": TransformerConfig(**TRANSFORMER, tied="none"),  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ def vocabulary(lines: list[str], shared: bool = True) -> Tokenizer:
     return Tokenizer.train(config, lambda: lines, lambda: [line[::-1] for line in lines])
 
 
-def bundle(shape: Shape, tokenizer: Tokenizer) -> Bundle:
+def bundle(shape: ModelConfig, tokenizer: Tokenizer) -> Bundle:
     torch.manual_seed(1)
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     with torch.no_grad():  # so that no value is one that a new model has, too
@@ -45,7 +45,7 @@ def bundle(shape: Shape, tokenizer: Tokenizer) -> Bundle:
     return Bundle(model, tokenizer, {})
 
 
-def new_model(shape: Shape, tokenizer: Tokenizer) -> Seq2Seq:
+def new_model(shape: ModelConfig, tokenizer: Tokenizer) -> Seq2Seq:
     torch.manual_seed(2)
     return shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
 
@@ -382,7 +382,7 @@ def test_a_pair_is_added(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
         {"train": f"{trained}/corpus/train", "src": "de", "tgt": "en", "share": 0.3},
         {"train": f"{trained}/corpus/french-train", "src": "en", "tgt": "fr"},
     ]
-    mixture = ["--data.tags=true", f"--data.also={json.dumps(also)}"]
+    mixture = ["--data.tags=true", f"--data.extra_corpora={json.dumps(also)}"]
     assert begin(trained, tmp_path / "run", *mixture, *old_pair(trained)) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["origin"][1].endswith(" 2 with initial values")

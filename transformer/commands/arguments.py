@@ -30,6 +30,8 @@ NESTED_PROBLEM = re.compile(
 #: Of a value inside of a list's entry: its key, and a message of its own.
 ENTRY = re.compile(r'Parser key "([^"]+)":\s*\n(.*?Given value: [^\n]*)', re.DOTALL)
 CONFIG_OPTIONS = ("-c", "--config")
+#: Keys of recipes that had another name before.
+RENAMED = {"data.also": "data.extra_corpora"}
 
 
 class OneLineErrors(Base):
@@ -186,7 +188,9 @@ def valid_keys(parser: Any) -> list[str]:
 
 
 def unknown(key: str, keys: Iterable[str]) -> str:
-    """Says that a key does not exist, and which one is nearest."""
+    """Says that a key does not exist, and its new name or which one is nearest."""
+    if key in RENAMED:
+        return f"key {key!r} is {RENAMED[key]!r} now"
     near = nearest(key, keys)
     return f"key {key!r} does not exist" + (f", the nearest is {near!r}" if near else "")
 
@@ -201,6 +205,8 @@ def unknown_argument(arguments: str, parser: Any) -> str:
         hint = f": a recipe is given as --config {argument}" if recipe else ""
         return f"unexpected argument {argument!r}{hint}"
     option = argument.split("=")[0]
+    if option.lstrip("-") in RENAMED:
+        return f"option {option!r} is '--{RENAMED[option.lstrip('-')]}' now"
     near = nearest(option.lstrip("-"), valid_keys(parser))
     return f"option {option!r} does not exist" + (f", the nearest is '--{near}'" if near else "")
 

@@ -28,7 +28,7 @@ from transformer.commands.arguments import (
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError, is_for_the_user, message
-from transformer.models import ARCHITECTURES, Shape, architecture_of
+from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
 from transformer.training.callbacks import EarlyStopping, TrainingLog
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.checks import check
@@ -196,7 +196,7 @@ def scored(cli: FitCLI, gate: ForgettingGate | None, weights: str) -> dict[str, 
     return numbers
 
 
-def default_network(args: Sequence[str]) -> Shape:
+def default_network(args: Sequence[str]) -> ModelConfig:
     """The network of which a recipe says what differs.
 
     It is that of the bundle that a run begins from, or else the default of the architecture. Known

@@ -154,13 +154,14 @@ def moved(recipe: Path, corpus: Path | None) -> list[str]:
             "from a file: name yours with --data.train, --data.val and --data.test"
         )
     options = [f"--data.{split}={corpus / Path(named[split]).name}" for split in splits]
-    if isinstance(named.get("also"), list):
-        options.append(f"--data.also={json.dumps([_moved(c, corpus) for c in named['also']])}")
+    if isinstance(named.get("extra_corpora"), list):
+        moved = [_moved(entry, corpus) for entry in named["extra_corpora"]]
+        options.append(f"--data.extra_corpora={json.dumps(moved)}")
     return options
 
 
 def _moved(further: Any, corpus: Path) -> Any:
-    """An entry of `data.also` with its files in another folder; what is no file stays."""
+    """An entry of `data.extra_corpora` with its files in another folder; what is no file stays."""
     if not isinstance(further, dict) or ":" in str(further.get("train", ":")):
         return further
     return {**further, "train": str(corpus / Path(further["train"]).name)}

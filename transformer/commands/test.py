@@ -28,7 +28,7 @@ of the bundle's translations. Writes results.json and hypotheses.txt into a run 
 given is the bundle's: languages, search, and how its recipe computes scores."""
 # What only training asks for.
 ONLY_TRAINING = {
-    "train", "val", "also", "temperature", "tags", "tokenizer", "max_tokens", "max_length",
+    "train", "val", "extra_corpora", "temperature", "tags", "tokenizer", "max_tokens", "max_length",
     "too_long", "limit", "streaming",
 }  # fmt: skip
 

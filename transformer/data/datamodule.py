@@ -20,7 +20,7 @@ from transformer.data.cache import (
 )
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
-from transformer.data.mixture import FurtherCorpus, Mixture, MixtureLoader, check_mixture
+from transformer.data.mixture import ExtraCorpus, Mixture, MixtureLoader, check_mixture
 from transformer.data.table import Counts, TokenTable, open_table, read_texts
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig, is_blank
 from transformer.data.vocabulary import check_tags, learn, saved, vocabulary_folder
@@ -52,8 +52,9 @@ class DataModule(LightningDataModule):
         test: Corpus to test on.
         src: Source language: the file suffix or the name of the column.
         tgt: Target language.
-        also: Further corpora to train on, of any languages, each with `train`, `src`, `tgt` and, if
-            need be, `share` (of the training pairs; by its size when left out) and `limit`.
+        extra_corpora: Further corpora to train on, of any languages, each with `train`, `src`,
+            `tgt` and, if need be, `share` (of the training pairs; by its size when left out) and
+            `limit`.
         temperature: Of corpora without a share: n pairs count as n^(1/temperature).
         tags: Put a tag of the target language (`<2en>`) before each source sentence, so that one
             model translates into several.
@@ -82,7 +83,7 @@ class DataModule(LightningDataModule):
         test: str | None = None,
         src: str = "",
         tgt: str = "",
-        also: list[FurtherCorpus] | None = None,
+        extra_corpora: list[ExtraCorpus] | None = None,
         temperature: float = 1.0,
         tags: bool = False,
         columns: list[str] | None = None,
@@ -100,7 +101,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.specs: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.src, self.tgt, self.columns = src, tgt, columns
-        self.also, self.temperature, self.tags = also or [], temperature, tags
+        self.extra_corpora, self.temperature, self.tags = extra_corpora or [], temperature, tags
         self.tokenizer_config = tokenizer
         self.max_tokens, self.eval_max_tokens, self.seed = max_tokens, eval_max_tokens, seed
         #: Beams of a sentence, and tokens beyond its length, that evaluation searches among.
@@ -148,9 +149,9 @@ class DataModule(LightningDataModule):
 
     def shares(self) -> list[tuple[str, str, float]]:
         """Source, target and part of the training pairs of each corpus, once they are open."""
-        if not self.also:
+        if not self.extra_corpora:
             return [(self.src, self.tgt, 1.0)]
-        pairs = [(self.src, self.tgt), *((corpus.src, corpus.tgt) for corpus in self.also)]
+        pairs = [(self.src, self.tgt), *((corpus.src, corpus.tgt) for corpus in self.extra_corpora)]
         return [(*pair, share) for pair, share in zip(pairs, self._mixture().shares, strict=True)]
 
     def prepare_data(self) -> None:
@@ -168,7 +169,10 @@ class DataModule(LightningDataModule):
 
     def _tokenise(self, tokenizer: Tokenizer) -> None:
         targets = {"data.tgt": self.tgt}
-        targets |= {f"data.also[{i}].tgt": corpus.tgt for i, corpus in enumerate(self.also)}
+        targets |= {
+            f"data.extra_corpora[{i}].tgt": corpus.tgt
+            for i, corpus in enumerate(self.extra_corpora)
+        }
         check_tags(tokenizer, self.tags, targets)
         for name, corpus, rule, limit in self._cached():
             path = table_path(self.cache, corpus, tokenizer, rule, limit)
@@ -198,7 +202,7 @@ class DataModule(LightningDataModule):
                 self._corpus("train"), self.tokenizer, self.rule, plan, self.limit,
                 rank, self.num_workers, self._set_aside,
             )  # fmt: skip
-        elif self.also:
+        elif self.extra_corpora:
             for src, tgt, share in self.shares():
                 log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
             self._loader = MixtureLoader(
@@ -279,7 +283,7 @@ class DataModule(LightningDataModule):
         for key, (value, least) in least_values.items():
             if value is not None and value < least:
                 raise UserError(f"data.{key}: {value} must be {least} or more")
-        check_mixture(self.also, self.tgt, self.tags, self.temperature, self.streaming)
+        check_mixture(self.extra_corpora, self.tgt, self.tags, self.temperature, self.streaming)
 
     def _corpus(self, split: Split) -> Corpus:
         spec = self.specs[split]
@@ -297,7 +301,7 @@ class DataModule(LightningDataModule):
         return [
             Part(name, open_corpus(c.train, c.src, c.tgt, self.columns, f"data.{name}.train"),
                  self.rule, c.limit)
-            for name, c in ((f"also[{i}]", corpus) for i, corpus in enumerate(self.also))
+            for name, c in ((f"extra_corpora[{i}]", c) for i, c in enumerate(self.extra_corpora))
         ]  # fmt: skip
 
     def _cached(self) -> list[Part]:
@@ -356,12 +360,14 @@ class DataModule(LightningDataModule):
 
     def _tagged(self) -> list[str]:
         """The languages that have a tag."""
-        return sorted({self.tgt, *(corpus.tgt for corpus in self.also)}) if self.tags else []
+        return (
+            sorted({self.tgt, *(corpus.tgt for corpus in self.extra_corpora)}) if self.tags else []
+        )
 
     def _mixture(self) -> Mixture:
-        names = [f"also[{i}]" for i in range(len(self.also))]
+        names = [f"extra_corpora[{i}]" for i in range(len(self.extra_corpora))]
         tables = [self._table("train"), *(self._tables[name] for name in names)]
-        return Mixture(tables, [corpus.share for corpus in self.also], self.temperature)
+        return Mixture(tables, [corpus.share for corpus in self.extra_corpora], self.temperature)
 
     def _table(self, split: Split) -> TokenTable:
         if split not in self._tables:

@@ -20,7 +20,7 @@ from transformer.errors import UserError
 
 
 @dataclass(frozen=True)
-class FurtherCorpus:
+class ExtraCorpus:
     """A corpus that is trained on beside data.train.
 
     Args:
@@ -55,7 +55,7 @@ class FurtherCorpus:
 
 
 def check_mixture(
-    further: Sequence[FurtherCorpus], tgt: str, tags: bool, temperature: float, streaming: bool
+    further: Sequence[ExtraCorpus], tgt: str, tags: bool, temperature: float, streaming: bool
 ) -> None:
     """Refuses settings that make no mixture.
 
@@ -73,11 +73,11 @@ def check_mixture(
         raise UserError(f"data.temperature: {temperature:g} must be more than 0")
     if further and streaming:
         raise UserError(
-            "data.streaming: true does not go with data.also, whose corpora are read from the "
-            "cache; set data.streaming to false, or leave data.also out"
+            "data.streaming: true does not go with data.extra_corpora, which are read from the "
+            "cache; set data.streaming to false, or leave data.extra_corpora out"
         )
     for number, corpus in enumerate(further):
-        key = f"data.also[{number}]"
+        key = f"data.extra_corpora[{number}]"
         corpus.check(key)
         if corpus.tgt != tgt and not tags:
             raise UserError(
@@ -87,7 +87,7 @@ def check_mixture(
     shares = sum(corpus.share or 0.0 for corpus in further)
     if shares >= 1:
         raise UserError(
-            f"data.also: the shares add up to {shares:g} and leave nothing to data.train; "
+            f"data.extra_corpora: the shares add up to {shares:g} and leave nothing to data.train; "
             "they must be less than 1 together"
         )
 

@@ -3,7 +3,7 @@
 import torch
 
 from transformer.models.rnn import RNN, RNNConfig
-from transformer.models.seq2seq import Memory, Seq2Seq, Shape, State
+from transformer.models.seq2seq import Memory, ModelConfig, Seq2Seq, State
 from transformer.models.transformer import PRESETS, Transformer, TransformerConfig
 
 # MKL's vector functions (exp, sin, ...) get ready in their first call. Where that runs on several
@@ -18,7 +18,7 @@ ARCHITECTURES: dict[str, type[TransformerConfig] | type[RNNConfig]] = {
 }
 
 
-def architecture_of(shape: Shape) -> str:
+def architecture_of(shape: ModelConfig) -> str:
     """The name of a shape's architecture."""
     return next(name for name, type_ in ARCHITECTURES.items() if isinstance(shape, type_))
 
@@ -28,9 +28,9 @@ __all__ = [
     "PRESETS",
     "RNN",
     "Memory",
+    "ModelConfig",
     "RNNConfig",
     "Seq2Seq",
-    "Shape",
     "State",
     "Transformer",
     "TransformerConfig",

@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     mask: Tensor
 
 
-class Shape(Protocol):
+class ModelConfig(Protocol):
     """The settings of a model: a frozen dataclass, one for each entry of `ARCHITECTURES`."""
 
     @property

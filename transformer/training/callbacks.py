@@ -144,7 +144,7 @@ def _per_token(reading: Reading, seconds: float) -> dict[str, float]:
         "train/perplexity": perplexity(nll),
         "train/src_tokens_per_second": reading.src_tokens / max(seconds, 1e-9),
         "train/tgt_tokens_per_second": reading.tgt_tokens / max(seconds, 1e-9),
-        "train/padding_share": 1 - real / max(reading.cells, 1),
+        "train/padding_share": 1 - real / max(reading.padded_tokens, 1),
     }
 
 

@@ -17,14 +17,14 @@ class Prepared(NamedTuple):
     """A batch, and what is known about it before it leaves for the device.
 
     batch: the batch. rows: (N,) long, where the real target tokens lie in the flattened (B, T).
-    src_tokens, tgt_tokens: real tokens. cells: tokens with padding, both sides together.
+    src_tokens, tgt_tokens: real tokens. padded_tokens: tokens with padding, both sides together.
     """
 
     batch: Batch
     rows: Tensor
     src_tokens: int
     tgt_tokens: int
-    cells: int
+    padded_tokens: int
 
     def pin(self) -> "Prepared":
         """The same in pinned memory, from which a GPU can fetch it by itself."""
@@ -39,7 +39,7 @@ def prepare(batch: Batch) -> Prepared:
         rows=target_rows(batch.tgt_lengths, batch.tgt_out.shape[1]),
         src_tokens=int(batch.src_lengths.sum()),
         tgt_tokens=int(batch.tgt_lengths.sum()),
-        cells=batch.src.numel() + batch.tgt_out.numel(),
+        padded_tokens=batch.src.numel() + batch.tgt_out.numel(),
     )
 
 
@@ -58,7 +58,7 @@ class Reading(NamedTuple):
     nll: float
     src_tokens: int
     tgt_tokens: int
-    cells: int
+    padded_tokens: int
 
 
 @dataclass
@@ -80,7 +80,9 @@ class Meter:
         self.losses.append(loss.detach())
         self.nlls.append(nll)
         self.steps.append(step)
-        for i, count in enumerate((prepared.src_tokens, prepared.tgt_tokens, prepared.cells)):
+        for i, count in enumerate(
+            (prepared.src_tokens, prepared.tgt_tokens, prepared.padded_tokens)
+        ):
             self.tokens[i] += count
 
     def clear(self) -> None:

@@ -17,7 +17,13 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 from transformer.inference.search import SearchConfig, search
-from transformer.models import ARCHITECTURES, Seq2Seq, Shape, TransformerConfig, architecture_of
+from transformer.models import (
+    ARCHITECTURES,
+    ModelConfig,
+    Seq2Seq,
+    TransformerConfig,
+    architecture_of,
+)
 from transformer.training.adapters import LoRAConfig, choose_what_learns
 from transformer.training.meter import Meter, Prepared, prepare
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
@@ -75,7 +81,7 @@ class Seq2SeqModule(LightningModule):
 
     def __init__(
         self,
-        network: Shape = TransformerConfig(),  # noqa: B008 - frozen
+        network: ModelConfig = TransformerConfig(),  # noqa: B008 - frozen
         label_smoothing: float = 0.1,
         schedule: Schedule = "noam",
         learning_rate: float = 1.0,
@@ -374,7 +380,7 @@ class Seq2SeqModule(LightningModule):
         )
 
 
-def module_of(default: Shape) -> type[Seq2SeqModule]:
+def module_of(default: ModelConfig) -> type[Seq2SeqModule]:
     """The module whose signature has the settings of an architecture: options are made from it.
 
     Args:

@@ -211,7 +211,7 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
         f"learned in this run; {shape}",
         *(f"- {line}" for line in numbers["origin"]),
         *([f"- {in_words(numbers['old_pair'])}"] if numbers["old_pair"] else []),
-        *(_mixture_lines(data.shares()) if data.also else []),
+        *(_mixture_lines(data.shares()) if data.extra_corpora else []),
         "",
         "```python",
         "from transformer import Translator",

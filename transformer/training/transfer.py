@@ -17,7 +17,7 @@ from transformer.bundle import Bundle
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import Side, Tokenizer
 from transformer.errors import UserError
-from transformer.models import Seq2Seq, Shape, architecture_of
+from transformer.models import ModelConfig, Seq2Seq, architecture_of
 
 NewRows = Literal["mean", "random"]
 DROPOUTS = ("dropout", "activation_dropout", "attention_dropout")
@@ -39,7 +39,9 @@ class Rows(NamedTuple):
         )
 
 
-def check_shape(ours: Shape, theirs: Shape, what: str, free: tuple[str, ...], fix: str) -> None:
+def check_shape(
+    ours: ModelConfig, theirs: ModelConfig, what: str, free: tuple[str, ...], fix: str
+) -> None:
     """Refuses weights of another architecture or size.
 
     Args:
