@@ -2,7 +2,7 @@
 # make check   linter, types, fast tests                          make clean   removes .venv and caches
 # make bench   measures speed beside other packages            make gpu     tests and measures a GPU
 PYTHON ?= python3
-RECIPE ?= recipes/quickstart.yaml
+RECIPE ?= recipes/quickstart/ko_en.yaml
 ARGS ?=
 BIN = .venv/bin
 # Several test processes share the machine: one thread for each.

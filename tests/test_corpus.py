@@ -131,26 +131,30 @@ def test_name_config_and_split_reach_the_library(
     assert calls == [called]
 
 
-def test_grammar_gives_korean_and_english_in_either_order() -> None:
-    pytest.importorskip("transformer.data.grammar")
-    korean = list(open_corpus("grammar:val", "ko", "en").pairs(limit=5))
-    english = list(open_corpus("grammar:val", "en", "ko").pairs(limit=5))
+def test_the_quickstart_has_korean_and_english_in_either_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder without recipes
+    spec = "recipes/quickstart/val.tsv.gz"
+    korean = list(open_corpus(spec, "ko", "en").pairs(limit=5))
+    english = list(open_corpus(spec, "en", "ko").pairs(limit=5))
     assert korean == [Pair(tgt, src) for src, tgt in english]
     assert len(korean) == 5
     assert all("가" <= char <= "힣" for char in korean[0].src if char.isalpha())
-    assert list(open_corpus("grammar:val", "ko", "en").pairs(2, 4)) == korean[2:4]
+    assert list(open_corpus(spec, "ko", "en").pairs(2, 4)) == korean[2:4]
+    with pytest.raises(ValueError, match=r"test.tv.ko.gz exists; near it: test.tsv.gz"):
+        open_corpus("recipes/quickstart/test.tv", "ko", "en")
 
 
-def test_a_changed_word_list_of_the_grammar_is_another_text(
+def test_text_in_the_working_folder_goes_before_that_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grammar = pytest.importorskip("transformer.data.grammar")
-    shutil.copytree(Path(grammar.__file__).parent, tmp_path / "data")
-    monkeypatch.setattr(grammar, "__file__", str(tmp_path / "data/grammar.py"))
-    before = open_corpus("grammar:val", "ko", "en").identity()
-    with (tmp_path / "data/korean/lexicon.py").open("a") as words:
-        words.write("# another word\n")
-    assert open_corpus("grammar:val", "ko", "en").identity() != before
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes/quickstart").mkdir(parents=True)
+    write(tmp_path / "recipes/quickstart/val.tsv", "ko\ten\n하나\tone\n")
+    assert list(open_corpus("recipes/quickstart/val.tsv", "ko", "en").pairs()) == [("하나", "one")]
+    with pytest.raises(ValueError, match=r"recipes/quickstart/train.tsv does not exist"):
+        open_corpus("recipes/quickstart/train.tsv", "ko", "en")
 
 
 @pytest.mark.parametrize(("ending", "last"), [("\r\n", "\r\n"), ("\n", ""), ("\r\n", "")])
@@ -386,8 +390,7 @@ def test_without_a_network_a_copy_of_the_hub_is_read(no_network: None, tmp_path:
         ("{}/data.tsv", r"data.tsv does not exist; near it: dota.tsv"),
         ("{}/zzz", r"has nothing like it$"),
         ("hub:name", r"'hub:name' must be hub:<name>:<split> or hub:<name>:<config>:<split>"),
-        ("grammar:dev", r"'grammar:dev' must be grammar:train, grammar:val or grammar:test"),
-        ("grammar:val", r"data.src and data.tgt must be ko and en in either order, not en and de"),
+        ("grammar:val", r"'grammar:val' is recipes/quickstart/val.tsv.gz now; python recipes/qui"),
     ],
 )
 def test_specs_that_name_nothing(tmp_path: Path, spec: str, message: str) -> None:

@@ -1,17 +1,19 @@
-"""The embedded Korean-English corpus: its word forms, its sentences, its splits."""
+"""The grammar that made the quickstart's corpus: its word forms, its sentences, its splits."""
 
+import gzip
 import os
 import subprocess
 import sys
 from itertools import islice, pairwise
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from transformer.data import grammar
-from transformer.data.grammar import Frame, Permutation, Sentence, home, pairs, split_of
-from transformer.data.korean import lexicon, morphology
-from transformer.data.korean.clauses import (
+import grammar.sentences
+from grammar import forms, lexicon, morphology
+from grammar.__main__ import main
+from grammar.clauses import (
     I_WE,
     Modifier,
     Mood,
@@ -20,7 +22,7 @@ from transformer.data.korean.clauses import (
     noun_phrase,
     pronoun,
 )
-from transformer.data.korean.morphology import (
+from grammar.morphology import (
     FORMAL,
     PLAIN,
     POLITE,
@@ -32,7 +34,9 @@ from transformer.data.korean.morphology import (
     particle,
     soft,
 )
+from grammar.sentences import Frame, Permutation, Sentence, home, pairs, split_of
 
+QUICKSTART = Path(__file__).parent.parent / "recipes" / "quickstart"
 VERBS = {
     "먹": Word("먹"),
     "가": Word("가"),
@@ -251,14 +255,14 @@ def test_pronouns_show_politeness() -> None:
 
 @pytest.fixture(scope="module")
 def train() -> list[Sentence]:
-    found = (s for s in grammar.sentences() if split_of(s) == "train")
+    found = (s for s in grammar.sentences.sentences() if split_of(s) == "train")
     return list(islice(found, 100_000))
 
 
 @pytest.fixture(scope="module")
 def held_out() -> dict[str, list[Sentence]]:
     found: dict[str, list[Sentence]] = {"val": [], "test": []}
-    for sentence in islice(grammar.sentences(), 40_000):
+    for sentence in islice(grammar.sentences.sentences(), 40_000):
         if split_of(sentence) != "train":
             found[split_of(sentence)].append(sentence)
     return {name: sentences[:1000] for name, sentences in found.items()}
@@ -268,8 +272,19 @@ def test_pairs_are_the_sentences_of_their_split(
     train: list[Sentence], held_out: dict[str, list[Sentence]]
 ) -> None:
     for split in ("val", "test"):
-        assert list(pairs(split)) == [s[:2] for s in held_out[split]]
+        assert list(pairs(split, 1000)) == [s[:2] for s in held_out[split]]
     assert list(pairs("train", 500)) == [s[:2] for s in train[:500]]
+
+
+def test_the_corpus_beside_it_is_what_it_makes(
+    train: list[Sentence], held_out: dict[str, list[Sentence]]
+) -> None:
+    """The text, and in the order in which it is committed: runs depend on both."""
+    for split, made in {"train": train, **held_out}.items():
+        with gzip.open(QUICKSTART / f"{split}.tsv.gz", "rt", encoding="utf-8") as file:
+            assert next(file) == "ko\ten\n"
+            assert [tuple(line[:-1].split("\t")) for line in file] == [s[:2] for s in made]
+    assert sum(file.stat().st_size for file in QUICKSTART.glob("*.gz")) < 3_000_000
 
 
 def test_readme_example_is_taught(train: list[Sentence]) -> None:
@@ -289,7 +304,7 @@ def test_patterns_do_not_overlap() -> None:
     """Structure is never ambiguous: with two words of a kind, collisions would abound."""
     random = Random(7)
     seen: dict[str, tuple[int, ...]] = {}
-    for index, frame in enumerate(grammar.frames()):
+    for index, frame in enumerate(grammar.sentences.frames()):
         for _ in range(10):
             digits = [random.randrange(len(f) if len(f) < 4 else 2) for f in frame.factors]
             choices = [factor[d] for factor, d in zip(frame.factors, digits, strict=True)]
@@ -352,9 +367,9 @@ def test_sentences_are_well_formed(train: list[Sentence]) -> None:
 
 
 def test_the_seed_decides_and_the_process_does_not(train: list[Sentence]) -> None:
-    code = "from transformer.data.grammar import pairs; print(list(pairs('train', 300)))"
+    code = "from grammar.sentences import pairs; print(list(pairs('train', 300)))"
     for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        environment = {**os.environ, "PYTHONPATH": str(QUICKSTART), "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(
             [sys.executable, "-c", code],
             env=environment,
@@ -368,7 +383,7 @@ def test_the_seed_decides_and_the_process_does_not(train: list[Sentence]) -> Non
 
 def test_adverbs_of_time_do_not_touch_relative_clauses(train: list[Sentence]) -> None:
     """In "the boy whom I met yesterday" nobody could tell what was yesterday."""
-    times = tuple(en for times in grammar.TIMES.values() for _, en in times)
+    times = tuple(en for times in forms.TIMES.values() for _, en in times)
     related = [sentence.english for sentence in train if " whom " in sentence.english]
     assert related and not any(text.strip("?").endswith(times) for text in related)
 
@@ -383,7 +398,7 @@ def test_permutation_is_a_bijection(size: int) -> None:
 
 def test_capacity() -> None:
     """Far more than five million: patterns do not overlap, and their numbers are bijections."""
-    assert sum(frame.size for frame in grammar.frames()) > 10**9
+    assert sum(frame.size for frame in grammar.sentences.frames()) > 10**9
 
 
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,25 +406,74 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         return Sentence(f"{first} {second}", "x", ((str(first), str(second)),))
 
     tiny = (Frame(1.0, (range(10), range(7)), build), Frame(9.0, (range(20, 25), range(9)), build))
-    monkeypatch.setattr(grammar, "frames", lambda: tiny)
+    monkeypatch.setattr(grammar.sentences, "frames", lambda: tiny)
 
 
 def test_every_sentence_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _tiny(monkeypatch)
-    found = [sentence.korean for sentence in grammar.sentences()]
+    found = [sentence.korean for sentence in grammar.sentences.sentences()]
     assert len(found) == len(set(found)) == 115
 
 
 def test_too_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="grammar:train cannot give 10000000000000000"):
+    with pytest.raises(ValueError, match="train cannot have 10000000000000000 distinct pairs"):
         pairs("train", 10**16)
-    with pytest.raises(ValueError, match="cannot give -1"):
+    with pytest.raises(ValueError, match="cannot have -1"):
         pairs("train", -1)
-    with pytest.raises(ValueError, match="no split 'dev': use train, val or test"):
-        pairs("dev")  # type: ignore[arg-type]
     _tiny(monkeypatch)
-    with pytest.raises(ValueError, match=r"grammar:test has \d+ distinct pairs, not 115"):
+    with pytest.raises(ValueError, match=r"test has \d+ distinct pairs, not 115: lower --pairs"):
         list(pairs("test", 115))
+
+
+def _run(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the tool as users do, in any folder and with nothing installed."""
+    command = [sys.executable, "-I", "-S", str(QUICKSTART / "grammar"), *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["more.tsv", "more.tsv.gz"])
+def test_the_tool_writes_a_file(tmp_path: Path, name: str) -> None:
+    done = _run("--split", "test", "--pairs", "20", "--seed", "2", name, folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    data = (tmp_path / name).read_bytes()
+    text = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
+    rows = [("ko", "en"), *pairs("test", 20, seed=2)]
+    assert text == "".join(f"{ko}\t{en}\n" for ko, en in rows)
+    main(["--split", "test", "--pairs", "20", "--seed", "2", str(tmp_path / f"again.{name}")])
+    assert (tmp_path / f"again.{name}").read_bytes() == data  # whenever it is written
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: FILE"),
+        (["there.tsv"], "there.tsv exists already: choose another name"),
+        (["new.txt"], "new.txt must end in .tsv or .tsv.gz"),
+        (["no/new.tsv"], "[Errno 2] No such file or directory: 'no/new.tsv'"),
+        (["--split", "dev", "new.tsv"], "argument --split: invalid choice: 'dev'"),
+        (["--pairs", "many", "new.tsv"], "argument --pairs: invalid int value: 'many'"),
+        (["--pairs", "9" * 20, "new.tsv"], f"train cannot have {'9' * 20} distinct pairs"),
+    ],
+)
+def test_the_tool_says_what_is_wrong_in_one_line(
+    tmp_path: Path, args: list[str], message: str
+) -> None:
+    (tmp_path / "there.tsv").write_text("mine")
+    done = _run(*args, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"grammar: error: {message}") and done.stderr.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["there.tsv"]
+    assert (tmp_path / "there.tsv").read_text() == "mine"
+
+
+def test_a_file_that_is_not_whole_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _tiny(monkeypatch)
+    with pytest.raises(SystemExit):
+        main(["--pairs", "115", str(tmp_path / "new.tsv")])
+    assert "distinct pairs, not 115" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -26,6 +26,10 @@ def test_wheel_has_the_command_and_the_recipes(tmp_path: Path) -> None:
     recipes = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("recipes/**/*.yaml")]
     assert recipes
     assert {f"transformer/{recipe}" for recipe in recipes} <= set(names)
+    quickstart = {name for name in names if name.startswith("transformer/recipes/quickstart/")}
+    assert {Path(name).name for name in quickstart} == {
+        "ko_en.yaml", "train.tsv.gz", "val.tsv.gz", "test.tsv.gz",
+    }  # fmt: skip
     assert {"transformer/__main__.py", "transformer/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"transformer"}
     (scripts,) = (name for name in names if name.endswith("entry_points.txt"))

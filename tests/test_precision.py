@@ -50,8 +50,8 @@ def curve(folder: Path, seed: int, precision: Any) -> torch.Tensor:
         schedule="inverse_sqrt", learning_rate=0.005, warmup_steps=100, seed=seed,
     )  # fmt: skip
     data = DataModule(
-        train="grammar:train", src="ko", tgt="en", limit=20_000, max_tokens=512, seed=seed,
-        cache=str(folder / "cache"), tokenizer=TokenizerConfig(vocab_size=1000),
+        train="recipes/quickstart/train.tsv.gz", src="ko", tgt="en", limit=20_000, max_tokens=512,
+        seed=seed, cache=str(folder / "cache"), tokenizer=TokenizerConfig(vocab_size=1000),
     )  # fmt: skip
     found = Curve()
     options = {"precision": precision, "max_steps": STEPS, "limit_val_batches": 0}

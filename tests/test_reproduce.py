@@ -221,9 +221,9 @@ def test_a_file_in_place_of_the_hub_must_be_named(
 def test_no_recipe_at_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce"]) == 2
     assert "arguments are required: recipe; see transformer reproduce" in capsys.readouterr().err
-    assert main(["reproduce", "--seed_everything", "2", "recipes/quickstart.yaml"]) == 2
+    assert main(["reproduce", "--seed_everything", "2", "recipes/quickstart/ko_en.yaml"]) == 2
     assert "the recipe must come first" in capsys.readouterr().err
-    assert main(["reproduce", "recipes/quickstart.yaml", "-c", "other.yaml"]) == 2
+    assert main(["reproduce", "recipes/quickstart/ko_en.yaml", "-c", "other.yaml"]) == 2
     assert "-c: reproduce takes one recipe" in capsys.readouterr().err
     assert main(["reproduce", "recipes/multi30k/rnn_dott_de_en.yaml"]) == 2
     assert "the nearest is 'recipes/multi30k/rnn_dot_de_en.yaml'" in capsys.readouterr().err

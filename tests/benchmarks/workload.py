@@ -20,7 +20,7 @@ class Text:
 
     Args:
         corpus: folder with train, val and test_2016_flickr as `.en` and `.de`, or with `.gz` after
-            that; None is the generated Korean–English text, which has fewer than 10,000 pieces.
+            that; None is the quickstart's Korean–English text, which has fewer than 10,000 pieces.
         max_tokens: budget of a batch on each side, padding included.
         limit: training pairs to take, None for all.
     """
@@ -31,10 +31,11 @@ class Text:
 
     def data(self, cache: Path) -> DataModule:
         """The package's own data module, ready to be read."""
-        train, val, test = "grammar:train", "grammar:val", "grammar:test"
+        names = ("train.tsv.gz", "val.tsv.gz", "test.tsv.gz")
         if self.corpus:
             names = ("train", "val", "test_2016_flickr")
-            train, val, test = (str(Path(self.corpus, name)) for name in names)
+        folder = Path(self.corpus or "recipes/quickstart")
+        train, val, test = (str(folder / name) for name in names)
         data = DataModule(
             train, val, test, *(("en", "de") if self.corpus else ("ko", "en")),
             tokenizer=TokenizerConfig(vocab_size=VOCABULARY), max_tokens=self.max_tokens,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from docstring_parser import parse as docstring
 from jsonargparse import ArgumentParser
 
+from transformer.data.corpus import recipes_folder
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -298,13 +299,6 @@ def find_recipe(path: str) -> str:
     raise UserError(
         f"no such file or recipe: {path!r}" + (f", the nearest is {near[0]!r}" if near else "")
     )
-
-
-def recipes_folder() -> Path:
-    """Returns the folder of the recipes: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def check_groups(files: Iterable[str]) -> None:

@@ -125,7 +125,7 @@ def score_bundle(
 
 
 def beside(bundle: str, corpus: str) -> Path:
-    """Names the run folder after the corpus: `grammar:test` becomes `test-grammar-test`."""
+    """Names the run folder after the corpus: `corpus/test` becomes `test-corpus-test`."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus).strip("-.")
     return Path(bundle).parent / f"test-{name}"
 

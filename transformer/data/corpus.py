@@ -4,10 +4,10 @@
 ``corpus/train``                        ``corpus/train.<src>`` and ``corpus/train.<tgt>``
 ``x.tsv``, ``x.jsonl``, ``x.parquet``   one file with a column for each language
 ``hub:<name>[:<config>]:<split>``       a data set of the Hugging Face hub, or a folder
-``grammar:train`` (or val, test)        the Korean–English corpus that needs no download
 ======================================  ====================================================
 
-Every file may also end in ``.gz``.
+Every file may also end in ``.gz``. A path that begins with ``recipes/`` is looked for among the
+recipes of this package where the working folder has none.
 """
 
 from __future__ import annotations
@@ -285,27 +285,6 @@ def _hub_answers(address: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Grammar(Corpus):
-    """The generated Korean–English corpus of `grammar.py`."""
-
-    split: Any  # train, val or test
-
-    def identity(self) -> list[Any]:
-        from transformer.data import grammar
-
-        # The rules and the words lie in files beside it; a change of any may change the text.
-        rules = Path(grammar.__file__)
-        files = [rules, *sorted(rules.with_name("korean").rglob("*.py"))]
-        return [self.split, *map(digest, files)]
-
-    def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
-        from transformer.data import grammar
-
-        for korean, english in islice(grammar.pairs(self.split, limit), start, None):
-            yield Pair(korean, english) if self.src == "ko" else Pair(english, korean)
-
-
 def open_corpus(
     spec: str,
     src: str,
@@ -337,8 +316,11 @@ def open_corpus(
         name, config, split = match["name"], match["config"], match["split"]
         return Hub(spec, src, tgt, key, name, config, split, streaming)
     if spec.startswith("grammar:"):
-        return _grammar(spec, src, tgt, key)
-    path = Path(spec).expanduser()
+        now = f"recipes/quickstart/{spec.removeprefix('grammar:')}.tsv.gz"
+        raise UserError(
+            f"{key}: {spec!r} is {now} now; python recipes/quickstart/grammar <file> writes more"
+        )
+    path = shipped(Path(spec).expanduser())
     if path.name.removesuffix(".gz").endswith(TABLES):
         file = path if path.is_file() else path.with_name(path.name + ".gz")
         if not file.is_file():
@@ -347,16 +329,18 @@ def open_corpus(
     return TwoFiles(spec, src, tgt, key, (_side(path, src, key), _side(path, tgt, key)))
 
 
-def _grammar(spec: str, src: str, tgt: str, key: str) -> Grammar:
-    split = spec.removeprefix("grammar:")
-    if split not in ("train", "val", "test"):
-        raise UserError(f"{key}: {spec!r} must be grammar:train, grammar:val or grammar:test")
-    if {src, tgt} != {"ko", "en"}:
-        raise UserError(
-            f"{key}: {spec} is Korean–English: data.src and data.tgt must be ko and en "
-            f"in either order, not {src} and {tgt}"
-        )
-    return Grammar(spec, src, tgt, key, split)
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped(path: Path) -> Path:
+    """Returns the path, or the package's own where `recipes/...` lies in a folder that is not."""
+    if path.parts[:1] != ("recipes",) or path.parent.is_dir():
+        return path
+    return recipes_folder().joinpath(*path.parts[1:])
 
 
 def _side(prefix: Path, language: str, key: str) -> Path:

@@ -1,4 +1,4 @@
-"""The embedded Korean-English corpus: sentences generated from a grammar, not natural text.
+"""Sentences of the grammar: all of them, each once, in a keyed order, and each in one split.
 
 The sentences of a *frame* (a clause part with its verb forms, or two clauses with a link) are
 numbered by mixed radix and visited in a keyed random order, so that they are distinct without any
@@ -17,9 +17,9 @@ from math import isqrt, prod
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from transformer.data.korean import lexicon as lex
-from transformer.data.korean import morphology as morph
-from transformer.data.korean.clauses import (
+from grammar import lexicon as lex
+from grammar import morphology as morph
+from grammar.clauses import (
     Form,
     Mood,
     Pairs,
@@ -28,91 +28,15 @@ from transformer.data.korean.clauses import (
     english_clause,
     korean_clause,
 )
-from transformer.data.korean.morphology import LEVELS, particle
-from transformer.data.korean.parts import Part, key
-from transformer.data.korean.scenes import clauses
-from transformer.errors import UserError
+from grammar.forms import ASKED, DENIED, TOLD, forms
+from grammar.morphology import LEVELS, particle
+from grammar.parts import Part, key
+from grammar.scenes import clauses
 
 Split = Literal["train", "val", "test"]
-DEFAULT_COUNTS = {"train": 100_000, "val": 1_000, "test": 1_000}
 HELD_OUT_PERCENT = 2  # of the combinations of words, for val and again for test
 # A verb or adjective with fewer nouns than this keeps them all: training must know every word.
 FEW_NOUNS = 5
-
-# --- verb forms and adverbs of time -------------------------------------------------------------
-
-EVERY = (("매일", "every day"), ("매일 아침", "every morning"), ("주말마다", "every weekend"))
-ONCE = (("어제", "yesterday"), ("지난주에", "last week"), ("그저께", "the day before yesterday"))
-SOON = (("내일", "tomorrow"), ("다음 주에", "next week"), ("오늘 밤에", "tonight"))
-OFTEN = (("자주", "often"), ("가끔", "sometimes"), ("항상", "always"), ("보통", "usually"))
-TIMES = {
-    ("simple", "present"): EVERY,
-    ("simple", "past"): ONCE,
-    ("simple", "future"): SOON,
-    ("progressive", "present"): (("지금", "now"),),
-    ("progressive", "past"): (("그때", "then"),),
-    ("want", "present"): SOON,
-    ("want", "past"): ONCE,
-    ("can", "present"): SOON[:2],
-    ("can", "past"): ONCE,
-    ("must", "present"): EVERY[:2] + SOON,
-    ("must", "past"): ONCE,
-}
-SIMPLE = (("simple", "present"), ("simple", "past"), ("simple", "future"))
-MODES: dict[str, tuple[tuple[str, str], ...]] = {
-    "action": tuple(TIMES),
-    "animal": tuple(TIMES)[:5],
-    "state": SIMPLE,
-    "event": SIMPLE[1:2],
-    "quality": SIMPLE,
-    "being": SIMPLE[:2],
-    "becoming": (*SIMPLE[1:], ("want", "present"), ("want", "past")),
-}
-TIMED = ("action", "animal", "event")
-TOLD, DENIED, ASKED = "told", "denied", "asked"
-
-
-def _times(mode: str, tense: str, speech: str, slots: frozenset[str]) -> Iterator[tuple[Any, str]]:
-    """No adverb, then each adverb of time with each place where it can stand."""
-    yield ("", ""), "end"
-    ends = [slot for slot in ("start", "end") if slot in slots]
-    ends = [slot for slot in ends if slot == "end" or speech != ASKED]
-    yield from product(TIMES[mode, tense], ends)
-    if (mode, tense) == ("simple", "present") and speech != DENIED and "verb" in slots:
-        yield from product(OFTEN, ("verb",))
-
-
-@cache
-def forms(kind: str, person: int, speech: str, slots: frozenset[str]) -> tuple[Form, ...]:
-    """The verb forms that suit a clause.
-
-    Args:
-        kind: a key of ``MODES``.
-        person: of the subject: one does not ask about oneself, nor tell "you" what you want.
-        speech: ``told``, ``denied`` or ``asked``.
-        slots: where adverbs of time can stand.
-
-    Returns:
-        The forms, each with a level of politeness and with or without an adverb.
-    """
-    found = []
-    for (mode, tense), level in product(MODES[kind], LEVELS):
-        you_may = mode in ("can", "must") or kind in ("quality", "being")
-        unfit = (
-            (person == 1 and speech == ASKED)
-            or (person == 2 and speech != ASKED and not you_may)
-            or (mode == "must" and (speech == ASKED or (speech == DENIED and tense == "past")))
-        )
-        if not unfit:
-            mood = Mood(mode, tense, level, speech == DENIED, speech == ASKED)
-            times = (
-                list(_times(mode, tense, speech, slots)) if kind in TIMED else [(("", ""), "end")]
-            )
-            found += [Form(mood, time, slot) for time, slot in times]
-    return tuple(found)
-
-
-# --- sentences ----------------------------------------------------------------------------------
 
 
 class Sentence(NamedTuple):
@@ -192,8 +116,6 @@ def _two(weight: float, first: Part, second: Part) -> Frame:
     factors = (moods, tuple(LINKS), (False, True), *first.factors, *second.factors)
     return Frame(weight, factors, build)
 
-
-# --- frames and splits --------------------------------------------------------------------------
 
 SPEECH_WEIGHTS = {TOLD: 0.68, DENIED: 0.16, ASKED: 0.16}
 TWO_CLAUSES = 0.12  # share of the sentences
@@ -300,26 +222,23 @@ def sentences(seed: int = 1) -> Iterator[Sentence]:
         del left[spent], orders[spent]
 
 
-def pairs(split: Split, count: int | None = None, seed: int = 1) -> Iterator[tuple[str, str]]:
+def pairs(split: Split, count: int, seed: int = 1) -> Iterator[tuple[str, str]]:
     """Distinct Korean-English sentence pairs of a split.
 
     Args:
         split: ``train``, ``val`` or ``test``. No seed makes a sentence change its split.
-        count: how many pairs; by default 100,000 for ``train``, 1,000 for the others.
+        count: how many pairs.
         seed: what determines which sentences come, and in which order.
 
     Returns:
         An iterator over (korean, english).
 
     Raises:
-        ValueError: if there is no such split, or it has fewer sentences (found out while
-            iterating where the language as a whole has enough).
+        ValueError: the split has fewer sentences (found out while iterating where the language
+            as a whole has enough).
     """
-    if split not in DEFAULT_COUNTS:
-        raise UserError(f"grammar has no split '{split}': use train, val or test")
-    count = DEFAULT_COUNTS[split] if count is None else count
     if not 0 <= count <= sum(frame.size for frame in frames()):
-        raise UserError(f"grammar:{split} cannot give {count} distinct pairs: lower the count")
+        raise ValueError(f"{split} cannot have {count} distinct pairs: lower --pairs")
     return _pairs(split, count, seed)
 
 
@@ -328,7 +247,5 @@ def _pairs(split: Split, count: int, seed: int) -> Iterator[tuple[str, str]]:
     for number in range(count):
         sentence = next(found, None)
         if sentence is None:
-            raise UserError(
-                f"grammar:{split} has {number} distinct pairs, not {count}: lower the count"
-            )
+            raise ValueError(f"{split} has {number} distinct pairs, not {count}: lower --pairs")
         yield sentence.korean, sentence.english

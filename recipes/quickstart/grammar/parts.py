@@ -7,9 +7,9 @@ choice of each, so that what it can say is counted and numbered without being wr
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from transformer.data.korean import lexicon as lex
-from transformer.data.korean import morphology as morph
-from transformer.data.korean.clauses import (
+from grammar import lexicon as lex
+from grammar import morphology as morph
+from grammar.clauses import (
     BARE,
     COUNTS,
     DEFINITE,
@@ -30,8 +30,8 @@ from transformer.data.korean.clauses import (
     noun_phrase,
     pronoun,
 )
-from transformer.data.korean.lexicon import Noun
-from transformer.data.korean.morphology import Word, particle
+from grammar.lexicon import Noun
+from grammar.morphology import Word, particle
 
 TENSES = ("present", "past", "future")
 ANYTIME = frozenset(("start", "end", "verb"))

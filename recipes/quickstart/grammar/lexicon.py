@@ -1,4 +1,4 @@
-"""The words of the embedded Korean-English corpus, by what they go together with.
+"""The words of the quickstart's corpus, by what they go together with.
 
 A line of a table reads "class counter unit: Korean English, ..." for nouns and "Korean/irregular
 English: classes or nouns" for verbs and adjectives.
@@ -6,7 +6,7 @@ English: classes or nouns" for verbs and adjectives.
 
 from typing import NamedTuple
 
-from transformer.data.korean.morphology import Word
+from grammar.morphology import Word
 
 
 class Noun(NamedTuple):

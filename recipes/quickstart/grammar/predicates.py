@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from transformer.data.korean import lexicon as lex
-from transformer.data.korean import morphology as morph
-from transformer.data.korean.clauses import (
+from grammar import lexicon as lex
+from grammar import morphology as morph
+from grammar.clauses import (
     BARE,
     COUNTS,
     DEFINITE,
@@ -25,9 +25,9 @@ from transformer.data.korean.clauses import (
     other,
     pronoun,
 )
-from transformer.data.korean.lexicon import Noun
-from transformer.data.korean.morphology import Word, particle
-from transformer.data.korean.parts import (
+from grammar.lexicon import Noun
+from grammar.morphology import Word, particle
+from grammar.parts import (
     ANIMALS,
     JOBS,
     KIN,

@@ -9,9 +9,9 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from transformer.data.korean import morphology as morph
-from transformer.data.korean.lexicon import NAMES, Noun
-from transformer.data.korean.morphology import Word, particle
+from grammar import morphology as morph
+from grammar.lexicon import NAMES, Noun
+from grammar.morphology import Word, particle
 
 Pairs = tuple[tuple[str, str], ...]
 Entry = tuple[tuple[str, str, str], str, str]

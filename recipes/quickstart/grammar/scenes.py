@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
-from transformer.data.korean import lexicon as lex
-from transformer.data.korean.clauses import (
+from grammar import lexicon as lex
+from grammar.clauses import (
     BARE,
     DEFINITE,
     DEFINITES,
@@ -21,9 +21,9 @@ from transformer.data.korean.clauses import (
     noun_phrase,
     pronoun,
 )
-from transformer.data.korean.lexicon import Noun
-from transformer.data.korean.morphology import Word
-from transformer.data.korean.parts import (
+from grammar.lexicon import Noun
+from grammar.morphology import Word
+from grammar.parts import (
     ANIMALS,
     INDEFINITE,
     OWNABLE,
@@ -39,7 +39,7 @@ from transformer.data.korean.parts import (
     key,
     relative_object,
 )
-from transformer.data.korean.predicates import (
+from grammar.predicates import (
     DEGREES,
     NO_DEGREE,
     NOTHING,

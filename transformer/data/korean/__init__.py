@@ -1,1 +1,0 @@
-"""What the embedded Korean-English grammar is made of: words, phrases, clauses."""
