@@ -1,4 +1,7 @@
-"""Each room imports only what the house allows it, so that a learner can stop after any of them."""
+"""Each room imports only what the house allows it, so that a learner can stop after any of them.
+
+`python -m tests.test_architecture` prints the sizes of the package, and fails on forbidden imports.
+"""
 
 import ast
 import sys
@@ -75,6 +78,34 @@ def allowed(name: str, inside: set[str], outside: set[str]) -> bool:
     return below == "__version__" or any(f"{below}.".startswith(f"{room}.") for room in inside)
 
 
+def longest_function(file: str) -> tuple[int, str]:
+    """Returns the lines of the longest function of a file, and where it is."""
+    nodes = ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8")))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    found = [((f.end_lineno or 0) - f.lineno + 1, f"{f.name} in {file}") for f in functions]
+    return max(found, default=(0, ""))
+
+
+def sizes() -> Iterator[tuple[str, int, int]]:
+    """Yields each size that is watched: its name, its lines, and the lines that are aimed at."""
+    lines = {file: len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in FILES}
+
+    def below(*paths: str) -> int:
+        return sum(count for file, count in lines.items() if file.startswith(paths))
+
+    file = max(FILES, key=lines.__getitem__)
+    count, function = max(map(longest_function, FILES))
+    yield "package", sum(lines.values()), 6500
+    yield f"longest file: {file}", lines[file], 300
+    yield f"longest function: {function}", count, 50
+    paper = ("attention", "positions", "transformer")
+    yield f"the paper: {', '.join(paper)}", below(*(f"models/{name}.py" for name in paper)), 420
+    yield "data/", below("data/"), 1300
+    yield "training/ + commands/", below("training/", "commands/"), 2600
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    yield "README", len(readme.splitlines()), 200
+
+
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
@@ -121,3 +152,18 @@ def test_an_allowed_import_passes(file: str, source: str) -> None:
 def test_pyplot_is_nowhere() -> None:
     for file in FILES:
         assert "pyplot" not in (PACKAGE / file).read_text(encoding="utf-8").replace("pyplot's", "")
+
+
+def test_the_sizes_are_of_what_is_there() -> None:
+    found = {name.partition(":")[0]: lines for name, lines, _ in sizes()}
+    assert 0 < found["longest function"] < found["longest file"] < found["package"]
+    assert 0 < found["data/"] + found["training/ + commands/"] < found["package"]
+
+
+if __name__ == "__main__":
+    for name, count, aim in sizes():
+        print(f"{count:7,} lines (aim: {aim:5,})  {name}")
+    crossed = {
+        file: forbidden(file, (PACKAGE / file).read_text(encoding="utf-8")) for file in FILES
+    }
+    sys.exit("\n".join(f"{file} must not import {x}" for file, x in crossed.items() if x) or None)
