@@ -33,7 +33,7 @@ OWNERS = (
 
 
 class Mood(NamedTuple):
-    """What the verb form says."""
+    """The meaning of a verb form: mode, tense, politeness, negation, question."""
 
     mode: str
     tense: str
@@ -70,7 +70,7 @@ class Predicate(NamedTuple):
 
 
 class Modifier(NamedTuple):
-    """What stands around a noun, adjectives and relative clauses apart."""
+    """The words around a noun, except adjectives and relative clauses."""
 
     det: str = ""
     plural: bool = False

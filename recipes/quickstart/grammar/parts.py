@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 def key(word: Word) -> str:
-    """What names the verb or adjective in a combination of words (보다 is "see" and "watch")."""
+    """Names a verb or adjective in a combination of words (보다 is "see" and "watch")."""
     return f"{word.stem}다 {word.english}"
 
 

@@ -93,7 +93,7 @@ def _join(*words: str) -> str:
 def _object(
     level: int, verb: Word, noun: Noun, mod: Modifier, adjective: Word | None = None
 ) -> Phrase:
-    """What is done something to; a bare noun that one likes or hates is a plural in English."""
+    """The object of a verb; a bare noun that one likes or hates is a plural in English."""
     what = noun_phrase(noun, mod, level, adjective)
     if mod == BARE[0] and noun.countable and verb.english in ("like", "hate"):
         return what._replace(en=noun_phrase(noun, PLURAL[0], level, adjective).en)
