@@ -18,8 +18,11 @@ from toys import raising
 
 import transformer
 from transformer.__main__ import COMMANDS, main
-from transformer.commands.arguments import Parser, find_recipe
-from transformer.errors import UserError
+from transformer.commands.arguments import RENAMED, Parser
+from transformer.commands.keys import parser_of
+from transformer.commands.recipes import find_recipe
+from transformer.errors import UserError, message
+from transformer.models import TransformerConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -175,6 +178,47 @@ def test_closed_pipe_is_quiet() -> None:
     assert (done.stdout, done.stderr) == ("line\n", "")
 
 
+def test_the_help_of_fit_is_about_its_own_keys_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of Lightning's the ones that are in use, and where the others are explained."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert len(lines) <= 160
+    groups = [line.split(":")[0] for line in lines if re.match(r"[a-z_.]+: ", line)]
+    assert groups[0] == "usage" and groups[1] == "model" and groups[-1] == "trainer"
+    keys = re.findall(r"^  (\w+) ", text, re.MULTILINE)
+    assert {"average", "label_smoothing", "d_model", "beam", "vocab_size", "max_epochs"} <= {*keys}
+    assert not {"profiler", "detect_anomaly", "limit_predict_batches"} & {*keys}
+    assert "https://lightning.ai/docs/pytorch/stable/common/trainer.html" in lines[-1]
+    assert "activation           of the feed-forward layers. [relu | gelu | swish]" in text
+
+
+@pytest.mark.parametrize(("given", "read"), [("1", int), ("1.0", float), ("0.5", float)])
+def test_a_whole_number_of_batches_is_no_share(given: str, read: type, tmp_path: Path) -> None:
+    """Lightning would take 1 for 1.0, all of them."""
+    parser = parser_of(TransformerConfig())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"trainer: {{limit_test_batches: {given}}}")
+    for args in (["--trainer.limit_test_batches", given], ["--config", str(recipe)]):
+        found = parser.parse_args(args).trainer.limit_test_batches
+        assert (found, type(found)) == (read(float(given)), read)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_key_of_before_is_refused_with_its_new_name(old: str, new: str, tmp_path: Path) -> None:
+    parser = parser_of(TransformerConfig())
+    recipe = tmp_path / "recipe.yaml"
+    group, _, key = old.rpartition(".")
+    recipe.write_text(f"seed_everything: 1\n{group}:\n  {key}: x\n" if group else f"\n\n{key}: x")
+    with pytest.raises(UserError, match=f"recipe.yaml:3: key '{old}' is '{new}' now"):
+        parser.parse_args(["--config", str(recipe)])
+    for args in ([f"--{old}", "x"], [f"--{old}=x"]):
+        with pytest.raises(UserError, match=f"option '--{old}' is '--{new}' now"):
+            parser.parse_args(args)
+    assert new in {action.dest for action in parser._actions}
+
+
 @dataclass(frozen=True)
 class Network:
     d_model: int = 512
@@ -198,14 +242,10 @@ def parse(*args: str) -> None:
     parser.parse_args(list(args))
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    with pytest.raises(SystemExit) as stop:
+def error_of(*args: str) -> str:
+    with pytest.raises(UserError) as error:
         parse(*args)
-    assert stop.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("transformer: error: ")
-    assert printed.count("\n") == 1
-    return printed.removeprefix("transformer: error: ").strip()
+    return message(error.value)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +266,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["--seed=often"], "seed: expected int or null, got 'often'"),
     ],
 )
-def test_errors_on_the_command_line(
-    capsys: pytest.CaptureFixture[str], args: list[str], message: str
-) -> None:
-    assert error_of(capsys, *args) == message
+def test_errors_on_the_command_line(args: list[str], message: str) -> None:
+    assert error_of(*args) == message
 
 
 @pytest.mark.parametrize(
@@ -247,25 +285,24 @@ def test_errors_on_the_command_line(
             "the nearest is 'learning_rate'",
         ),
         ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
-        ("seed: [", "recipe.yaml, line 2"),
+        ("network: 3", "recipe.yaml:1: network is 3, not a group of settings: indent settings"),
+        ("seed: [", "recipe.yaml:1: expected the node content, but found"),
+        ("a: b: c", "recipe.yaml:1: mapping values are not allowed here: this is no YAML"),
         ("", "recipe.yaml is no recipe: it must hold keys and values"),
+        ("seed: \xe9", "recipe.yaml is not UTF-8"),
         ("- seed", "recipe.yaml is no recipe: it must hold keys and values"),
     ],
 )
-def test_errors_in_a_recipe_name_file_and_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
-) -> None:
+def test_errors_in_a_recipe_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(text)
-    assert message in error_of(capsys, "--config", str(recipe))
+    recipe.write_bytes(text.encode("latin-1"))
+    assert message in error_of("--config", str(recipe))
 
 
-def test_value_of_the_command_line_is_not_blamed_on_the_recipe(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_value_of_the_command_line_is_not_blamed_on_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("network: {norm: pre}")
-    message = error_of(capsys, "--config", str(recipe), "--network.norm=poost")
+    message = error_of("--config", str(recipe), "--network.norm=poost")
     assert message == "network.norm: expected one of 'post', 'pre', got 'poost'"
 
 
@@ -273,7 +310,7 @@ def test_recipes_of_the_package_are_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transformer.commands.arguments.recipes_folder", lambda: tmp_path / "wheel")
+    monkeypatch.setattr("transformer.commands.recipes.recipes_folder", lambda: tmp_path / "wheel")
     recipe = tmp_path / "wheel" / "pair" / "tiny.yaml"
     recipe.parent.mkdir(parents=True)
     recipe.write_text("seed: 3")

@@ -13,9 +13,9 @@ from toys import raising, recipe
 
 from transformer.__main__ import main
 from transformer.bundle import load_bundle
-from transformer.commands import fit as command
 from transformer.errors import UserError
 from transformer.evaluation.plots import attention_heatmap
+from transformer.training import train
 from transformer.training.averaging import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -57,7 +57,7 @@ def test_a_test_that_fails_does_not_cost_the_bundle(
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
 ) -> None:
-    monkeypatch.setattr(command, "evaluate", raising(error))
+    monkeypatch.setattr(train, "evaluate", raising(error))
     assert fit("--config", recipe(tmp_path)) in (2, 130)
     assert "The model was not tested; it is in runs/toy/bundle" in capsys.readouterr().out
     bundle = load_bundle(Path("runs/toy/bundle"))

@@ -99,8 +99,7 @@ def test_an_architecture_brings_its_own_settings(
     path = recipe(tmp_path)
     assert fit("--config", path, "--architecture", "rnm") == 2
     assert "--architecture 'rnm' is unknown: use transformer or rnn" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        fit("--config", path, "--architecture", "rnn")
+    assert fit("--config", path, "--architecture", "rnn") == 2
     assert "key 'model.network.d_ff' does not exist" in capsys.readouterr().err
     path.write_text(path.read_text() + "architecture: [rnn]\n")
     assert fit("--config", path) == 2
@@ -150,7 +149,7 @@ def test_an_architecture_brings_its_own_settings(
             "data.max_length is 60, but there are 50 learned positions",
         ),
         (["--save_every=0"], "save_every is 0: it must be at least 1"),
-        (["--seed_everything=true"], "seed_everything is True: give a number"),
+        (["--seed_everything=true"], "seed_everything: expected int, got 'True'"),
         (["--trainer.strategy=fsdp"], "trainer.strategy fsdp is not known here"),
         (["--trainer.strategy=deepspeed_stage_2"], "trainer.strategy deepspeed_stage_2 is not"),
         (["--trainer.strategy=ddp_spawn"], "where each process has the whole model: use ddp"),
@@ -168,11 +167,7 @@ def test_mistakes_cost_one_line_and_leave_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     path = recipe(tmp_path)
-    try:
-        code = fit("--config", path, "--logger", "none", *options)
-    except SystemExit as error:  # jsonargparse
-        code = int(error.code or 0)
-    assert code == 2
+    assert fit("--config", path, "--logger", "none", *options) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -206,8 +201,7 @@ def test_text_that_yaml_reads_as_something_else(
 ) -> None:
     path = recipe(tmp_path)
     path.write_text(path.read_text().replace("src: de", f"\n  src: {value}"))
-    with pytest.raises(SystemExit):
-        fit("--config", path)
+    assert fit("--config", path) == 2
     said = capsys.readouterr().err
     assert f"{path}:3: data.src: expected str, got " in said
     assert 'quote it, as in "no", which YAML reads as false' in said
@@ -223,7 +217,7 @@ def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path.write_text("\n".join([*lines, f"{key}: 3"]))
     assert fit("--config", path) == 2
     said = capsys.readouterr().err
-    assert f"{path}: {key} is 3, not a group of settings" in said
+    assert f"{path}:{len(lines) + 1}: {key} is 3, not a group of settings" in said
     assert said.count("\n") == 1
 
 
@@ -259,8 +253,7 @@ def test_unknown_recipe_key_names_the_nearest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recipe(tmp_path, extra="avrage: 3\n")
-    with pytest.raises(SystemExit):
-        fit("--config", path)
+    assert fit("--config", path) == 2
     said = capsys.readouterr().err
     assert "'average'" in said
     assert f"{path}:4" in said

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from toys import SHAPE, FixedData, fit, module, recipe, trainer
 
-from transformer.commands.fit import FitCLI
+from transformer.commands.fit import prepared
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.inference.device import find_precision
@@ -176,21 +176,23 @@ def test_a_resumed_run_keeps_its_precision(
         ((True, True), (True, False), "bf16-mixed"),
     ):
         machine(*where)
-        cli = FitCLI([*config, "--existing", "number"])
-        assert cli.trainer.precision == stored
-        checkpoint = cli.folder / "checkpoints" / "last.ckpt"
+        with prepared([*config, "--existing", "number"]) as run:
+            assert run.trainer.precision == stored
+        checkpoint = run.folder / "checkpoints" / "last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
         tokenizer = FixedData([1], []).tokenizer.to_text()
         loop = {"epoch_loop.batch_progress": {"is_last_batch": False},
                 "epoch_progress": {"total": {"started": 1}}}  # fmt: skip
-        saved = {"recipe": cli.model.recipe, "bundle": {"tokenizer": tokenizer}, "global_step": 1}
+        saved = {"recipe": run.module.recipe, "bundle": {"tokenizer": tokenizer}, "global_step": 1}
         saved |= {"loops": {"fit_loop": loop}, "state_dict": {}, "optimizer_states": []}
         torch.save(saved, checkpoint)
         machine(*elsewhere)
         resume = ["--ckpt_path", str(checkpoint)]
-        assert FitCLI([*config, *resume]).trainer.precision == stored
+        with prepared([*config, *resume]) as run:
+            assert run.trainer.precision == stored
         other = "64-true"
-        given = FitCLI([*config, *resume, "--trainer.precision", other])
-        assert given.trainer.precision == other
+        with prepared([*config, *resume, "--trainer.precision", other]) as run:
+            assert run.trainer.precision == other
 
 
 def compare(rank: int, store: str, precision: str, answers: Any) -> None:

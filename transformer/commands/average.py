@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformer.commands.arguments import Parser
+from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError
 from transformer.training.averaging import average_checkpoints, checkpoint_to_bundle
 from transformer.training.runs import program
@@ -16,7 +16,7 @@ is."""
 
 def main(args: Sequence[str]) -> int:
     """Runs the command."""
-    parser = Parser(prog="transformer average", description=DESCRIPTION)
+    parser = OptionParser(prog="transformer average", description=DESCRIPTION)
     parser.add(average, {"checkpoints": "+", "bundle": None})
     average(**vars(parser.parse_args(args)))
     return 0

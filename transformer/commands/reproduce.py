@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from transformer.commands.arguments import CONFIG_OPTIONS, Peek, find_recipe, recipes_folder
-from transformer.commands.fit import FORGOTTEN, FitCLI, lightning_errors, train
+from transformer.commands.arguments import Peek
+from transformer.commands.fit import lightning_errors, prepared
+from transformer.commands.recipes import CONFIG_OPTIONS, find_recipe, read, recipes_folder, value
 from transformer.errors import UserError
 from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
+from transformer.training.train import FORGOTTEN, Run, train
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
 checksums beside it; say after each validation whether the run is on the curve of the measured
@@ -68,69 +68,66 @@ def reproduce(
         The exit code of training.
 
     Raises:
-        ValueError: If the text is not that of the measured run, or an option is at fault.
+        UserError: If the text is not that of the measured run, or an option is at fault.
     """
     changed = changes(options)
-    args = [*moved(recipe, corpus), *options]
+    args = ["--config", str(recipe), *moved(recipe, corpus), *options]
     places = [f"--corpus={corpus}"] if corpus else []
     again = shlex.join(["reproduce", str(recipe), *places, f"--results={results}", *options])
     resume = [f"--ckpt_path={ckpt_path}"] if ckpt_path else []
-    cli = FitCLI(["--config", str(recipe), *args, *resume], again)
-    try:
-        compared = compare(cli, recipe, changed)
-    except BaseException:
-        cli.tidy()
-        raise
-    why = no_row(cli)
-    if cli.trainer.is_global_zero:
-        print(compared)
-        if why:
-            print(f"Nothing will be appended to {results}: {why}", flush=True)
-    code = train(cli)
-    if code in (0, FORGOTTEN) and cli.trainer.is_global_zero and not why:
-        row = json.loads((cli.folder / "results.json").read_text(encoding="utf-8"))
-        add_row(results, {**row, "changes": changed})
-        print(f"\nAppended to {results}")
-        if not changed:
-            keep_picture(cli, results.parent / "pictures")
+    with prepared([*args, *resume], again) as run:
+        compared = compare(run, recipe, changed)
+        why = no_row(run)
+        is_first = run.trainer.is_global_zero
+        if is_first:
+            print(compared)
+            if why:
+                print(f"Nothing will be appended to {results}: {why}", flush=True)
+        code = train(run)
+        if code in (0, FORGOTTEN) and is_first and not why:
+            row = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+            add_row(results, {**row, "changes": changed})
+            print(f"\nAppended to {results}")
+            if not changed:
+                keep_picture(run, results.parent / "pictures")
     return code
 
 
-def no_row(cli: FitCLI) -> str | None:
-    """Why what comes out cannot be compared with other runs; None if it can."""
-    if not cli.config.data.test:
+def no_row(run: Run) -> str | None:
+    """Says why what comes out cannot be compared with other runs; None if it can."""
+    if not run.config.data.test:
         return "data.test is null"
-    limit = cli.trainer.limit_test_batches
+    limit = run.trainer.limit_test_batches
     if isinstance(limit, int) or limit < 1.0:  # 1 is a batch, 1.0 is all of them
         return "a part of the test set is left out (trainer.limit_test_batches, fast_dev_run)"
     return None
 
 
-def compare(cli: FitCLI, recipe: Path, changed: list[str]) -> str:
+def compare(run: Run, recipe: Path, changed: list[str]) -> str:
     """Compares the text with the checksums, and the run with those measured with the same options.
 
     Returns:
         What it will be compared with, in words.
 
     Raises:
-        ValueError: If the text is not that of the measured runs.
+        UserError: If the text is not that of the measured runs.
     """
-    files = check_data(cli.datamodule.corpora(), recipe.parent)
+    files = check_data(run.data.corpora(), recipe.parent)
     rows = [row for file in sorted(recipes_folder().glob("*.jsonl")) for row in read_rows(file)]
     measured = [
-        row for row in rows if row["recipe"] == cli.name and set(row["changes"]) == set(changed)
+        row for row in rows if row["recipe"] == run.name and set(row["changes"]) == set(changed)
     ]
     if measured:
-        cli.trainer.callbacks.append(Curve(cli.log, mean_curve(measured)))  # type: ignore[attr-defined]
+        run.trainer.callbacks.append(Curve(run.log, mean_curve(measured)))  # type: ignore[attr-defined]
     text = (
         f"{files} files of text are those of the recipe" if files else "the text has no checksums"
     )
     return f"{text}; measured runs: {len(measured)}"
 
 
-def keep_picture(cli: FitCLI, folder: Path) -> None:
+def keep_picture(run: Run, folder: Path) -> None:
     """Puts the heatmap beside the results, unless that of another seed is there already."""
-    drawn, kept = cli.folder / "attention.png", folder / f"{cli.name.replace('/', '-')}.png"
+    drawn, kept = run.folder / "attention.png", folder / f"{run.name.replace('/', '-')}.png"
     if drawn.exists() and not kept.exists():
         folder.mkdir(exist_ok=True)
         shutil.copyfile(drawn, kept)
@@ -138,40 +135,36 @@ def keep_picture(cli: FitCLI, folder: Path) -> None:
 
 
 def moved(recipe: Path, corpus: Path | None) -> list[str]:
-    """Options that take the files of a recipe from another folder."""
-    if corpus is None:
+    """Returns options that take the files of a recipe from another folder."""
+    data = value(read(recipe)).get("data")
+    if corpus is None or not isinstance(data, dict):  # fit says what is wrong with it
         return []
-    named: dict[str, Any] = {}
-    try:
-        named = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", {})
-    except (yaml.YAMLError, AttributeError):
-        return []  # fit says what is wrong with it
-    splits = [split for split in ("train", "val", "test") if named.get(split)]
-    foreign = [split for split in splits if ":" in named[split]]
-    if foreign:
-        raise UserError(
-            f"--corpus {corpus}: {recipe} takes data.{foreign[0]} from {named[foreign[0]]}, not "
-            "from a file: name yours with --data.train, --data.val and --data.test"
-        )
-    options = [f"--data.{split}={corpus / Path(named[split]).name}" for split in splits]
-    if isinstance(named.get("extra_corpora"), list):
-        moved = [_moved(entry, corpus) for entry in named["extra_corpora"]]
-        options.append(f"--data.extra_corpora={json.dumps(moved)}")
+    named = {split: data[split] for split in ("train", "val", "test") if data.get(split)}
+    for split, name in named.items():
+        if ":" in str(name):
+            raise UserError(
+                f"--corpus {corpus}: {recipe} takes data.{split} from {name}, not from a file: "
+                "name yours with --data.train, --data.val and --data.test"
+            )
+    options = [f"--data.{split}={corpus / Path(name).name}" for split, name in named.items()]
+    if isinstance(data.get("extra_corpora"), list):
+        extra = [_moved(entry, corpus) for entry in data["extra_corpora"]]
+        options.append(f"--data.extra_corpora={json.dumps(extra)}")
     return options
 
 
-def _moved(further: Any, corpus: Path) -> Any:
-    """An entry of `data.extra_corpora` with its files in another folder; what is no file stays."""
-    if not isinstance(further, dict) or ":" in str(further.get("train", ":")):
-        return further
-    return {**further, "train": str(corpus / Path(further["train"]).name)}
+def _moved(entry: Any, corpus: Path) -> Any:
+    """Takes the files of an extra corpus from another folder; what is no file stays."""
+    if not isinstance(entry, dict) or ":" in str(entry.get("train", ":")):
+        return entry
+    return {**entry, "train": str(corpus / Path(entry["train"]).name)}
 
 
 def changes(options: list[str]) -> list[str]:
-    """Those of the options, each `key=value`, that make another run of it than the recipe.
+    """Returns those of the options, each `key=value`, that make another run of it than the recipe.
 
     Raises:
-        ValueError: If there is another recipe among them.
+        UserError: If there is another recipe among them.
     """
     joined: list[str] = []
     for option in options:

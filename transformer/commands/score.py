@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from transformer.commands.arguments import Parser
+from transformer.commands.arguments import OptionParser
 from transformer.commands.text import Input, Row, Source, check_language, placed, writing
 from transformer.inference.device import Precision
 from transformer.inference.translator import Translator
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 def main(args: Sequence[str]) -> int:
     """Runs the command."""
-    parser = Parser(prog="transformer score", description=DESCRIPTION)
+    parser = OptionParser(prog="transformer score", description=DESCRIPTION)
     parser.add(score, {"bundle": None})
     score(**vars(parser.parse_args(args)))
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from transformer.commands.arguments import Parser
+from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError
 from transformer.training.reproduction import read_rows
 from transformer.writing import write
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 def main(args: Sequence[str]) -> int:
     """Runs the command."""
-    parser = Parser(prog="transformer table", description=DESCRIPTION)
+    parser = OptionParser(prog="transformer table", description=DESCRIPTION)
     parser.add(table, {"results": None, "markdown": None})
     table(**vars(parser.parse_args(args)))
     return 0

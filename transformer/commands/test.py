@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from transformer.bundle import TRAINING, load_bundle
-from transformer.commands.arguments import Parser
+from transformer.commands.arguments import OptionParser
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError
 from transformer.inference.device import Precision, find_device, find_precision
@@ -35,7 +35,7 @@ ONLY_TRAINING = {
 
 def main(args: Sequence[str]) -> int:
     """Runs the command."""
-    parser = Parser(prog="transformer test", description=DESCRIPTION)
+    parser = OptionParser(prog="transformer test", description=DESCRIPTION)
     parser.add(score_bundle, {"bundle": None}, skip={"data"})
     parser.add_class_arguments(DataModule, "data", skip={*ONLY_TRAINING, "num_workers", "seed"})
     parser.add(SearchConfig, {})

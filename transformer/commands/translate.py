@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from transformer.allocator import keep_freed_memory
-from transformer.commands.arguments import Parser
+from transformer.commands.arguments import OptionParser
 from transformer.commands.text import (
     BREAKS,
     Input,
@@ -46,7 +46,7 @@ FLAWED: dict[Flaw, str] = {
 
 def main(args: Sequence[str]) -> int:
     """Runs the command."""
-    parser = Parser(prog="transformer translate", description=DESCRIPTION)
+    parser = OptionParser(prog="transformer translate", description=DESCRIPTION)
     parser.add(translate, {"bundle": None, "texts": "*", "--input": "+"})
     parser.add(SearchConfig, {})
     # Without defaults, so that those of the bundle apply.

@@ -45,8 +45,6 @@ def _ranges(config: Any) -> Iterator[str]:
             yield f"{key} is {value:g}: it must be at least {smallest}"
     if config.model.label_smoothing >= 1:
         yield f"model.label_smoothing is {config.model.label_smoothing:g}: it must be below 1"
-    if isinstance(config.seed_everything, bool):
-        yield f"seed_everything is {config.seed_everything}: give a number, the default is 1"
 
 
 def _numerics(config: Any) -> Iterator[str]:

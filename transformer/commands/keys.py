@@ -1,0 +1,138 @@
+"""The keys of recipes, which are the options of `transformer fit`: a parser, and its help."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import Any, Literal
+
+from jsonargparse import ActionConfigFile
+from lightning.pytorch import Trainer
+
+from transformer.commands.arguments import Parser
+from transformer.commands.recipes import CONFIG_OPTIONS
+from transformer.data.datamodule import DataModule
+from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
+from transformer.training.forgetting import OldPair
+from transformer.training.module import module_of
+from transformer.training.tracking import LoggerName
+
+#: Of Lightning's Trainer.
+DEFAULTS = {
+    "enable_model_summary": False,  # one line of ours instead
+    "num_sanity_val_steps": 0,  # the data is checked before
+    "use_distributed_sampler": False,  # our batches know their process
+    "log_every_n_steps": 20,
+}
+#: Whole numbers are batches, others a share. Lightning's hints have no order: 1 might be 1.0, all.
+LIMITS = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
+#: Those of its options that the help explains: recipes and the README use them.
+EXPLAINED = {
+    "max_epochs": "Epochs, at most.",
+    "max_steps": "Optimizer steps, at most.",
+    "accelerator": "cpu, gpu or mps.",
+    "devices": "How many, or which, as in [0, 2].",
+    "strategy": "How processes share the work: ddp, each with the whole model.",
+    "precision": "bf16-mixed or 32-true; when left out the one that the device is fast at.",
+    "accumulate_grad_batches": "Batches of an optimizer step.",
+    "gradient_clip_val": "Largest norm of the gradient; a larger one is scaled down.",
+    "val_check_interval": "Batches between validations (3000), or a share of an epoch (0.5).",
+    "fast_dev_run": "A trial: one batch of everything, and nothing is kept.",
+    "enable_progress_bar": "Whether there is a bar.",
+}
+WIDTH = 100
+HELP = """usage: transformer fit --config <recipe> [--<key> <value> ...]
+
+Trains a model from a recipe, tests it, and leaves a bundle.
+
+A recipe is a YAML file that sets some of these keys. A key on the command line is written with
+dots, as in --model.network.d_model 256, and wins over the recipe's. In brackets is its default,
+then other values where they are few. --print_config prints all settings, and does nothing else.
+
+"""
+LIGHTNING = """
+All other options of Lightning's Trainer are on
+https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags
+"""
+
+
+def parser_of(network: ModelConfig) -> Parser:
+    """Makes the parser of all settings: the model, the data, the run, and Lightning's Trainer."""
+    parser = FitParser(prog="transformer fit")
+    add = parser.add_argument
+    add(*CONFIG_OPTIONS, action=ActionConfigFile, help="Recipe; a later one overrides it.")
+    add("--seed_everything", type=int, default=1, help="Of weights, dropout, order of batches.")
+    add(
+        "--architecture",
+        type=str,
+        default=architecture_of(network),
+        help=f"Kind of model, which decides about the settings of model.network: "
+        f"{', '.join(ARCHITECTURES)}.",
+    )
+    add("--run_dir", type=str | None, help="Run folder; runs/<recipe's path> when left out.")
+    add(
+        "--existing",
+        type=Literal["refuse", "number"],
+        default="refuse",
+        help="When the run folder exists: refuse, or take the next free <folder>-2, -3, ...",
+    )
+    add("--logger", type=LoggerName, default="wandb", help="Where the curves go.")
+    add("--ckpt_path", type=str | None, help="Checkpoint to resume, in its own run folder.")
+    add("--average", type=int, default=0, help="Final model = mean of the last N checkpoints.")
+    add(
+        "--save_every",
+        type=int | None,
+        help="Optimizer steps between checkpoints; once an epoch when left out.",
+    )
+    add("--keep_best", type=int, default=1, help="Checkpoints to keep by validation BLEU.")
+    add(
+        "--patience",
+        type=int | None,
+        help="Stop after this many validations without a higher BLEU; never when left out.",
+    )
+    options: dict[str, Any] = {"fail_untyped": False, "sub_configs": True}
+    parser.add_class_arguments(module_of(network), "model", **options)
+    parser.add_class_arguments(DataModule, "data", **options)
+    add("--old_pair", type=OldPair, default=OldPair())
+    parser.link_arguments("seed_everything", "model.seed")
+    parser.link_arguments("seed_everything", "data.seed")
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={*LIMITS}, **options)
+    for name in LIMITS:
+        add(f"--trainer.{name}", type=int | float | None, help="Batches, or a share of them.")
+    parser.set_defaults({f"trainer.{name}": value for name, value in DEFAULTS.items()})
+    return parser
+
+
+class FitParser(Parser):
+    """A parser whose help is about the keys of recipes."""
+
+    def format_help(self, *_: Any) -> str:
+        """Lists keys by group, without most of Lightning's."""
+        lines = []
+        for group in self._action_groups:
+            shown = [action for action in group._group_actions if is_explained(action)]
+            above = shown[0].dest.rpartition(".")[0] if shown else ""
+            title = " ".join(str(group.title).split())
+            lines += ["", f"{above}: {title}"] if above else []
+            lines += [explained(action) for action in shown]
+        return "\n".join([HELP, *lines, LIGHTNING])
+
+
+def is_explained(action: argparse.Action) -> bool:
+    """Says whether the help has a key: the settings, without groups, links and Lightning's."""
+    above, _, name = action.dest.rpartition(".")
+    return action.default != argparse.SUPPRESS and (above != "trainer" or name in EXPLAINED)
+
+
+def explained(action: argparse.Action) -> str:
+    """Puts a key, what it is for, its choices and its default into columns."""
+    above, _, name = action.dest.rpartition(".")
+    about = EXPLAINED[name] if above == "trainer" else str(action.help)
+    choices = [action.default] if action.default not in (None, "", (), False) else []
+    metavar = str(action.metavar)
+    if metavar.startswith("{") and not metavar.startswith("{true"):
+        others = metavar.strip("{}").split(",")
+        choices += [c for c in others if c != action.default and f"`{c}`" not in about]
+    hint = " | ".join(str([*c] if isinstance(c, tuple) else c) for c in choices)
+    text = " ".join(f"{about} [{hint}]".split()).removesuffix(" []")
+    return textwrap.fill(text, WIDTH, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23)

@@ -1,0 +1,130 @@
+"""Recipes: where they lie, and which line of a file sets a key."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from transformer.data.corpus import recipes_folder
+from transformer.errors import UserError
+
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+def find_recipe(path: str) -> str:
+    """Finds a recipe: the file itself or, outside a checkout, the one of that name in the wheel.
+
+    Args:
+        path: A file, or a recipe's path such as `recipes/multi30k/tiny_en_de.yaml`.
+
+    Returns:
+        The path of a file that exists.
+
+    Raises:
+        UserError: If there is neither; it names the nearest recipe.
+    """
+    if Path(path).is_file():
+        return path
+    folder = recipes_folder()
+    name = path.removeprefix("recipes/")
+    if (folder / name).is_file():
+        return str(folder / name)
+    known = [f"recipes/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.yaml")]
+    near = get_close_matches(path, known, n=1)
+    raise UserError(
+        f"no such file or recipe: {path!r}" + (f", the nearest is {near[0]!r}" if near else "")
+    )
+
+
+def with_recipes_found(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Finds the files of `--config`.
+
+    Returns:
+        The arguments with the paths of files that exist, and these paths.
+    """
+    found, files = list(args), []
+    for i, arg in enumerate(found):
+        option, equals, value = arg.partition("=")
+        if option not in CONFIG_OPTIONS:
+            continue
+        if equals:
+            files.append(find_recipe(value))
+            found[i] = f"{option}={files[-1]}"
+        elif i + 1 < len(found):
+            files.append(find_recipe(found[i + 1]))
+            found[i + 1] = files[-1]
+    return found, files
+
+
+def read(file: str | Path) -> yaml.MappingNode:
+    """Reads a recipe as YAML nodes, which know their lines.
+
+    Raises:
+        UserError: If it is no UTF-8, no YAML, or no keys and values.
+    """
+    try:
+        node = yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 ({error}): convert it first") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{file}:{line}: {error.problem}: this is no YAML") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(
+            f"{file} is no recipe: it must hold keys and values, such as `data: {{...}}`"
+        )
+    return node
+
+
+def find(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:
+    """Finds a dotted key below a node: its line and its value; None if it is not set."""
+    found = None
+    for part in key.split("."):
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((k.start_mark.line + 1, v) for k, v in entries if k.value == part), None)
+        if found is None:
+            return None
+        node = found[1]
+    return found
+
+
+def value(node: yaml.Node) -> Any:
+    """Returns what a node holds."""
+    return yaml.SafeLoader("").construct_object(node, deep=True)
+
+
+def place(key: str, files: Iterable[str], given: str | None = None) -> str:
+    """Returns `file:line: ` for the last file that sets `key` (to `given` if any), or nothing.
+
+    A value that is not the file's, as it stands there or as it is read (`no` is False), came from
+    the command line.
+    """
+    for file in reversed([*files]):
+        found = find(read(file), key)
+        if found is None:
+            continue
+        line, node = found
+        if given is None or not isinstance(node, yaml.ScalarNode):
+            return f"{file}:{line}: "
+        if given in (node.value, str(value(node))):
+            return f"{file}:{line}: "
+    return ""
+
+
+def check_groups(files: Iterable[str], groups: Iterable[str]) -> None:
+    """Refuses recipes in which `model` or another group of settings is something else.
+
+    Raises:
+        UserError: which file and key; jsonargparse would take the defaults, or break.
+    """
+    for file in files:
+        root = read(file)
+        for key in groups:
+            found = find(root, key)
+            if found and not isinstance(found[1], yaml.MappingNode):
+                raise UserError(
+                    f"{file}:{found[0]}: {key} is {value(found[1])!r}, not a group of settings: "
+                    "indent settings below it, or leave it out"
+                )

@@ -1,0 +1,236 @@
+"""A run from its trainer to its bundle: training, the test of the final weights, all on disk."""
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from transformer.data.datamodule import DataModule
+from transformer.errors import UserError, is_for_the_user, message
+from transformer.training.callbacks import EarlyStopping, TrainingLog
+from transformer.training.checkpoints import Checkpoints
+from transformer.training.forgetting import ForgettingGate, OldPair
+from transformer.training.meter import NotFinite
+from transformer.training.module import Seq2SeqModule
+from transformer.training.progress import LiveProgress, progress
+from transformer.training.report import (
+    Split,
+    evaluate,
+    load_final_weights,
+    results,
+    save_final,
+    summary,
+)
+from transformer.training.runs import OnePrecision, SaveConfig, let_go
+from transformer.training.stopping import (
+    Interrupted,
+    StopSafely,
+    diverged,
+    goodbye,
+    is_of_a_lost_process,
+    what_is_left,
+)
+from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
+
+FORGOTTEN = 3  # the exit code
+
+
+class Run:
+    """A run: its settings, its folder, and what learns there.
+
+    Args:
+        config: all settings.
+        name: of the recipe.
+        folder: of the run.
+        is_new: whether this process has made the folder for it.
+        is_trial: whether nothing shall stay (trainer.fast_dev_run).
+        again: the command that began the run, to be printed when it is stopped; `fit` if None.
+    """
+
+    module: Seq2SeqModule
+    data: DataModule
+    old_pair: OldPair
+    trainer: Trainer
+
+    def __init__(
+        self, config: Any, name: str, folder: Path, is_new: bool, is_trial: bool, again: str | None
+    ) -> None:
+        self.config, self.name, self.folder, self.again = config, name, folder, again
+        self.is_new, self.is_trial = is_new, is_trial
+        self.is_whole = False
+        self.log = TrainingLog()
+        self.stop = StopSafely(folder / "checkpoints")
+
+    def tidy(self) -> None:
+        """Leaves no folder behind in which nothing was trained: it would be in the way."""
+        trainer: Trainer | None = getattr(self, "trainer", None)  # None: it was not even built
+        nothing = not trainer or (trainer.global_step == 0 and not self.is_whole)
+        if self.is_new and (self.is_trial or nothing):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        let_go(self.folder)
+
+    def make_trainer(self, given: Any, text: str, wandb_id: str | None = None) -> None:
+        """Makes the trainer, with our logger, checkpoints and display.
+
+        Args:
+            given: what the user set of it, with instances of classes.
+            text: all settings as YAML.
+            wandb_id: of the run that is resumed.
+
+        Raises:
+            UserError: when a device or a plugin is not there.
+        """
+        config = self.config
+        kind: LoggerName = "none" if given.fast_dev_run else config.logger
+        # The log comes after what a validation does for W&B, for it starts the clock again.
+        callbacks = [
+            OnePrecision(), WandbTracker(), self.log, SaveConfig(self.folder, text), Banner(self),
+        ]  # fmt: skip
+        if given.enable_progress_bar is not False:
+            callbacks.append(progress(self.log))
+        if config.patience is not None:
+            callbacks.append(EarlyStopping(config.patience))
+        saved: dict[str, Any] = {k: config[k] for k in ("keep_best", "average", "save_every")}
+        callbacks += [Checkpoints(self.folder / "checkpoints", **saved), self.stop]
+        theirs = given.callbacks or []
+        logger = given.logger
+        if logger is None:
+            logger = make_logger(kind, self.folder, self.name, wandb_id) or False
+        ours = {
+            "logger": logger,
+            "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *callbacks],
+            "default_root_dir": str(self.folder),
+            "enable_progress_bar": any(isinstance(c, LiveProgress) for c in callbacks),
+        }
+        try:
+            self.trainer = Trainer(**{**vars(given), **ours})
+        except (TypeError, ModuleNotFoundError) as error:
+            raise UserError(f"trainer: {error}") from None
+
+
+class Banner(Callback):
+    """Says in three lines what is about to be trained.
+
+    Args:
+        run: the run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print them."""
+        if not trainer.is_global_zero:
+            return
+        run = self.run
+        module, data = run.module, run.data
+        vocabularies = {module.tokenizer.src_vocab_size, module.tokenizer.tgt_vocab_size}
+        learns = module.learned_parameters
+        learned = f", {learns:,} of them learn," if module.frozen or module.lora.rank else ""
+        origin = "".join(f"{line}\n" for line in module.origin)
+        skipped = f" ({data.skipped:,} too long and skipped)" if data.skipped else ""
+        print(
+            f"{run.name}: {data.src} -> {data.tgt}, {data.pairs:,} pairs{skipped}, vocabulary of "
+            f"{' and '.join(f'{size:,}' for size in sorted(vocabularies))}\n"
+            f"{module.model.count_parameters():,} parameters{learned} on {trainer.world_size} x "
+            f"{module.device.type}, precision {trainer.precision}\n"
+            f"{origin}{'resuming in' if run.config.ckpt_path else 'writing to'} {run.folder}",
+            flush=True,
+        )
+
+
+def train(run: Run) -> int:
+    """Trains, tests, and writes the bundle; returns the exit code."""
+    try:
+        gate = forgetting_gate(run)
+        with run.stop, how_to_go_on(run):
+            run.trainer.fit(
+                run.module, datamodule=run.data, ckpt_path=run.config.ckpt_path, weights_only=True
+            )
+        forgotten = finish(run, gate)
+        run.is_whole = True
+    except NotFinite as error:
+        raise diverged(error, run.folder / "checkpoints", run.module.peak) from error
+    except Interrupted as stop:
+        if not run.trainer.is_global_zero:
+            return 0  # else Lightning kills the first process, which may still be printing
+        print(goodbye(stop, run.folder, run.again), flush=True)
+        return 128 + stop.signum
+    except SystemExit:  # Lightning's answer to KeyboardInterrupt
+        print(f"\nStopped at once; {what_is_left(run.folder, run.again)}.", flush=True)
+        return 128 + (run.stop.signum or signal.SIGINT)
+    return FORGOTTEN if forgotten else 0
+
+
+@contextlib.contextmanager
+def how_to_go_on(run: Run) -> Iterator[None]:
+    """Names the checkpoint to resume from in an error that stops training on its way.
+
+    Raises:
+        UserError: for what the user can mend.
+        RuntimeError: for anything else, whose traceback stays before it.
+    """
+    try:
+        yield
+    except (Interrupted, NotFinite, MisconfigurationException):
+        raise
+    except Exception as error:
+        if run.stop.began is None:
+            raise
+        stopped = f"training stopped after step {run.trainer.global_step:,}"
+        left = f"{stopped}; {what_is_left(run.folder, run.again)}"
+        if is_for_the_user(error):
+            raise UserError(f"{message(error)}; {left}") from error
+        if is_of_a_lost_process(error):
+            raise UserError(
+                f"another process of this run is gone, see its own words; {left}"
+            ) from error
+        raise RuntimeError(left) from error
+
+
+def forgetting_gate(run: Run) -> ForgettingGate | None:
+    """Scores the pair that the bundle knows before anything is learned, if the recipe names one."""
+    if not run.old_pair.test or not run.trainer.is_global_zero:
+        return None
+    gate = ForgettingGate(run.old_pair, run.config.model.init_from)
+    print(gate.score_before(run.module.search_config), flush=True)
+    return gate
+
+
+def finish(run: Run, gate: ForgettingGate | None) -> bool:
+    """Scores the final model and writes everything down; whether it forgot its old pair."""
+    trainer, module = run.trainer, run.module
+    weights = load_final_weights(trainer, module)
+    try:
+        numbers = scored(run, gate, weights)
+    except BaseException:  # of hours of training there is a bundle, whatever became of the test
+        if trainer.is_global_zero and not run.is_trial:
+            numbers = results(trainer, module, run.log, {}, None, weights)
+            save_final(run.folder, module, numbers, weights)
+            print(f"\nThe model was not tested; it is in {run.folder / 'bundle'}", flush=True)
+        raise
+    if not trainer.is_global_zero:
+        return False
+    picture = save_final(run.folder, module, numbers, weights)
+    print(summary(run.folder, module, numbers, weights, picture), flush=True)
+    log_bundle(trainer, run.folder / "bundle", run.name, numbers)
+    if run.is_trial:
+        print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
+    return bool(gate and numbers["old_pair"]["forgotten"])
+
+
+def scored(run: Run, gate: ForgettingGate | None, weights: str) -> dict[str, Any]:
+    """What `results.json` holds of the final model, after its test; the first process knows all."""
+    trainer, module = run.trainer, run.module
+    split: Split | None = "test" if run.config.data.test else "val" if run.config.data.val else None
+    scores = evaluate(trainer, module, split) if split else {}
+    numbers = results(trainer, module, run.log, scores, split if scores else None, weights)
+    if gate:
+        numbers["old_pair"] = gate.score_after(module)
+        gate.log(trainer, numbers["old_pair"])
+    return numbers
