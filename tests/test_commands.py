@@ -365,8 +365,6 @@ def test_test_finds_a_folder_and_never_overwrites_it(
 
 def test_test_asks_for_a_corpus_that_is_there(refused: Any, bundle: str, tmp_path: Path) -> None:
     assert "data.test is missing" in refused("test", bundle)
-    smooth = refused("test", bundle, "--data.test", tmp_path / "no", "--label_smoothing", 1)
-    assert "label_smoothing is 1" in smooth
     missing = refused("test", bundle, "--data.test", tmp_path / "no", "--run_dir", tmp_path / "r")
     assert "data.test" in missing
     assert not (tmp_path / "r").exists()

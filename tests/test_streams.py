@@ -271,8 +271,10 @@ def test_the_bundle_may_stand_after_input_files(
         assert capfd.readouterr().out == expected(LINES[1], LINES[1])
 
 
-def test_a_file_is_whole_or_keeps_whole_lines(tmp_path: Path) -> None:
-    """Also where half a line was written, as on a disk that is full."""
+def test_a_file_is_whole_or_keeps_whole_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where half a line was written, as on a disk that is full; gzipped or not."""
     with suppress(RuntimeError), writing(str(tmp_path / "a")) as out:
         out.write(["one", "two"], 2)
         out.stream.write(b"thr")
@@ -288,6 +290,20 @@ def test_a_file_is_whole_or_keeps_whole_lines(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_text() == "theirs"
     (part,) = tmp_path.glob("b.partial-*")
     assert part.read_text() == "ours\n"
+    with suppress(RuntimeError), writing(str(tmp_path / "d.gz")) as out:
+        out.write(["one"], 1)
+        out.write(["two"], 1)
+        out.stream.write(b"thr")
+        raise RuntimeError
+    (part,) = tmp_path.glob("d.gz.partial-*")
+    assert f"`--skip 2 --output {tmp_path}/d.rest.gz`, then `cat {part} " in capsys.readouterr().err
+    with writing(str(tmp_path / "d.rest.gz"), skip=2) as out:
+        out.write(["three"], 1)
+    whole = part.read_bytes() + (tmp_path / "d.rest.gz").read_bytes()  # as cat puts them together
+    assert gzip.decompress(whole) == b"one\ntwo\nthree\n"
+    with writing(str(tmp_path / "empty.gz")):
+        pass
+    assert gzip.decompress((tmp_path / "empty.gz").read_bytes()) == b""
     before = signal.getsignal(signal.SIGTERM)
     with writing(str(tmp_path / "c")) as out:
         assert signal.getsignal(signal.SIGTERM) != before

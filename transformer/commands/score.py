@@ -40,7 +40,8 @@ def score(
         bundle: Folder that `transformer fit` or `transformer average` wrote.
         src: File of source lines, UTF-8, plain or .gz; - is standard input.
         tgt: File with a target line for each of them.
-        output: File to write to, which must not exist; standard output if left out or -.
+        output: File to write to, which must not exist, gzipped if it ends in .gz; standard output
+            if left out or -.
         skip: Pairs at the beginning of the files that are done already.
         to: Language of the targets, of a model with tags; the bundle's if left out.
         max_tokens: Tokens in a batch, with padding.
@@ -48,25 +49,23 @@ def score(
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
 
     Raises:
-        ValueError: If the files are of different length, or the bundle is at fault.
+        UserError: If the files are of different length, or the bundle is at fault.
     """
     pairs = Input([Source(src)], [Source(tgt)], skip=skip)
     with writing(output, skip) as out:
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens)
         check_language(translator, to)
-        if translator.model.max_length:
-            pairs.check(lambda chunk: on_each(translator.encode_pairs, chunk, to))
-        else:
-            pairs.check()
-        for chunk in pairs.chunks():
-            scored = on_each(translator.score, chunk, to)
-            out.write([f"{s.log_prob:.4f}\t{s.tokens}" for s in scored], len(chunk))
+        bounded = bool(translator.model.max_length)  # else any line can be scored
+        pairs.check(lambda rows: bounded and on_each(translator.encode_pairs, rows, to))
+        for rows in pairs.chunks():
+            scored = on_each(translator.score, rows, to)
+            out.write([f"{s.log_prob:.4f}\t{s.tokens}" for s in scored], len(rows))
 
 
 def on_each(
-    function: Callable[[list[str], list[str], str | None], Result], chunk: list[Row], to: str | None
+    function: Callable[[list[str], list[str], str | None], Result], rows: list[Row], to: str | None
 ) -> Result:
     """Calls a function with the sources and the targets; an error names the line."""
-    sources, targets = ([line.text for line in side] for side in zip(*chunk, strict=True))
-    with placed(chunk):
+    sources, targets = ([line.text for line in side] for side in zip(*rows, strict=True))
+    with placed(rows):
         return function(sources, targets, to)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,24 @@ from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import bleus, detokenized, versions
 from transformer.training.runs import be_quiet
-from transformer.writing import write as write_whole
+from transformer.writing import write
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
 given is the bundle's: languages, search, and how its recipe computes scores."""
-# What only training asks for.
-ONLY_TRAINING = {
-    "train", "val", "extra_corpora", "temperature", "tags", "tokenizer", "max_tokens", "max_length",
-    "too_long", "limit", "streaming",
-}  # fmt: skip
+#: Of the data's settings the ones that matter for a test.
+OF_DATA = {"test", "src", "tgt", "columns", "eval_max_tokens", "cache"}
+#: Of the search's the ones that do not: the best translation is scored, and no random one.
+NOT_OF_SEARCH = {"n_best", "sample", "temperature", "top_k", "top_p"}
 
 
 def main(args: Sequence[str]) -> int:
     """Runs the command."""
     parser = OptionParser(prog="transformer test", description=DESCRIPTION)
     parser.add(score_bundle, {"bundle": None}, skip={"data"})
-    parser.add_class_arguments(DataModule, "data", skip={*ONLY_TRAINING, "num_workers", "seed"})
-    parser.add(SearchConfig, {})
+    others = {*signature(DataModule).parameters} - OF_DATA
+    parser.add_class_arguments(DataModule, "data", skip=others)
+    parser.add(SearchConfig, {}, skip=NOT_OF_SEARCH)
     # Without defaults, so that those of the bundle apply.
     score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})
     return 0
@@ -48,14 +49,13 @@ def score_bundle(
     bundle: str,
     data: dict[str, Any],
     run_dir: str | None = None,
-    label_smoothing: float | None = None,
     score_tokenize: str | None = None,
     score_lowercase: bool | None = None,
     score_detokenized: bool | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     **search: Any,
-) -> dict[str, Any]:
+) -> None:
     """Scores a bundle.
 
     Args:
@@ -63,7 +63,6 @@ def score_bundle(
         data: Arguments of DataModule.
         run_dir: Folder to write, which must not exist; `test-<corpus>` beside the bundle if left
             out.
-        label_smoothing: Of the loss, as in training; perplexity knows none.
         score_tokenize: sacreBLEU's tokenizer: 13a for most languages, zh, ja-mecab, ko-mecab, char.
         score_lowercase: Ignore case in BLEU and chrF.
         score_detokenized: Also give BLEU of the text without the tokenisation of Moses.
@@ -71,33 +70,22 @@ def score_bundle(
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
         search: Fields of SearchConfig.
 
-    Returns:
-        What results.json holds.
-
     Raises:
-        ValueError: If the test set or the bundle is at fault, or the run folder exists.
+        UserError: If the test set or the bundle is at fault, or the run folder exists.
     """
     be_quiet()
     if not data.get("test"):
         raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
-    folder = Path(run_dir) if run_dir else beside(bundle, data["test"])
-    if folder.exists():
-        raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)  # before the work, which may be long
-    if not os.access(folder.parent, os.W_OK):
-        raise UserError(f"{folder.parent} cannot be written to: choose another --run_dir")
+    folder = new_folder(Path(run_dir) if run_dir else beside(bundle, data["test"]))
     model, tokenizer, config = load_bundle(bundle)
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
     given = {
-        "label_smoothing": label_smoothing,
         "score_tokenize": score_tokenize,
         "score_lowercase": score_lowercase,
         "score_detokenized": score_detokenized,
     }
     evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
-    if not 0 <= evaluation.get("label_smoothing", 0) < 1:
-        raise UserError(f"label_smoothing is {label_smoothing}: it must be 0 or more, and below 1")
     path = Path(bundle) / "config.json"
     how = replace(settings(SearchConfig, config["search"], path, "search"), **search)
     module = Seq2SeqModule(model.config, search=how, **evaluation)
@@ -119,9 +107,18 @@ def score_bundle(
         **{key: config["training"].get(key) for key in TRAINING},
         "versions": versions(),
     }
-    write(folder, numbers, module)
+    write_results(folder, numbers, module)
     print(summary(folder, numbers))
-    return numbers
+
+
+def new_folder(folder: Path) -> Path:
+    """Makes sure, before the work, which may be long, that a folder can be made after it."""
+    if folder.exists():
+        raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder.parent, os.W_OK):
+        raise UserError(f"{folder.parent} cannot be written to: choose another --run_dir")
+    return folder
 
 
 def beside(bundle: str, corpus: str) -> Path:
@@ -150,15 +147,13 @@ def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precisi
     return time.monotonic() - start
 
 
-def write(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
+def write_results(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
     """Writes results.json, and the translations in the order of the corpus."""
     folder.mkdir()
     found = module.scorer.translations
     lines = [" ".join(found[index].splitlines()) for index in sorted(found)]
-    text = "".join(f"{line}\n" for line in lines)
-    write_whole(folder / "hypotheses.txt", text)
-    text = json.dumps(numbers, indent=2, ensure_ascii=False)
-    write_whole(folder / "results.json", text + "\n")
+    write(folder / "hypotheses.txt", "".join(f"{line}\n" for line in lines))
+    write(folder / "results.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
 
 
 def summary(folder: Path, numbers: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Lines in and lines out: where they come from, and a file that appears when it is whole."""
 
+import gzip
 import os
 import shlex
 import signal
@@ -47,12 +48,11 @@ class Texts:
     name, is_file = "the command line", True
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = texts
+        self.lines = [Line(f"text {number}", text) for number, text in enumerate(texts, 1)]
 
     def __iter__(self) -> Iterator[Line]:
         """Yields the lines."""
-        for number, text in enumerate(self.texts, 1):
-            yield Line(f"text {number}", text)
+        return iter(self.lines)
 
 
 class Source:
@@ -75,17 +75,15 @@ class Source:
 
     def __iter__(self) -> Iterator[Line]:
         """Yields the lines."""
-        with self._open() as stream:
-            if stream.isatty():
-                say(f"reading {self.name}, a text in each line; Ctrl-D ends it")
+        with unzipped(self.path) if self.path else self._standard_input() as stream:
             for number, text in enumerate(decoded(stream, self.name), 1):
                 yield Line(f"{self.name}, line {number}", text)
 
-    def _open(self) -> IO[bytes]:
-        if self.path:
-            return unzipped(self.path)
+    def _standard_input(self) -> IO[bytes]:
         # Not `sys.stdin.buffer`: Python could not end while a thread waits for a line from it.
         stream = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115, the caller closes it
+        if stream.isatty():
+            say(f"reading {self.name}, a text in each line; Ctrl-D ends it")
         if self.is_file:
             stream.seek(self.start)
         return stream
@@ -99,7 +97,7 @@ class Input:
         skip: Rows at the beginning that are left out.
 
     Raises:
-        ValueError: If `skip` is negative, or standard input is read twice.
+        UserError: If `skip` is negative, or standard input is read twice.
     """
 
     def __init__(self, *sides: Sequence[Texts | Source], skip: int = 0) -> None:
@@ -176,7 +174,7 @@ def check_language(translator: Translator, to: str | None) -> None:
     """Refuses a language that a model does not translate into, before any text is read.
 
     Raises:
-        ValueError: If it does not.
+        UserError: If it does not.
     """
     try:
         translator.encode([], to)
@@ -202,15 +200,18 @@ class Output:
     Args:
         stream: Where to.
         done: Rows of the input that are done already.
+        zipped: Whether it shall be gzip; its parts are whole gzip files, one after the other.
     """
 
-    def __init__(self, stream: BinaryIO, done: int) -> None:
-        self.stream, self.done = stream, done
+    def __init__(self, stream: BinaryIO, done: int, zipped: bool = False) -> None:
+        self.stream, self.done, self.zipped = stream, done, zipped
         self.size = 0
 
     def write(self, lines: Iterable[str], rows: int) -> None:
         """Writes what became of the next rows of the input."""
         text = "".join(f"{line}\n" for line in lines).encode()
+        if self.zipped:
+            text = gzip.compress(text, mtime=0)
         self.stream.write(text)
         self.stream.flush()
         self.size, self.done = self.size + len(text), self.done + rows
@@ -223,12 +224,12 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
     If the work stops before, what is done stays in a file beside it, and it is said how to go on.
 
     Args:
-        file: Its name; standard output for None and `-`. Pipes and devices are written to as they
-            are.
+        file: Its name; gzipped if it ends in .gz; standard output for None and `-`. Pipes and
+            devices are written to as they are.
         skip: Rows of the input that were done before.
 
     Raises:
-        ValueError: If the file exists, or its folder does not.
+        UserError: If the file exists, or its folder does not.
     """
     if file in (None, "-"):
         yield Output(sys.stdout.buffer, skip)
@@ -244,10 +245,12 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
         raise UserError(f"--output {file}: there is no folder {path.parent}: make it first")
     partial = Path(f"{file}.partial-{os.getpid()}")
     stream = partial.open("xb")
-    output = Output(stream, skip)
+    output = Output(stream, skip, zipped=path.suffix == ".gz")
     try:
         with stream, _signals_raise():
             yield output
+            if output.zipped and not output.size:
+                output.write([], 0)  # of no lines, too, there is a file that can be unzipped
     except BaseException:
         _keep(partial, output, skip, path)
         raise
@@ -261,7 +264,8 @@ def _keep(partial: Path, output: Output, skip: int, file: Path) -> None:
         partial.unlink()
         return
     os.truncate(partial, output.size)  # of a disk that is full it holds more
-    kept, rest, whole = (shlex.quote(f"{name}") for name in (partial, f"{file}.rest", file))
+    rest = file.with_suffix(".rest.gz") if output.zipped else f"{file}.rest"
+    kept, rest, whole = (shlex.quote(f"{name}") for name in (partial, rest, file))
     say(
         f"{partial} holds what became of lines {skip + 1:,} to {output.done:,}: for the rest "
         f"repeat the command with `--skip {output.done} --output {rest}`, "

@@ -13,7 +13,6 @@ from transformer.commands.arguments import OptionParser
 from transformer.commands.text import (
     BREAKS,
     Input,
-    Line,
     Row,
     Source,
     Texts,
@@ -26,7 +25,7 @@ from transformer.errors import UserError
 from transformer.inference.device import Precision
 from transformer.inference.guard import Flaw, Verdict
 from transformer.inference.search import SearchConfig
-from transformer.inference.translator import Translation, Translator
+from transformer.inference.translator import Checked, Translation, Translator
 
 DESCRIPTION = """Translate texts, files or standard input. One line comes out for each line that
 goes in; an empty one stays empty. Files are read through first, so that a line at fault is named
@@ -79,7 +78,8 @@ def translate(
         bundle: Folder that `transformer fit` or `transformer average` wrote.
         texts: Texts to translate; standard input if there are neither texts nor files.
         input: Files to translate, UTF-8, one text a line, plain or .gz; - is standard input.
-        output: File to write to, which must not exist; standard output if left out or -.
+        output: File to write to, which must not exist, gzipped if it ends in .gz; standard output
+            if left out or -.
         skip: Lines at the beginning of the input that are done already.
         to: Language to translate into, of a model with tags; the bundle's if left out.
         scores: Print scores, too.
@@ -96,10 +96,11 @@ def translate(
         search: Fields of SearchConfig.
 
     Raises:
-        ValueError: If the input or the bundle is at fault.
+        UserError: If the input or the bundle is at fault.
     """
-    n_best = search.setdefault("n_best", 1)
-    if too_long == "split" and (prefix or scores or alignments or n_best > 1):
+    numbered = search.setdefault("n_best", 1) > 1
+    in_columns = scores or alignments or numbered
+    if too_long == "split" and (prefix or in_columns):
         raise UserError(
             "--too_long split goes with none of --prefix, --n_best, --scores and --alignments"
         )
@@ -113,49 +114,46 @@ def translate(
     with writing(output, skip) as out:
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
         check_language(translator, to)
-        source.check(
-            partial(check, translator, to, None if too_long == "split" else translator.max_length)
-        )
+        limit = None if too_long == "split" else translator.max_length
+        source.check(partial(check, translator, to, limit))
         options = {**search, "to": to, "prefix": prefix, "guard": guard}
         options["generator"] = generator(translator.device, seed)
         for rows in source.chunks():
-            chunk = [line for (line,) in rows]
+            lines = [line.text for (line,) in rows]
+            found: Sequence[Sequence[Translation | Checked]]
             with placed(rows):
-                found = translated(translator, chunk, too_long, scores, alignments, options)
-            lines_out = [
-                "\t".join([str(number)] * (n_best > 1) + row)
-                for number, (table, _) in enumerate(found, out.done + 1)
-                for row in table
-            ]
-            out.write(lines_out, len(rows))
-            warnings.add(chunk, [verdict for _, verdict in found])
+                if in_columns:
+                    found = translator.n_best(lines, alignments=alignments, **options)
+                else:
+                    best = translator.checked(lines, too_long=too_long, **options)
+                    found = [[checked] for checked in best]
+            out.write(printed(found, out.done, scores, numbered), len(rows))
+            warnings.add(rows, [translations[0].verdict for translations in found])
     warnings.close()
 
 
-def check(translator: Translator, to: str | None, limit: int | None, chunk: list[Row]) -> None:
+def check(translator: Translator, to: str | None, limit: int | None, rows: list[Row]) -> None:
     """Refuses lines above a limit; only those are cut into tokens that can be."""
     # A token is a byte at least; the end and a tag come with every line.
     size = sys.maxsize if limit is None else limit - 2
-    long = [row for row in chunk if len(row[0].text.encode(errors="replace")) > size]
+    long = [row for row in rows if len(row[0].text.encode(errors="replace")) > size]
     with placed(long):
         translator.encode([line.text for (line,) in long], to, limit)
 
 
-def translated(
-    translator: Translator,
-    chunk: list[Line],
-    too_long: Literal["refuse", "split"],
-    scores: bool,
-    alignments: bool,
-    options: dict[str, Any],
-) -> list[tuple[list[list[str]], Verdict]]:
-    """Returns the rows of columns of each line, and what is wrong with its best translation."""
-    lines = [line.text for line in chunk]
-    if scores or alignments or options["n_best"] > 1:
-        lists = translator.n_best(lines, alignments=alignments, **options)
-        return [(list(columns(found, scores)), found[0].verdict) for found in lists]
-    best = translator.checked(lines, too_long=too_long, **options)
-    return [([[text.translate(BREAKS)]], verdict) for text, verdict in best]
+def printed(
+    found: Sequence[Sequence[Translation | Checked]], done: int, scores: bool, numbered: bool
+) -> Iterator[str]:
+    """Yields a line for each translation: its columns, separated by tabs."""
+    for number, translations in enumerate(found, done + 1):
+        for translation in translations:
+            row = [str(number)] if numbered else []
+            if scores and isinstance(translation, Translation):
+                row += [f"{translation.score:.4f}", f"{translation.log_prob:.4f}"]
+            row.append(translation.text.translate(BREAKS))
+            if isinstance(translation, Translation) and translation.alignment is not None:
+                row.append(" ".join(f"{src}-{tgt}" for src, tgt in translation.alignment))
+            yield "\t".join(row)
 
 
 class Warnings:
@@ -169,9 +167,9 @@ class Warnings:
         self.guard = guard
         self.count: Counter[Flaw] = Counter()
 
-    def add(self, chunk: list[Line], verdicts: list[Verdict]) -> None:
-        """Counts, and names, those of a chunk."""
-        for line, (flaw, before) in zip(chunk, verdicts, strict=True):
+    def add(self, rows: list[Row], verdicts: list[Verdict]) -> None:
+        """Counts, and names, those of some lines."""
+        for (line,), (flaw, before) in zip(rows, verdicts, strict=True):
             first = before or flaw
             if first is None:
                 continue
@@ -189,17 +187,6 @@ class Warnings:
         if self.count.total() > SHOWN:
             kinds = ", ".join(f"{number:,} {flaw}" for flaw, number in self.count.most_common())
             say(f"warning: {self.count.total():,} translations have a flaw ({kinds})")
-
-
-def columns(found: list[Translation], scores: bool) -> Iterator[list[str]]:
-    """Yields the columns of each translation of a line, without its number."""
-    for translation in found:
-        row = [translation.text.translate(BREAKS)]
-        if scores:
-            row = [f"{translation.score:.4f}", f"{translation.log_prob:.4f}", *row]
-        if translation.alignment is not None:
-            row.append(" ".join(f"{src}-{tgt}" for src, tgt in translation.alignment))
-        yield row
 
 
 def generator(device: torch.device, seed: int | None) -> torch.Generator | None:
