@@ -4,10 +4,11 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError
@@ -38,7 +39,7 @@ def table(results: str, markdown: str) -> None:
         markdown: File with the two comments.
 
     Raises:
-        ValueError: If there are no rows, or the comments are missing.
+        UserError: If there are no rows, or the comments are missing.
     """
     source, target = Path(results), Path(markdown)
     rows = read_rows(source)
@@ -52,18 +53,24 @@ def table(results: str, markdown: str) -> None:
         raise UserError(
             f"{target} must have the lines {' and '.join(comments)}, between which to write"
         )
-    file = source.with_name("published.json")
-    try:
-        published = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from None
-    parts = [described(rows, published), *pictures(rows, source.parent, target.parent)]
+    parts = [
+        described(rows, read_published(source.with_name("published.json"))),
+        *pictures(rows, source.parent, target.parent),
+    ]
     write(target, "\n".join([f"{before}{begin}", *parts, f"{end}{after}"]))
     print(f"{len(rows)} runs -> {target}")
 
 
+def read_published(file: Path) -> dict[str, str]:
+    """Reads the numbers that were published for recipes; none where there is no file."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error})") from None
+
+
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Runs that differ in their seed alone, in the order in which their recipes came first."""
+    """Puts runs together that differ in their seed alone, in the order of their recipes."""
     keys = [
         (row["recipe"], Path(row["test"]).name, *row["changes"], row["machine"]) for row in rows
     ]
@@ -72,14 +79,14 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def described(rows: Sequence[Row], published: dict[str, str]) -> str:
-    """The table, and below it what its scores and machines are."""
+    """Writes the table, and below it what its scores and machines are."""
     machines = list(dict.fromkeys(row["machine"] for row in rows))
     letters = {machine: chr(ord("A") + number) for number, machine in enumerate(machines)}
     columns = TRANSFER if any(row.get("origin") for row in rows) else SYSTEMS
     lines = [list(columns), ["---"] * len(columns)]
-    for group in groups(rows):
-        known = Known(published.get(group[0]["recipe"], "–"), letters[group[0]["machine"]])
-        lines.append([cell(group, known) for cell in columns.values()])
+    for same in groups(rows):
+        group = Group(same, published.get(same[0]["recipe"], "–"), letters[same[0]["machine"]])
+        lines.append([cell(group) for cell in columns.values()])
     signatures = dict.fromkeys(
         row[key] for row in rows for key in ("signature", "signature_detokenized") if key in row
     )
@@ -94,107 +101,91 @@ def described(rows: Sequence[Row], published: dict[str, str]) -> str:
     ])  # fmt: skip
 
 
-class Known(NamedTuple):
-    """What a line of the table says of a group beside what its rows say."""
+@dataclass(frozen=True)
+class Group:
+    """A line of the table: runs that differ in their seed alone.
 
+    Args:
+        rows: Of the runs.
+        published: What others have reached.
+        machine: The letter of the machine.
+    """
+
+    rows: list[Row]
     published: str
     machine: str
 
+    def __getitem__(self, key: str) -> Any:
+        """Returns what the first run says, and the others, too."""
+        return self.rows[0][key]
 
-def name(row: Row) -> str:
-    """The recipe as a link, and what was changed in it, as options to be typed."""
-    options = (f"`{shlex.quote(f'--{change}')}`" for change in row["changes"])
-    return " ".join([f"[{row['recipe']}]({row['recipe']}.yaml)", *options])
+    def mean(self, *keys: str) -> float:
+        """Returns the mean of the sum of some numbers."""
+        return fmean(sum(row[key] for key in keys) for row in self.rows)
+
+    def spread(self, key: str) -> str:
+        """Writes the mean; with several values lowest to highest, too."""
+        values = [row[key] for row in self.rows if key in row]
+        if not values:
+            return "–"
+        mean = f"{fmean(values):.2f}"
+        return mean if len(values) == 1 else f"{mean} ({min(values):.2f}–{max(values):.2f})"
+
+    def recipe(self) -> str:
+        """Writes the recipe as a link, and what was changed in it, as options to be typed."""
+        options = (f"`{shlex.quote(f'--{change}')}`" for change in self["changes"])
+        return " ".join([f"[{self['recipe']}]({self['recipe']}.yaml)", *options])
+
+    def learned(self) -> str:
+        """Writes how much of the model learned."""
+        learned, all_ = self["learned_parameters"], self["parameters"]
+        return "all" if learned == all_ else f"{learned:,} ({learned / all_:.1%})"
+
+    def old_pair(self) -> str:
+        """Writes BLEU of the pair that the bundle knew, before and after."""
+        if not (old := self["old_pair"]):
+            return "–"
+        return f"{old['pair']} {old['before']:.2f} → {old['after']:.2f} (p = {old['p_value']:.3f})"
 
 
-def of_tokens(row: Row) -> bool:
-    """Whether BLEU counts the tokens as they come, of text that is tokenised already."""
+def of_tokens(row: Row | Group) -> bool:
+    """Says whether BLEU counts the tokens as they come, of text that is tokenised already."""
     return "|tok:none|" in row["signature"]
 
 
-def spread(group: Sequence[Row], key: str | None) -> str:
-    """The mean; with several values lowest to highest, too."""
-    values = [row[key] for row in group if key in row] if key else []
-    if not values:
-        return "–"
-    mean = f"{fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f}–{max(values):.2f})"
-
-
-def system(row: Row) -> str:
-    """The model, its languages, and which of its weights were tested."""
-    return f"{row['model']}, {row['src']} → {row['tgt']}; {row['weights']}, {row['precision']}"
-
-
-def beginning(row: Row) -> str:
-    """Where the weights came from, and how its rows did."""
-    return "; ".join(row["origin"]) or "scratch"
-
-
-def learned(row: Row) -> str:
-    """How much of the model learned."""
-    share = row["learned_parameters"] / row["parameters"]
-    return "all" if share == 1 else f"{row['learned_parameters']:,} ({share:.1%})"
-
-
-def old_pair(group: Sequence[Row]) -> str:
-    """BLEU of the pair that the bundle knew, before and after."""
-    old = group[0]["old_pair"]
-    if not old:
-        return "–"
-    return f"{old['pair']} {old['before']:.2f} → {old['after']:.2f} (p = {old['p_value']:.3f})"
-
-
-def minutes(group: Sequence[Row]) -> str:
-    """Of training, with validation."""
-    return f"{fmean(row['seconds'] for row in group) / 60:.1f}"
-
-
-def rate(group: Sequence[Row]) -> str:
-    """Source and target tokens a second, without padding."""
-    return f"{fmean(r['src_tokens_per_second'] + r['tgt_tokens_per_second'] for r in group):,.0f}"
-
-
-def seeds(group: Sequence[Row]) -> str:
-    """All of them."""
-    return ", ".join(str(row["seed"]) for row in group)
-
-
-#: Columns: their heads, and what they say of runs that differ in their seed alone.
-SYSTEMS: dict[str, Callable[[list[Row], Known], str]] = {
-    "recipe": lambda group, _: name(group[0]),
-    "system": lambda group, _: system(group[0]),
-    "published": lambda _, known: known.published,
-    "BLEU of tokens": lambda group, _: spread(group, "bleu" if of_tokens(group[0]) else None),
-    "BLEU, 13a": lambda group, _: spread(
-        group, "bleu_detokenized" if of_tokens(group[0]) else "bleu"
-    ),
-    "longest third": lambda group, _: spread(group, "bleu_longest_third"),
-    "perplexity": lambda group, _: spread(group, "perplexity"),
-    "parameters": lambda group, _: f"{group[0]['parameters']:,}",
-    "epochs": lambda group, _: str(group[0]["epochs"]),
-    "minutes": lambda group, _: minutes(group),
-    "tokens/s": lambda group, _: rate(group),
-    "machine": lambda _, known: known.machine,
-    "seeds": lambda group, _: seeds(group),
+#: Columns: their heads, and what they say of a group.
+SYSTEMS: dict[str, Callable[[Group], str]] = {
+    "recipe": Group.recipe,
+    "system": lambda g: f"{g['model']}, {g['src']} → {g['tgt']}; {g['weights']}, {g['precision']}",
+    "published": lambda g: g.published,
+    "BLEU of tokens": lambda g: g.spread("bleu") if of_tokens(g) else "–",
+    "BLEU, 13a": lambda g: g.spread("bleu_detokenized" if of_tokens(g) else "bleu"),
+    "longest third": lambda g: g.spread("bleu_longest_third"),
+    "perplexity": lambda g: g.spread("perplexity"),
+    "parameters": lambda g: f"{g['parameters']:,}",
+    "epochs": lambda g: str(g["epochs"]),
+    "minutes": lambda g: f"{g.mean('seconds') / 60:.1f}",
+    "tokens/s": lambda g: f"{g.mean('src_tokens_per_second', 'tgt_tokens_per_second'):,.0f}",
+    "machine": lambda g: g.machine,
+    "seeds": lambda g: ", ".join(str(row["seed"]) for row in g.rows),
 }
-TRANSFER: dict[str, Callable[[list[Row], Known], str]] = {
-    "recipe": lambda group, _: name(group[0]),
-    "begun from": lambda group, _: beginning(group[0]),
-    "pairs": lambda group, _: f"{group[0]['pairs']:,}",
-    "learned": lambda group, _: learned(group[0]),
-    "steps": lambda group, _: f"{group[0]['steps']:,}",
-    "BLEU": lambda group, _: spread(group, "bleu"),
-    "perplexity": lambda group, _: spread(group, "perplexity"),
-    "old pair": lambda group, _: old_pair(group),
-    "minutes": lambda group, _: minutes(group),
-    "machine": lambda _, known: known.machine,
-    "seeds": lambda group, _: seeds(group),
+TRANSFER: dict[str, Callable[[Group], str]] = {
+    "recipe": Group.recipe,
+    "begun from": lambda g: "; ".join(g["origin"]) or "scratch",
+    "pairs": lambda g: f"{g['pairs']:,}",
+    "learned": Group.learned,
+    "steps": lambda g: f"{g['steps']:,}",
+    "BLEU": lambda g: g.spread("bleu"),
+    "perplexity": SYSTEMS["perplexity"],
+    "old pair": Group.old_pair,
+    "minutes": SYSTEMS["minutes"],
+    "machine": SYSTEMS["machine"],
+    "seeds": SYSTEMS["seeds"],
 }
 
 
 def by_length(group: Sequence[Row]) -> list[list[float]]:
-    """BLEU by length, the mean of each bin."""
+    """Returns BLEU by length, the mean of each bin."""
     return [
         [*bins[0][:3], fmean(bleu for *_, bleu in bins)]
         for bins in zip(*(row["bleu_by_length"] for row in group), strict=True)
