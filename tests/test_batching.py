@@ -14,30 +14,45 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
-from transformer.data.batching import Batch, Plan, collate, cut, evenly
-from transformer.data.cache import LengthRule, write_table
+from transformer.data.batching import Batch, EvalLoader, Plan, collate, cut, evenly
 from transformer.data.corpus import Corpus, Pair, open_corpus
 from transformer.data.datamodule import DataModule
-from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
-from transformer.data.table import Counts, TokenTable, flat, open_table, table_of
+from transformer.data.dataset import Counts, TokenTable, select, table_in_memory, write_table
+from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
+from transformer.data.mixture import Mixture
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
 from transformer.models.cache import TransformerState
 
 BUDGET = 60
 
 
+NOWHERE = Corpus("nowhere", "en", "de", "data.train")
+
+
+class Spelled:
+    """Takes lines of numbers that end with a # for ids."""
+
+    src_vocab_size = tgt_vocab_size = 2000
+
+    def encode_src(self, lines: list[str], to: str | None = None) -> list[list[int]]:
+        return [[*map(int, line.split()[:-1]), EOS] for line in lines]
+
+    encode_tgt = encode_src
+
+
 def make_table(lengths: Iterable[tuple[int, int]]) -> TokenTable:
     """Pair i has the ids 10 + i, so that a mix-up shows."""
-    pairs = list(lengths)
-    src = [[10 + i] * (s - 1) + [EOS] for i, (s, _) in enumerate(pairs)]
-    tgt = [[10 + i] * (t - 1) + [EOS] for i, (_, t) in enumerate(pairs)]
-    counts = Counts(pairs=len(pairs))
-    return table_of(list(range(len(pairs))), flat(src, np.uint16), flat(tgt, np.uint16), counts)
+    pairs = [Pair(*(f"{10 + i} " * (n - 1) + "#" for n in pair)) for i, pair in enumerate(lengths)]
+    return table_in_memory(pairs, 0, NOWHERE, Spelled())  # type: ignore[arg-type]
 
 
 def random_table(pairs: int = 500, seed: int = 0) -> TokenTable:
     rng = np.random.default_rng(seed)
     return make_table(rng.integers(1, 30, (pairs, 2)).tolist())
+
+
+def cached(table: TokenTable, plan: Plan, rank: int = 0, limit: int | float = 1.0) -> CachedLoader:
+    return CachedLoader(table, Mixture([np.arange(len(table))]), plan, rank, limit)
 
 
 def ids(batches: Iterable[Batch]) -> list[list[int]]:
@@ -71,8 +86,8 @@ def make_loader(
 
     def make(rank: int = 0, plan: Plan = Plan(BUDGET), workers: int = 0) -> TrainLoader:  # noqa: B008
         if request.param == "cached":
-            return CachedLoader(table, plan, rank, workers)
-        return StreamLoader(*stream_source, LengthRule(50), plan, rank=rank, num_workers=workers)
+            return cached(table, plan, rank)
+        return StreamLoader(*stream_source, 50, False, plan, rank, workers)
 
     return make
 
@@ -191,17 +206,17 @@ def test_processes_share_an_epoch_equally(make_loader: Any) -> None:
 
 
 def test_every_epoch_has_the_same_number_of_batches(small_pools: None) -> None:
-    loader = CachedLoader(random_table(1000, seed=3), Plan(BUDGET, world=4), rank=2)
+    loader = cached(random_table(1000, seed=3), Plan(BUDGET, world=4), rank=2)
     assert {len(list(loader)) for _ in range(5)} == {len(loader)}
 
 
 def test_an_epoch_may_end_early(small_pools: None) -> None:
     table = random_table()
-    whole = ids(CachedLoader(table, Plan(BUDGET)))
-    by_count = CachedLoader(table, Plan(BUDGET), limit=10)
+    whole = ids(cached(table, Plan(BUDGET)))
+    by_count = cached(table, Plan(BUDGET), limit=10)
     assert ids(by_count) == whole[:10]
     assert ids(by_count) != whole[10:20], "the next epoch has its own order"
-    assert ids(CachedLoader(table, Plan(BUDGET), limit=0.5)) == whole[: len(whole) // 2]
+    assert ids(cached(table, Plan(BUDGET), limit=0.5)) == whole[: len(whole) // 2]
 
 
 def test_batches_set_aside_do_not_count(
@@ -209,7 +224,7 @@ def test_batches_set_aside_do_not_count(
 ) -> None:
     aside: list[Batch] = []
     make = lambda: StreamLoader(  # noqa: E731
-        *stream_source, LengthRule(50), Plan(BUDGET), ahead=lambda: len(aside)
+        *stream_source, 50, False, Plan(BUDGET), ahead=lambda: len(aside)
     )
     whole, loader = ids(make()), make()
     batches = iter(loader)
@@ -222,9 +237,9 @@ def test_batches_set_aside_do_not_count(
 
 def test_a_position_is_refused_where_it_means_nothing() -> None:
     table = random_table()
-    loader = CachedLoader(table, Plan(BUDGET))
+    loader = cached(table, Plan(BUDGET))
     next(iter(loader))
-    for other in (CachedLoader(table, Plan(BUDGET, world=2)), CachedLoader(table, Plan(99))):
+    for other in (cached(table, Plan(BUDGET, world=2)), cached(table, Plan(99))):
         with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
             other.load_state_dict(loader.state_dict())
     list(loader)
@@ -236,15 +251,15 @@ def test_a_stream_with_other_settings_is_another_one(
     stream_source: tuple[Corpus, Tokenizer],
 ) -> None:
     """Its batches depend on which pairs are left out."""
-    loader = StreamLoader(*stream_source, LengthRule(50), Plan(BUDGET))
+    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET))
     next(iter(loader))
-    other = StreamLoader(*stream_source, LengthRule(6), Plan(BUDGET))
+    other = StreamLoader(*stream_source, 6, False, Plan(BUDGET))
     with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
         other.load_state_dict(loader.state_dict())
 
 
 def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer]) -> None:
-    loader = StreamLoader(*stream_source, LengthRule(50), Plan(BUDGET))
+    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET))
     counts = [(len(list(loader)), loader.counts.pairs)[1] for _ in range(3)]
     assert counts[0] > 0 and counts == counts[:1] * 3
 
@@ -294,12 +309,17 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
     tmp_path: Path, stream_source: tuple[Corpus, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, tokenizer = stream_source
-    monkeypatch.setattr("transformer.data.cache.CHUNK_ROWS", 64)
-    monkeypatch.setattr("transformer.data.table.CHUNK_ROWS", 64)
-    write_table(tmp_path / "x.arrow", corpus, tokenizer, LengthRule(15), None)
-    table, pairs = open_table(tmp_path / "x.arrow"), list(corpus.pairs())
-    rows = np.random.default_rng(0).permutation(len(table))
+    monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 64)
+    write_table(tmp_path / "x.arrow", [corpus], tokenizer)
+    pairs = list(corpus.pairs())
+    table, memory = (
+        TokenTable(tmp_path / "x.arrow"), table_in_memory(pairs, 0, corpus, tokenizer)
+    )  # fmt: skip
+    chosen, counts = select(table, corpus, 15)
+    rows = np.random.default_rng(0).permutation(chosen)
     batch = collate(table, rows)
+    for ours, theirs in zip(batch, collate(memory, rows), strict=True):
+        assert torch.equal(ours, theirs)
     for row, number in enumerate(batch.ids.tolist()):
         [src], [tgt] = (f([side]) for f, side in zip(
             (tokenizer.encode_src, tokenizer.encode_tgt), pairs[number], strict=True
@@ -308,7 +328,7 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
         assert batch.tgt_out[row, : batch.tgt_lengths[row]].tolist() == tgt
     short = [i for i, pair in enumerate(pairs) if max(len(s.split()) for s in pair) + 1 <= 15]
     assert sorted(batch.ids.tolist()) == short
-    assert table.counts == Counts(len(short), too_long=500 - len(short))
+    assert counts == Counts(len(short), too_long=500 - len(short))
 
 
 class Lines(Corpus):
@@ -316,7 +336,7 @@ class Lines(Corpus):
 
     starts: ClassVar[list[int]] = []
 
-    def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
+    def pairs(self, start: int = 0) -> Iterator[Pair]:
         self.starts.append(start)
         return iter([Pair("w 1", "w 2")] * (300 - start))
 
@@ -325,7 +345,7 @@ def test_a_stream_is_resumed_at_its_pool(
     small_pools: None, stream_source: tuple[Corpus, Tokenizer]
 ) -> None:
     make = lambda: StreamLoader(  # noqa: E731
-        Lines("lines", "a", "b", "k"), stream_source[1], LengthRule(50), Plan(BUDGET)
+        Lines("lines", "a", "b", "k"), stream_source[1], 50, False, Plan(BUDGET)
     )
     loader = make()
     whole = ids(loader)
@@ -352,8 +372,8 @@ def test_a_stream_of_which_nothing_is_left_says_so(
         (tmp_path / f"train.{side}").write_text("a b c d e f g h\n" * 2 + "a\n" * 2)
     corpus = open_corpus(str(tmp_path / "train"), "de", "en")
     tokenizer = Tokenizer.train(TokenizerConfig("word", 20), lambda: ["a b"], lambda: ["a b"])
-    some = StreamLoader(corpus, tokenizer, LengthRule(3), Plan(10))
+    some = StreamLoader(corpus, tokenizer, 3, False, Plan(10))
     assert [batch.ids.tolist() for batch in some] == [[2, 3]]  # the first pool is left out whole
-    none = StreamLoader(corpus, tokenizer, LengthRule(1), Plan(10))
+    none = StreamLoader(corpus, tokenizer, 1, False, Plan(10))
     with pytest.raises(ValueError, match=r"no pair of .*train is left: 4 are longer"):
         list(none)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_batching import BUDGET, ids, make_table, random_table
+from test_batching import BUDGET, Spelled, cached, ids, random_table
 from test_datamodule import StopAt, make, ready, run
 from toys import recipe, write_corpus
 
@@ -19,13 +20,12 @@ from transformer.__main__ import main
 from transformer.commands.reproduce import moved
 from transformer.data import loaders
 from transformer.data.batching import Plan, collate
-from transformer.data.cache import digest
+from transformer.data.corpus import Corpus, Pair
 from transformer.data.datamodule import DataModule
+from transformer.data.dataset import Counts, TokenTable, digest, select, write_table
 from transformer.data.loaders import CachedLoader
-from transformer.data.mixture import ExtraCorpus, Mixture, MixtureLoader, proportions, walk
-from transformer.data.table import MixedTable
+from transformer.data.mixture import ExtraCorpus, Mixture, proportions, walk
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
-from transformer.data.vocabulary import learn
 from transformer.inference import forced
 from transformer.inference.translator import Translator
 
@@ -40,15 +40,19 @@ def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "POOL", 120)
 
 
+def parts(*sizes: int) -> list[Any]:
+    """The rows of corpora of these sizes, one behind the other."""
+    return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+
+
 def mixture(shares: tuple[float | None, ...] = (None, 0.2), temperature: float = 2.0) -> Mixture:
-    tables = [random_table(size, seed) for seed, size in enumerate(SIZES)]
-    return Mixture(tables, shares, temperature)
+    return Mixture(parts(*SIZES), shares, temperature)
 
 
 def make_loader(
-    rank: int = 0, workers: int = 0, plan: Plan = Plan(BUDGET), **options: Any  # noqa: B008
-) -> MixtureLoader:  # fmt: skip
-    return MixtureLoader(mixture(**options), plan, rank, workers)
+    rank: int = 0, plan: Plan = Plan(BUDGET), **options: Any  # noqa: B008
+) -> CachedLoader:  # fmt: skip
+    return CachedLoader(random_table(sum(SIZES)), mixture(**options), plan, rank)
 
 
 def flat(batches: list[list[int]]) -> list[int]:
@@ -67,14 +71,14 @@ def test_proportions_by_hand() -> None:
 
 
 def test_an_epoch_holds_the_main_corpus_once_and_the_others_by_their_shares() -> None:
-    some = Mixture([random_table(900), random_table(7), random_table(100)], (0.2, None), 2)
+    some = Mixture(parts(900, 7, 100), (0.2, None), 2)
     assert some.counts == [900, 300, 300]  # 0.6, 0.2, 0.2 of 1500
     assert some.shares == [0.6, 0.2, 0.2]
     rows = some.rows(epoch=3, seed=1)
     assert rows[:900].tolist() == list(range(900))
     assert {*rows[900:1200].tolist()} == {*range(900, 907)}
     assert len({*rows[1200:].tolist()}) == 100 and len(rows) == 1500
-    assert Mixture([random_table(10), random_table(9)], (0.001,), 1).counts == [10, 1]
+    assert Mixture(parts(10, 9), (0.001,), 1).counts == [10, 1]
 
 
 @pytest.mark.parametrize(("size", "count"), [(7, 3), (7, 7), (3, 7), (5, 1), (1, 4)])
@@ -95,21 +99,33 @@ def test_walks_depend_on_seed_corpus_and_epoch() -> None:
 # Batches
 
 
-def test_a_batch_of_several_tables_holds_what_theirs_hold() -> None:
-    parts = [make_table([(3, 2), (1, 4)]), make_table([(6, 1)]), make_table([(2, 2), (5, 7)])]
-    table = pickle.loads(pickle.dumps(MixedTable(parts)))
-    assert len(table) == 5
-    batch = collate(table, np.array([4, 0, 2, 1]))
-    assert batch.ids.tolist() == [4, 0, 2, 1]
-    for row, (part, own_row) in enumerate([(2, 1), (0, 0), (1, 0), (0, 1)]):
-        alone = collate(parts[part], np.array([own_row]))
-        for side, lengths in (("src", "src_lengths"), ("tgt_in", "tgt_lengths")):
-            length = int(getattr(alone, lengths)[0])
-            assert getattr(batch, lengths)[row] == length
-            padded = getattr(batch, side)[row]
-            assert padded[:length].tolist() == getattr(alone, side)[0].tolist()
-            assert not padded[length:].any()
+class Words(Corpus):
+    """Lines that name their corpus and their number."""
+
+    def pairs(self, start: int = 0) -> Iterator[Pair]:
+        sizes = range(start, 3 + int(self.spec) % 5)
+        return iter([Pair(f"{self.spec} {i} #", f"{i} " * i + "#") for i in sizes])
+
+
+def test_corpora_lie_behind_one_another_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 4)
+    corpora = [Words(str(1000 + i), "a", "b", "k") for i in (1, 0, 4)]
+    write_table(tmp_path / "x.arrow", corpora, Spelled())  # type: ignore[arg-type]
+    table = pickle.loads(pickle.dumps(TokenTable(tmp_path / "x.arrow")))
+    assert table.bounds.tolist() == [0, 4, 7, 14]
+    batch = collate(table, np.array([13, 0, 6, 4, 3]))
+    assert batch.ids.tolist() == [13, 0, 6, 4, 3]
+    for row, (corpus, number) in enumerate([(1004, 6), (1001, 0), (1000, 2), (1000, 0), (1001, 3)]):
+        assert batch.src[row].tolist() == [corpus, number, EOS]
+        assert batch.tgt_out[row].tolist() == [number] * number + [EOS] + [0] * (6 - number)
+        assert batch.tgt_lengths[row] == number + 1
     assert collate(table, np.arange(0)).src.shape == (0, 1)
+    rows, counts = select(table, corpora[2], 5, number=2)
+    assert (rows.tolist(), counts) == ([7, 8, 9, 10, 11], Counts(5, too_long=2))
+    with pytest.raises(ValueError, match=r"^k: 1004, line 6: 6 tokens, more than data.max_length"):
+        select(table, corpora[2], 5, refuse=True, number=2)
 
 
 def test_epochs_are_mixed_within_the_budget_and_keyed() -> None:
@@ -129,15 +145,15 @@ def test_epochs_are_mixed_within_the_budget_and_keyed() -> None:
     assert ids(make_loader(plan=Plan(BUDGET, seed=2))) != ids(first)
 
 
-@pytest.mark.parametrize(("epochs", "taken", "workers"), [(0, 1, 0), (2, 30, 0), (1, 60, 1)])
-def test_a_saved_position_gives_precisely_the_rest(epochs: int, taken: int, workers: int) -> None:
-    loader = make_loader(workers=workers)
+@pytest.mark.parametrize(("epochs", "taken"), [(0, 1), (2, 30), (1, 60)])
+def test_a_saved_position_gives_precisely_the_rest(epochs: int, taken: int) -> None:
+    loader = make_loader()
     for _ in range(epochs):
         list(loader)
     whole = make_loader()
     expected = [ids(whole) for _ in range(epochs + 2)]
     head = ids(islice(iter(loader), taken))
-    resumed = make_loader(workers=workers)
+    resumed = make_loader()
     resumed.load_state_dict(loader.state_dict())
     assert head + ids(resumed) == expected[epochs]
     assert ids(resumed) == expected[epochs + 1]
@@ -163,7 +179,7 @@ def test_another_mixture_is_refused_in_the_middle_of_an_epoch(other: dict[str, A
 
 def test_without_further_corpora_batches_are_those_of_the_plan() -> None:
     table, plan = random_table(), Plan(BUDGET)
-    for epoch, batches in enumerate(map(ids, [loader := CachedLoader(table, plan), loader])):
+    for epoch, batches in enumerate(map(ids, [loader := cached(table, plan), loader])):
         expected = [
             rows.tolist()
             for pool in plan.order(epoch, 5)
@@ -235,16 +251,16 @@ def test_the_vocabulary_is_learned_from_all_corpora(corpus: Path, shared: bool) 
 
 def test_caches_depend_on_the_mixture_and_those_without_one_stay(corpus: Path) -> None:
     plain = make(corpus)
-    text = plain._corpus("train")
+    [text] = plain._text("train")
     about = ["TwoFiles", "en", "de", text.identity(), None, vars(plain.tokenizer_config)]
-    assert plain._tokenizer_folder().name == f"tokenizer-{digest(about)}"
+    assert plain._tokenizer_path().name == f"tokenizer-{digest(about)}.json"
     options: list[dict[str, Any]] = [
         {}, {"tags": True}, {"extra_corpora": [further(corpus, tgt="de", src="fr")]},
         {"extra_corpora": [further(corpus, tgt="de", src="fr", limit=9)]},
         {"extra_corpora": [further(corpus, tgt="de", src="fr")], "tags": True},
         {"extra_corpora": [further(corpus)], "tags": True},
     ]  # fmt: skip
-    assert len({make(corpus, **given)._tokenizer_folder() for given in options}) == len(options)
+    assert len({make(corpus, **given)._tokenizer_path() for given in options}) == len(options)
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None:
@@ -356,13 +372,6 @@ def test_text_that_spells_a_tag_is_text(kind: Any, shared: bool) -> None:
         ValueError, match="^language 'it' is unknown .*: it translates into de, en$"
     ):
         tokenizer.encode_src([text], "it")
-
-
-def test_a_vocabulary_is_learned_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = make(corpus, tags=True, extra_corpora=[further(corpus)])
-    for _ in range(2):  # the second finds the folder of the first in its place
-        learn(data._tokenizer_folder(), data.tokenizer_config, data._learned_from(), data._tagged())
-    assert len(list((corpus / "cache").iterdir())) == 1
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from transformer.__main__ import main
 from transformer.data.batching import Batch
-from transformer.data.cache import LengthRule
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig
@@ -164,7 +163,7 @@ class FixedData(LightningDataModule):
 
     allow_zero_length_dataloader_with_multiple_devices = True
     src, tgt = "de", "en"
-    rule = LengthRule(max_length=60)
+    max_length = 60
 
     def __init__(self, groups: list[int], val: list[int]) -> None:
         super().__init__()

@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -50,12 +51,14 @@ def write(path: Path, text: str) -> None:
         stream.write(text.encode())
 
 
-def clear(folder: Path) -> None:
-    """Removes from a folder what processes that were killed have begun to write."""
-    for path in folder.iterdir():
-        if not is_part(path):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def clear(folder: Path, idle: float = 0) -> None:
+    """Removes from a folder what processes that were killed have begun to write.
+
+    Args:
+        folder: Where it is; it need not exist.
+        idle: Seconds for which nothing was added, where others may be writing.
+    """
+    for path in folder.glob(f".*{PART}"):
+        with suppress(OSError):  # another process clears up, too
+            if time.time() - path.stat().st_mtime >= idle:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 
 from transformer.bundle import save_bundle
-from transformer.data.cache import digest
+from transformer.data.dataset import digest
 from transformer.inference.search import SearchConfig
 from transformer.models import PRESETS
 from transformer.training.module import Seq2SeqModule

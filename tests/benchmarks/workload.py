@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from transformer.data.batching import Batch
-from transformer.data.cache import digest
 from transformer.data.datamodule import DataModule
+from transformer.data.dataset import digest
 from transformer.data.tokenizer import BOS, EOS, PAD, UNK, TokenizerConfig
 
 SEED, VOCABULARY = 1, 10_000

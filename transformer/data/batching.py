@@ -9,6 +9,7 @@ epoch is three small numbers, and no generator of the process is touched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transformer.data.table import Ints, MixedTable, TokenTable
+from transformer.data.dataset import Ints, TokenTable
 from transformer.data.tokenizer import BOS
 
 
@@ -24,7 +25,7 @@ class Batch(NamedTuple):
     """Padded pairs; padding is 0.
 
     Args:
-        ids: (B,) number of each pair in its corpus, from 0; in a mixture its row in all of it.
+        ids: (B,) number of each pair in its corpus, from 0; in a mixture corpora follow each other.
         src: (B, S) source ids, EOS last.
         src_lengths: (B,) source tokens, EOS included.
         tgt_in: (B, T) BOS and the target ids.
@@ -60,9 +61,7 @@ class Plan:
         """The order of the pools in an epoch."""
         return np.random.default_rng([self.seed, epoch]).permutation(pools)
 
-    def batches(
-        self, table: TokenTable | MixedTable, rows: Ints, key: tuple[int, int] | None
-    ) -> list[Ints]:
+    def batches(self, table: TokenTable, rows: Ints, key: tuple[int, int] | None) -> list[Ints]:
         """Cuts a pool into batches.
 
         Args:
@@ -75,11 +74,11 @@ class Plan:
             not depend on the key.
         """
         rng = key and np.random.default_rng([self.seed, *key])
-        longest = np.maximum(table.src.lengths(rows), table.tgt.lengths(rows))
+        longest = table.longest(rows)
         order = rng.permutation(len(rows)) if rng else np.arange(len(rows))
         order = order[np.argsort(longest[order], kind="stable")]
         ends = cut(longest[order], self.max_tokens)
-        batches = evenly(np.split(rows[order], ends[:-1]), self.world)
+        batches = evenly(np.split(rows[order], ends[:-1]), self.world) if len(rows) else []
         return [batches[i] for i in rng.permutation(len(batches))] if rng else batches
 
 
@@ -117,7 +116,7 @@ def evenly(batches: list[Ints], world: int) -> list[Ints]:
     return batches
 
 
-def collate(table: TokenTable | MixedTable, rows: Ints) -> Batch:
+def collate(table: TokenTable, rows: Ints) -> Batch:
     """Looks up rows of a table and pads them."""
     src, src_lengths = table.src.padded(rows)
     tgt_out, tgt_lengths = table.tgt.padded(rows)
@@ -125,5 +124,46 @@ def collate(table: TokenTable | MixedTable, rows: Ints) -> Batch:
     # What stands before the last token of a row, shifted by one: EOS is not fed to the decoder.
     tgt_in[:, 1:] = tgt_out[:, :-1] * (np.arange(1, tgt_out.shape[1]) < tgt_lengths[:, None])
     tgt_in[:, 0] = BOS
-    arrays = (table.ids(rows), src, src_lengths, tgt_in, tgt_out, tgt_lengths)
+    ids = table.first + rows.astype(np.int64)
+    arrays = (ids, src, src_lengths, tgt_in, tgt_out, tgt_lengths)
     return Batch(*(torch.from_numpy(array) for array in arrays))
+
+
+class EvalLoader:
+    """The batches of a whole validation or test set, longest first.
+
+    They are composed alike for any number of processes; process r takes r, r + world, ... and,
+    where there are fewer batches than processes, an empty one.
+
+    Args:
+        table: The tokenised set.
+        max_tokens: Budget of a batch, for rows x beams x (longest side + extra), which is what
+            search may have to remember; a pair beyond it is a batch of its own.
+        rank: Number of this process.
+        world: Number of processes.
+        beams: Hypotheses of a sentence that are searched side by side.
+        extra: Tokens by which a hypothesis may be longer than its source.
+    """
+
+    def __init__(
+        self,
+        table: TokenTable,
+        max_tokens: int,
+        rank: int = 0,
+        world: int = 1,
+        beams: int = 1,
+        extra: int = 0,
+    ) -> None:
+        self.table = table
+        longest = table.longest(np.arange(len(table))).astype(np.int64)
+        order = np.argsort(longest, kind="stable")
+        ends = cut(beams * (longest[order] + extra), max_tokens)
+        batches = np.split(order, ends[:-1])
+        # Lightning leaves a process without any batch out, and the others would wait for it.
+        self._batches = batches[::-1][rank::world] or [np.arange(0)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (collate(self.table, rows) for rows in self._batches)

@@ -17,7 +17,7 @@ import re
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as TooLate
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -55,24 +55,27 @@ class Corpus:
         src: Name of the source language.
         tgt: Name of the target language.
         key: The recipe key that named it, for messages.
+        limit: How many of its pairs are read, None for all.
     """
 
     spec: str
     src: str
     tgt: str
     key: str
+    limit: int | None = field(default=None, kw_only=True)
 
     def identity(self) -> list[Any]:
         """What changes when the text changes, and does not when it lies somewhere else."""
         raise NotImplementedError
 
-    def pairs(self, start: int = 0, limit: int | None = None) -> Iterator[Pair]:
+    def pairs(self, start: int = 0) -> Iterator[Pair]:
         """The pairs, from number `start` on, up to number `limit`.
 
         Raises:
             ValueError: The corpus is empty, not aligned, not UTF-8, or lacks a column.
         """
-        rows = islice(self._rows(start), None if limit is None else max(0, limit - start))
+        rest = None if self.limit is None else max(0, self.limit - start)
+        rows = islice(self._rows(start), rest)
         number = None
         for number, row in enumerate(rows, start):
             yield row if isinstance(row, Pair) else self._pick(row, number)
@@ -292,6 +295,7 @@ def open_corpus(
     columns: list[str] | None = None,
     key: str = "data.train",
     streaming: bool = False,
+    limit: int | None = None,
 ) -> Corpus:
     """Finds the corpus that a recipe names.
 
@@ -302,6 +306,7 @@ def open_corpus(
         columns: Names of the columns of a TSV that has no header.
         key: The recipe key that named it, for messages.
         streaming: Read a hub data set without downloading all of it first.
+        limit: How many of its pairs are read, None for all.
 
     Returns:
         The corpus. Its text has not been read yet.
@@ -314,7 +319,7 @@ def open_corpus(
             raise UserError(f"{key}: {spec!r} must be hub:<name>:<split> or "
                              "hub:<name>:<config>:<split>")  # fmt: skip
         name, config, split = match["name"], match["config"], match["split"]
-        return Hub(spec, src, tgt, key, name, config, split, streaming)
+        return Hub(spec, src, tgt, key, name, config, split, streaming, limit=limit)
     if spec.startswith("grammar:"):
         now = f"recipes/quickstart/{spec.removeprefix('grammar:')}.tsv.gz"
         raise UserError(
@@ -325,8 +330,10 @@ def open_corpus(
         file = path if path.is_file() else path.with_name(path.name + ".gz")
         if not file.is_file():
             raise UserError(f"{key}: {path} does not exist{near(path)}")
-        return Table(spec, src, tgt, key, file, tuple(columns) if columns else None)
-    return TwoFiles(spec, src, tgt, key, (_side(path, src, key), _side(path, tgt, key)))
+        return Table(spec, src, tgt, key, file, tuple(columns) if columns else None, limit=limit)
+    return TwoFiles(
+        spec, src, tgt, key, (_side(path, src, key), _side(path, tgt, key)), limit=limit
+    )
 
 
 def recipes_folder() -> Path:

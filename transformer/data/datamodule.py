@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
-from transformer.data.batching import Plan
-from transformer.data.cache import (
-    LengthRule,
-    clear_parts,
-    digest,
-    is_whole,
-    table_path,
-    write_table,
-)
+from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
-from transformer.data.loaders import CachedLoader, EvalLoader, StreamLoader, TrainLoader
-from transformer.data.mixture import ExtraCorpus, Mixture, MixtureLoader, check_mixture
-from transformer.data.table import Counts, TokenTable, open_table, read_texts
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig, is_blank
-from transformer.data.vocabulary import check_tags, learn, saved, vocabulary_folder
+from transformer.data.dataset import (
+    Counts,
+    Ints,
+    TokenTable,
+    cached,
+    digest,
+    learn_tokenizer,
+    nothing_left,
+    read_tokenizer,
+    select,
+    table_path,
+    tokenizer_path,
+    write_table,
+    write_tokenizer,
+)
+from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
+from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture
+from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.errors import UserError
+from transformer.writing import clear
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
-
-
-class Part(NamedTuple):
-    """A corpus to tokenise; name: its key below `data.`; rule and limit: which pairs are kept."""
-
-    name: str
-    corpus: Corpus
-    rule: LengthRule | None = None
-    limit: int | None = None
+ABANDONED = 3600  # seconds after which nobody writes on: a writer adds to its file all the time
 
 
 class DataModule(LightningDataModule):
@@ -71,8 +69,8 @@ class DataModule(LightningDataModule):
         limit: Take only the first pairs of the training corpus.
         streaming: Read and tokenise the training corpus on the fly, without a copy on disk.
         cache: Folder for tokenised corpora and vocabularies.
-        num_workers: Processes that prepare training batches. A tokenised corpus needs none, a
-            stream wants one.
+        num_workers: Processes that read and tokenise a stream, which wants one; a tokenised corpus
+            needs none.
         seed: Key of the order of the batches.
     """
 
@@ -106,12 +104,13 @@ class DataModule(LightningDataModule):
         self.max_tokens, self.eval_max_tokens, self.seed = max_tokens, eval_max_tokens, seed
         #: Beams of a sentence, and tokens beyond its length, that evaluation searches among.
         self.beams, self.extra = 1, 0
-        self.rule = LengthRule(max_length, too_long)
-        self.limit, self.streaming, self.num_workers = limit, streaming, num_workers
+        self.max_length, self.too_long, self.limit = max_length, too_long, limit
+        self.streaming, self.num_workers = streaming, num_workers
         self.cache = Path(cache).expanduser()
         self._tokenizer: Tokenizer | None = None
-        self._paths: dict[str, Path] = {}
-        self._tables: dict[str, TokenTable] = {}
+        self._vocabulary: Tokenizer | None = None  # learned here; other processes may get another
+        self._tables: dict[Split, TokenTable] = {}
+        self._chosen: list[tuple[Ints, Counts]] = []
         self._loader: TrainLoader | None = None
         self._position: dict[str, Any] = {}
 
@@ -144,15 +143,15 @@ class DataModule(LightningDataModule):
     def corpora(self) -> list[Corpus]:
         """The corpora that are named, found but not read yet."""
         self._check()
-        named = [self._corpus(split) for split, spec in self.specs.items() if spec is not None]
-        return named + [part.corpus for part in self._further()]
+        return [
+            corpus for split, spec in self.specs.items() if spec for corpus in self._text(split)
+        ]
 
     def shares(self) -> list[tuple[str, str, float]]:
         """Source, target and part of the training pairs of each corpus, once they are open."""
-        if not self.extra_corpora:
-            return [(self.src, self.tgt, 1.0)]
-        pairs = [(self.src, self.tgt), *((corpus.src, corpus.tgt) for corpus in self.extra_corpora)]
-        return [(*pair, share) for pair, share in zip(pairs, self._mixture().shares, strict=True)]
+        pairs = [(self.src, self.tgt), *((extra.src, extra.tgt) for extra in self.extra_corpora)]
+        shares = self._mixture().shares if self.extra_corpora else [1.0]
+        return [(*pair, share) for pair, share in zip(pairs, shares, strict=True)]
 
     def prepare_data(self) -> None:
         """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached.
@@ -160,58 +159,37 @@ class DataModule(LightningDataModule):
         Of several nodes the first trains it; the others tokenise in `setup`, when they have it.
         """
         self._check()
-        clear_parts(self.cache)
-        if self._tokenizer is None and self._processes()[0]:
-            return
-        self._tokenise(
-            self._tokenizer or saved(self._tokenizer_folder()) or self._train_tokenizer()
-        )
-
-    def _tokenise(self, tokenizer: Tokenizer) -> None:
-        targets = {"data.tgt": self.tgt}
-        targets |= {
-            f"data.extra_corpora[{i}].tgt": corpus.tgt
-            for i, corpus in enumerate(self.extra_corpora)
-        }
-        check_tags(tokenizer, self.tags, targets)
-        for name, corpus, rule, limit in self._cached():
-            path = table_path(self.cache, corpus, tokenizer, rule, limit)
-            if not is_whole(path):
-                log.info("Tokenising data.%s: %s", name, corpus.spec)
-                write_table(path, corpus, tokenizer, rule, limit)
+        clear(self.cache, ABANDONED)
+        if self._tokenizer or not self._processes()[0]:
+            self._tokenise(self._tokenizer or self._learned())
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what `prepare_data` made."""
         self._check()
         if self._tokenizer is None:
             self._tokenizer = self._first_tokenizer()
-        for part in self._cached():
-            name, corpus, rule, limit = part
-            path = table_path(self.cache, corpus, self._tokenizer, rule, limit)
-            if self._paths.get(name) != path:
-                self._paths[name], self._tables[name] = path, open_table(path)
-                self._tell(part)
+        for split in self._cached():
+            path = table_path(self.cache, self._text(split), self._tokenizer)
+            if split not in self._tables or self._tables[split].source != path:
+                self._open(split, path)
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
         rank, world = self._processes()
-        text = [corpus.identity() for corpus, _ in self._learned_from()]
-        plan = Plan(self.max_tokens, self.seed, world, digest(text)[:12])
+        corpora = self._text("train")
+        text = digest([corpus.identity() for corpus in corpora])[:12]
+        plan = Plan(self.max_tokens, self.seed, world, text)
         if self.streaming:
             self._loader = StreamLoader(
-                self._corpus("train"), self.tokenizer, self.rule, plan, self.limit,
+                corpora[0], self.tokenizer, self.max_length, self.too_long == "refuse", plan,
                 rank, self.num_workers, self._set_aside,
             )  # fmt: skip
-        elif self.extra_corpora:
-            for src, tgt, share in self.shares():
-                log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
-            self._loader = MixtureLoader(
-                self._mixture(), plan, rank, self.num_workers, self._set_aside
-            )
         else:
-            batches = self.trainer.limit_train_batches if self.trainer else 1.0
+            for src, tgt, share in self.shares() if self.extra_corpora else []:
+                log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
+            limit = self.trainer.limit_train_batches if self.trainer else 1.0
             table = self._table("train")
-            self._loader = CachedLoader(table, plan, rank, self.num_workers, batches)
+            self._loader = CachedLoader(table, self._mixture(), plan, rank, limit, self._set_aside)
         if self._position:
             self._loader.load_state_dict(self._position)
             self._position = {}
@@ -234,27 +212,27 @@ class DataModule(LightningDataModule):
         Raises:
             ValueError: The first line that has more.
         """
-        for part in self._cached():
-            table = self._tables[part.name]
-            for side in (table.src, table.tgt) if part.rule is None else ():
+        for split in self._cached():
+            table, corpus = self._tables[split], self._text(split)[0]
+            sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}
+            for language, side in sides.items():
                 lengths = side.lengths(np.arange(len(table)))
                 if lengths.max() > longest:
                     row = int(np.argmax(lengths > longest))
-                    language = self.src if side is table.src else self.tgt
                     raise UserError(
-                        f"data.{part.name}: {part.corpus.where(row)}: {lengths[row]} tokens of "
+                        f"data.{split}: {corpus.where(row)}: {lengths[row]} tokens of "
                         f"{language}, the model has {longest} learned positions; shorten the line, "
                         "or train with a larger model.network.max_positions"
                     )
 
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
         """Source and reference lines of a set; `Batch.ids` counts into them."""
-        self._table(split)
-        return read_texts(self._paths[split])
+        pairs = list(self._text(split)[0].pairs())
+        return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data."""
-        return self._loader.state_dict() if self._loader else {}
+        return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a position for the training loader.
@@ -271,73 +249,124 @@ class DataModule(LightningDataModule):
             raise UserError(f"data.tgt: {self.tgt!r} is data.src too; they must differ")
         if not any(self.specs.values()):
             raise UserError("data.train, data.val and data.test are all missing: name a corpus")
-        if self.specs["train"] and self.rule.max_length > self.max_tokens:
+        if self.specs["train"] and self.max_length > self.max_tokens:
             raise UserError(
                 f"data.max_tokens: {self.max_tokens} is less than data.max_length = "
-                f"{self.rule.max_length}; a batch must hold the longest pair"
+                f"{self.max_length}; a batch must hold the longest pair"
             )
         least_values = {"seed": (self.seed, 0), "limit": (self.limit, 1)}
         least_values |= {"max_tokens": (self.max_tokens, 1), "num_workers": (self.num_workers, 0)}
-        least_values["max_length"] = (self.rule.max_length, 1)
+        least_values["max_length"] = (self.max_length, 1)
         least_values["eval_max_tokens"] = (self.eval_max_tokens, 1)
         for key, (value, least) in least_values.items():
             if value is not None and value < least:
                 raise UserError(f"data.{key}: {value} must be {least} or more")
         check_mixture(self.extra_corpora, self.tgt, self.tags, self.temperature, self.streaming)
 
-    def _corpus(self, split: Split) -> Corpus:
+    def _text(self, split: Split) -> list[Corpus]:
+        """The corpora of a split: those of training are the main one and the further ones."""
         spec = self.specs[split]
         if spec is None:
             raise UserError(
                 f"data.{split} is missing: name a corpus, such as the prefix of two files"
             )
-        streaming = self.streaming and split == "train"
-        return open_corpus(spec, self.src, self.tgt, self.columns, f"data.{split}", streaming)
-
-    def _main(self) -> Part:
-        return Part("train", self._corpus("train"), self.rule, self.limit)
-
-    def _further(self) -> list[Part]:
-        return [
-            Part(name, open_corpus(c.train, c.src, c.tgt, self.columns, f"data.{name}.train"),
-                 self.rule, c.limit)
-            for name, c in ((f"extra_corpora[{i}]", c) for i, c in enumerate(self.extra_corpora))
+        key, extra = f"data.{split}", self.extra_corpora
+        if split != "train":
+            return [open_corpus(spec, self.src, self.tgt, self.columns, key)]
+        main = open_corpus(spec, self.src, self.tgt, self.columns, key, self.streaming, self.limit)
+        return [main] + [
+            open_corpus(corpus.train, corpus.src, corpus.tgt, self.columns,
+                        f"data.extra_corpora[{i}].train", limit=corpus.limit)
+            for i, corpus in enumerate(extra)
         ]  # fmt: skip
 
-    def _cached(self) -> list[Part]:
-        main = [self._main()] if self.specs["train"] is not None and not self.streaming else []
-        sets: list[Split] = ["val", "test"]
-        named = [
-            Part(split, self._corpus(split)) for split in sets if self.specs[split] is not None
-        ]
-        return main + named + self._further()
+    def _cached(self) -> list[Split]:
+        """The splits that are tokenised before they are read."""
+        return [
+            split for split, spec in self.specs.items()
+            if spec is not None and not (split == "train" and self.streaming)
+        ]  # fmt: skip
 
-    def _tell(self, part: Part) -> None:
-        """Says which pairs of a table are left out or, in whole sets, have an empty side."""
-        counts = self._tables[part.name].counts
-        if counts.too_long or counts.empty:
-            log.info(
-                "data.%s: left out %d pairs longer than data.max_length = %d tokens and %d "
-                "with an empty side; %d remain",
-                part.name, counts.too_long, self.rule.max_length, counts.empty, counts.pairs,
-            )  # fmt: skip
-        sides = read_texts(self._paths[part.name]) if part.rule is None else ()
-        empty = {i for side in sides for i, line in enumerate(side) if is_blank(line)}
-        if empty:
+    def _tokenise(self, tokenizer: Tokenizer) -> None:
+        self._check_tags(tokenizer)
+        for split in self._cached():
+            corpora = self._text(split)
+            path = table_path(self.cache, corpora, tokenizer)
+            if cached(path, TokenTable) is None:
+                named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
+                log.info("Tokenising %s", named)
+                write_table(path, corpora, tokenizer)
+            self._open(split, path)
+
+    def _open(self, split: Split, path: Path) -> None:
+        """Opens a table, and says which pairs are left out or, in whole sets, have no text."""
+        table = self._tables[split] = TokenTable(path)
+        if split == "train":
+            self._chosen = [
+                self._choose(table, number, corpus)
+                for number, corpus in enumerate(self._text(split))
+            ]
+        elif len(empty := np.flatnonzero(table.blank())):
+            where = self._text(split)[0].where(int(empty[0]))
             log.info(
                 "data.%s: %d pairs have an empty side, the first is %s; an empty source is "
-                "translated as an empty line", part.name, len(empty), part.corpus.where(min(empty)),
+                "translated as an empty line", split, len(empty), where,
             )  # fmt: skip
 
-    def _tokenizer_folder(self) -> Path:
-        return vocabulary_folder(
-            self.cache, self.tokenizer_config, self._learned_from(), self._tagged()
+    def _choose(self, table: TokenTable, number: int, corpus: Corpus) -> tuple[Ints, Counts]:
+        refuse = self.too_long == "refuse"
+        rows, counts = select(table, corpus, self.max_length, refuse, number)
+        if not counts.pairs:
+            raise nothing_left(corpus, counts)
+        if counts.too_long or counts.empty:
+            log.info(
+                "%s: left out %d pairs longer than data.max_length = %d tokens and %d with an "
+                "empty side; %d remain",
+                corpus.key, counts.too_long, self.max_length, counts.empty, counts.pairs,
+            )  # fmt: skip
+        return rows, counts
+
+    def _check_tags(self, tokenizer: Tokenizer) -> None:
+        """Compares the recipe with a vocabulary that may have come with a model."""
+        if self.tags and not tokenizer.tags:
+            raise UserError(
+                "data.tags: true, but the vocabulary that came with the model has no tags; set it "
+                "to false, or train a new model"
+            )
+        targets = {"data": self.tgt}
+        targets |= {f"data.extra_corpora[{i}]": c.tgt for i, c in enumerate(self.extra_corpora)}
+        for key, language in targets.items():
+            try:
+                tokenizer.encode_src([], language)
+            except UserError as error:
+                raise UserError(f"{key}.tgt: {error}") from None
+
+    def _tokenizer_path(self) -> Path:
+        return tokenizer_path(
+            self.cache, self.tokenizer_config, self._text("train"), self._tagged()
         )
+
+    def _tagged(self) -> list[str]:
+        """The languages that have a tag."""
+        targets = {self.tgt, *(corpus.tgt for corpus in self.extra_corpora)}
+        return sorted(targets) if self.tags else []
+
+    def _learned(self) -> Tokenizer:
+        """The tokenizer of the cache, learned unless it is there."""
+        if self._vocabulary is None:
+            path, corpora = self._tokenizer_path(), self._text("train")
+            self._vocabulary = cached(path, read_tokenizer)
+        if self._vocabulary is None:
+            named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
+            log.info("Training a tokenizer on %s", named)
+            self._vocabulary = learn_tokenizer(self.tokenizer_config, corpora, self._tagged())
+            write_tokenizer(path, self._vocabulary)
+        return self._vocabulary
 
     def _first_tokenizer(self) -> Tokenizer:
         """The tokenizer of the first process: two nodes may have learned two of them."""
         rank, world = self._processes()
-        found = None if rank else Tokenizer.load(self._tokenizer_folder())
+        found = None if rank else self._learned()
         if world > 1:
             trainer: Any = self.trainer
             found = Tokenizer.from_text(trainer.strategy.broadcast(found and found.to_text()))
@@ -347,31 +376,14 @@ class DataModule(LightningDataModule):
         assert found
         return found
 
-    def _train_tokenizer(self) -> Tokenizer:
-        texts, folder = self._learned_from(), self._tokenizer_folder()
-        named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus, _ in texts)
-        log.info("Training a tokenizer on %s", named)
-        learn(folder, self.tokenizer_config, texts, self._tagged())
-        return Tokenizer.load(folder)
-
-    def _learned_from(self) -> list[tuple[Corpus, int | None]]:
-        """What the vocabulary is learned from: corpora and how many of their pairs."""
-        return [(part.corpus, part.limit) for part in (self._main(), *self._further())]
-
-    def _tagged(self) -> list[str]:
-        """The languages that have a tag."""
-        return (
-            sorted({self.tgt, *(corpus.tgt for corpus in self.extra_corpora)}) if self.tags else []
-        )
-
     def _mixture(self) -> Mixture:
-        names = [f"extra_corpora[{i}]" for i in range(len(self.extra_corpora))]
-        tables = [self._table("train"), *(self._tables[name] for name in names)]
-        return Mixture(tables, [corpus.share for corpus in self.extra_corpora], self.temperature)
+        self._table("train")
+        shares = [corpus.share for corpus in self.extra_corpora]
+        return Mixture([rows for rows, _ in self._chosen], shares, self.temperature)
 
     def _table(self, split: Split) -> TokenTable:
         if split not in self._tables:
-            self._corpus(split)  # explains a missing key
+            self._text(split)  # explains a missing key
             raise RuntimeError(f"data.{split} is not open: call prepare_data() and setup()")
         return self._tables[split]
 
@@ -384,10 +396,7 @@ class DataModule(LightningDataModule):
     def _counts(self) -> Counts:
         if isinstance(self._loader, StreamLoader):
             return self._loader.counts
-        counts = Counts()
-        for name in {*self._tables} - {"val", "test"}:
-            counts.add(self._tables[name].counts)
-        return counts
+        return sum((counts for _, counts in self._chosen), Counts())
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

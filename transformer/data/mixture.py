@@ -8,14 +8,12 @@ position in a mixture is a position like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from transformer.data.batching import Plan
-from transformer.data.loaders import TableLoader
-from transformer.data.table import Ints, MixedTable, TokenTable
+from transformer.data.dataset import Ints
 from transformer.errors import UserError
 
 
@@ -144,22 +142,27 @@ def walk(size: int, count: int, epoch: int, key: tuple[int, int]) -> Ints:
 
 
 class Mixture:
-    """Tokenised corpora, the main one first, and how many pairs of each are in an epoch.
+    """Which pairs an epoch holds: all of the main corpus, and of each further one its share.
 
     Args:
-        tables: The corpora.
+        corpora: The rows of each corpus in the table of all, the main one first.
         shares: Of the corpora after the first.
         temperature: Of `proportions`.
     """
 
     def __init__(
-        self, tables: Sequence[TokenTable], shares: Sequence[float | None], temperature: float
+        self, corpora: Sequence[Ints], shares: Sequence[float | None] = (), temperature: float = 1
     ) -> None:
-        self.table = MixedTable(tables)
-        self.sizes = [len(table) for table in tables]
+        self.main, *self.others = corpora
+        self.sizes = [len(rows) for rows in corpora]
         main, *others = proportions(self.sizes, [None, *shares], temperature)
         # At least one: what is in the recipe is trained on.
         self.counts = [self.sizes[0], *(max(1, round(self.sizes[0] * p / main)) for p in others)]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there is more than one corpus, so that epochs differ in their pairs."""
+        return bool(self.others)
 
     @property
     def shares(self) -> list[float]:
@@ -168,47 +171,16 @@ class Mixture:
 
     def rows(self, epoch: int, seed: int) -> Ints:
         """(N,) the rows of an epoch in the table of all, corpus by corpus."""
+        if not self.is_mixed:
+            return self.main
         walks = [
-            start + walk(size, count, epoch, (seed, number))
-            for number, (start, size, count) in enumerate(
-                zip(self.table.starts[1:], self.sizes[1:], self.counts[1:], strict=True)
-            )
+            rows[walk(len(rows), count, epoch, (seed, number))]
+            for number, (rows, count) in enumerate(zip(self.others, self.counts[1:], strict=True))
         ]
-        return np.concatenate([np.arange(self.sizes[0]), *walks])
+        return np.concatenate([self.main, *walks])
 
     def __str__(self) -> str:
+        if not self.is_mixed:
+            return f"of {self.sizes[0]} pairs"
         parts = (f"{count} of {size}" for count, size in zip(self.counts, self.sizes, strict=True))
         return f"of pairs {' + '.join(parts)}"
-
-
-class MixtureLoader(TableLoader):
-    """Batches of a mixture.
-
-    Pool p of K holds every K-th row of the epoch from the p-th on. An epoch has other pairs than
-    the one before and may have a batch more or less, so that there is no length to promise.
-
-    Args:
-        mixture: The corpora.
-        plan: How batches are cut.
-        rank: Number of this process.
-        num_workers: Worker processes that look up and pad.
-        ahead: Tells how many delivered batches the caller has set aside and not used yet.
-    """
-
-    def __init__(
-        self,
-        mixture: Mixture,
-        plan: Plan,
-        rank: int = 0,
-        num_workers: int = 0,
-        ahead: Callable[[], int] = lambda: 0,
-    ) -> None:
-        pairs = sum(mixture.counts)
-        super().__init__(mixture.table, pairs, plan, str(mixture), rank, num_workers, ahead)
-        self.mixture = mixture
-        self._epoch, self._index = -1, np.arange(0)
-
-    def _rows(self, epoch: int, pool: int) -> Ints:
-        if epoch != self._epoch:
-            self._epoch, self._index = epoch, self.mixture.rows(epoch, self.plan.seed)
-        return self._index[pool :: self.pools]

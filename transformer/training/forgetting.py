@@ -76,7 +76,7 @@ class ForgettingGate:
 
     def score_after(self, module: Seq2SeqModule) -> dict[str, Any]:
         """Compares the model of the run with the bundle: what `results.json` holds of it."""
-        longest = module.data.rule.max_length
+        longest = module.data.max_length
         # A model that cannot be asked for the old target language writes its own.
         known = self.corpus.tgt in module.tokenizer.tags
         tgt = self.corpus.tgt if known else module.data.tgt

@@ -339,7 +339,7 @@ class Seq2SeqModule(LightningModule):
             "src": self.data.src,
             "tgt": self.data.tgt,
             "search": asdict(self.search_config),
-            "max_length": self.data.rule.max_length,
+            "max_length": self.data.max_length,
             "evaluation": self.evaluation,
         }
 

@@ -114,7 +114,7 @@ def probe(model: Seq2Seq, data: DataModule, config: SearchConfig) -> dict[str, f
         model,
         data.tokenizer,
         replace(config, n_best=1),
-        max_length=data.rule.max_length,
+        max_length=data.max_length,
         tgt=data.tgt,
     )
     kinds = probes(translator.encode, *data.texts("val"), translator.max_length)

@@ -1,0 +1,288 @@
+"""Corpora and tokenizer -> token ids in an Arrow file, written once and memory-mapped ever after.
+
+The file holds every pair: a row is the number of a pair in its corpora, one corpus behind the
+other. Which rows are trained on is chosen when it is open, so that another `data.max_length` or
+share costs nothing. What a batch takes is looked up where it lies in the mapped file, so that the
+memory that a run needs hardly grows with its corpus (by 4 bytes a pair, the number of the row).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from transformer.data.corpus import Corpus, Pair
+from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig, is_blank
+from transformer.errors import UserError
+from transformer.writing import whole, write
+
+log = logging.getLogger(__name__)
+FORMAT = 2
+CHUNK_ROWS = 8192  # pairs that are tokenised at a time, on all threads of the library
+
+Ints = NDArray[Any]
+Found = TypeVar("Found")
+
+
+class TokenLists:
+    """Lists of token ids, in the chunks of an Arrow column, read where they lie.
+
+    Args:
+        buffer: The whole file.
+        chunks: The chunks of the column, none of them empty.
+    """
+
+    def __init__(self, buffer: pa.Buffer, chunks: list[pa.ListArray]) -> None:
+        self._first_rows = np.cumsum([0, *map(len, chunks)])[:-1]
+        parts = [chunk.buffers() for chunk in chunks]  # validity, offsets, validity of ids, ids
+        dtype = chunks[0].type.value_type.to_pandas_dtype()
+        self._offsets, self._offset_starts = _view(buffer, [part[1] for part in parts], np.int32)
+        self._ids, self._id_starts = _view(buffer, [part[3] for part in parts], dtype)
+
+    def _spans(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Where the lists of these rows begin in `_ids`, and their lengths in tokens."""
+        chunk = np.searchsorted(self._first_rows, rows, side="right") - 1
+        place = self._offset_starts[chunk] + rows - self._first_rows[chunk]
+        begin = self._offsets[place]
+        return self._id_starts[chunk] + begin, self._offsets[place + 1] - begin
+
+    def lengths(self, rows: Ints) -> Ints:
+        """(N,) the lengths of the lists of these rows, in tokens."""
+        return self._spans(rows)[1]
+
+    def padded(self, rows: Ints) -> tuple[Ints, Ints]:
+        """The lists of these rows side by side, (N, longest) with 0 behind, and their lengths."""
+        starts, lengths = self._spans(rows)
+        steps = np.arange(lengths.max(initial=1))
+        real = steps < lengths[:, None]
+        padded = np.zeros(real.shape, np.int64)
+        padded[real] = self._ids[(starts[:, None] + steps)[real]]
+        return padded, lengths.astype(np.int64)
+
+
+def _view(buffer: pa.Buffer, parts: list[pa.Buffer], dtype: type) -> tuple[Ints, Ints]:
+    """The whole file as numbers of one type, and where each part of it begins."""
+    size = np.dtype(dtype).itemsize
+    numbers: Ints = np.frombuffer(buffer, dtype, count=buffer.size // size)
+    starts = np.array([part.address - buffer.address for part in parts], np.int64)
+    assert not (starts % size).any(), "Arrow aligns buffers to 8 bytes"
+    return numbers, starts // size
+
+
+class TokenTable:
+    """Tokenised pairs. Opening reads no ids yet.
+
+    Args:
+        source: The file, which is memory-mapped; or its content, for a piece of a stream.
+        first: Number in the corpus of the first pair.
+
+    Attributes:
+        src: Source ids, each list ending with EOS.
+        tgt: Target ids, each list ending with EOS.
+        bounds: (C + 1,) the first row of each corpus, and the number of all rows.
+    """
+
+    def __init__(self, source: Path | pa.Buffer, first: int = 0) -> None:
+        self.source, self.first = source, first
+        mapped = isinstance(source, Path)
+        buffer = pa.memory_map(str(source)).read_buffer() if mapped else source
+        reader = pa.ipc.open_file(pa.BufferReader(buffer))
+        batches, about = zip(
+            *map(reader.get_batch_with_custom_metadata, range(reader.num_record_batches)),
+            strict=True,
+        )
+        self.src, self.tgt = (
+            TokenLists(buffer, [batch.column(name) for batch in batches]) for name in ("src", "tgt")
+        )
+        self._blank = [batch.column("blank") for batch in batches]
+        corpora = [int(each[b"corpus"]) for each in about]
+        self.bounds = np.cumsum([0, *np.bincount(corpora, [*map(len, batches)])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def blank(self) -> Ints:
+        """(N,) whether a side of each pair has nothing to translate."""
+        return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in self._blank])
+
+    def longest(self, rows: Ints) -> Ints:
+        """(N,) the length of the longer side of each of these rows, in tokens."""
+        return np.maximum(self.src.lengths(rows), self.tgt.lengths(rows))
+
+    def __reduce__(self) -> Any:
+        # Another process maps the file again instead of receiving its content.
+        return TokenTable, (self.source, self.first)
+
+
+def write_table(path: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> None:
+    """Tokenises corpora into an Arrow file; the file appears under its name when it is whole."""
+    with whole(path) as stream:
+        _write(stream, [(corpus.tgt, corpus.pairs()) for corpus in corpora], tokenizer)
+
+
+def table_in_memory(
+    pairs: Iterable[Pair], first: int, corpus: Corpus, tokenizer: Tokenizer
+) -> TokenTable:
+    """Tokenises a piece of a corpus.
+
+    Args:
+        pairs: The piece, one pair or more.
+        first: The number of its first pair in the corpus.
+        corpus: Where it comes from.
+        tokenizer: The tokenizer.
+    """
+    sink = pa.BufferOutputStream()
+    _write(sink, [(corpus.tgt, iter(pairs))], tokenizer)
+    return TokenTable(sink.getvalue(), first)
+
+
+def _write(sink: Any, parts: Iterable[tuple[str, Iterator[Pair]]], tokenizer: Tokenizer) -> None:
+    largest = max(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    ids = pa.list_(pa.uint16() if largest <= 1 << 16 else pa.int32())
+    schema = pa.schema({"src": ids, "tgt": ids, "blank": pa.bool_()})
+    with pa.ipc.new_file(sink, schema) as writer:
+        for number, (tgt, pairs) in enumerate(parts):
+            while some := list(islice(pairs, CHUNK_ROWS)):
+                columns = [
+                    tokenizer.encode_src([pair.src for pair in some], tgt),
+                    tokenizer.encode_tgt([pair.tgt for pair in some]),
+                    [any(map(is_blank, pair)) for pair in some],
+                ]
+                arrays = map(pa.array, columns, schema.types)
+                batch = pa.record_batch([*arrays], schema=schema)
+                writer.write_batch(batch, custom_metadata={"corpus": str(number)})
+
+
+@dataclass
+class Counts:
+    """Pairs kept, and pairs left out because a side was too long or empty."""
+
+    pairs: int = 0
+    too_long: int = 0
+    empty: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*map(sum, zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def select(
+    table: TokenTable, corpus: Corpus, max_length: int, refuse: bool = False, number: int = 0
+) -> tuple[Ints, Counts]:
+    """Chooses the pairs of a corpus that a model is trained on.
+
+    Args:
+        table: Where they are.
+        corpus: Which corpus it is, for messages.
+        max_length: Longest side in tokens, EOS included.
+        refuse: A pair that is longer is an error; else it is left out and counted.
+        number: Which of the corpora of the table it is.
+
+    Returns:
+        Their rows, and how many there are.
+
+    Raises:
+        UserError: A pair is too long.
+    """
+    start, stop = table.bounds[number : number + 2].tolist()
+    rows, counts, all_blank = np.empty(stop - start, np.uint32), Counts(), table.blank()
+    for begin in range(start, stop, CHUNK_ROWS):
+        some = np.arange(begin, min(begin + CHUNK_ROWS, stop))
+        lengths, blank = table.longest(some), all_blank[some]
+        long = lengths > max_length
+        if refuse and long.any():
+            first = int(np.argmax(long))
+            raise UserError(
+                f"{corpus.key}: {corpus.where(table.first + begin - start + first)}: "
+                f"{lengths[first]} tokens, more than data.max_length = {max_length}; shorten the "
+                "pair, raise data.max_length, or set data.too_long to skip"
+            )
+        kept = some[~(long | blank)]
+        rows[counts.pairs : counts.pairs + len(kept)] = kept
+        counts += Counts(len(kept), int((long & ~blank).sum()), int(blank.sum()))
+    return rows[: counts.pairs], counts
+
+
+def nothing_left(corpus: Corpus, counts: Counts) -> UserError:
+    """Says that `select` keeps nothing of a corpus."""
+    return UserError(
+        f"{corpus.key}: no pair of {corpus.spec} is left: {counts.too_long} are longer than "
+        f"data.max_length, {counts.empty} have an empty side"
+    )
+
+
+def learn_tokenizer(
+    config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
+) -> Tokenizer:
+    """Learns the vocabulary of a run from its training text.
+
+    Args:
+        config: How it is learned.
+        corpora: The text.
+        languages: Target languages that have a tag.
+    """
+
+    def pairs() -> Iterator[Pair]:
+        return chain.from_iterable(corpus.pairs() for corpus in corpora)
+
+    sides: tuple[Lines, Lines] = (
+        lambda: (pair.src for pair in pairs()), lambda: (pair.tgt for pair in pairs())
+    )  # fmt: skip
+    if config.shared:  # which side a line is of does not matter: read once
+        sides = lambda: chain.from_iterable(pairs()), lambda: ()
+    return Tokenizer.train(config, *sides, languages)
+
+
+def table_path(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> Path:
+    """Names a file of the cache: the name changes with all that its content does."""
+    about = [FORMAT, [_content(corpus) for corpus in corpora], tokenizer.to_text()]
+    return cache / f"tokens-{digest(about)}.arrow"
+
+
+def tokenizer_path(
+    cache: Path, config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
+) -> Path:
+    """The same for what `learn_tokenizer` learns."""
+    about = list(chain.from_iterable(_content(corpus) for corpus in corpora))
+    return cache / f"tokenizer-{digest([*about, *languages, vars(config)])}.json"
+
+
+def _content(corpus: Corpus) -> list[Any]:
+    return [type(corpus).__name__, corpus.src, corpus.tgt, corpus.identity(), corpus.limit]
+
+
+def digest(about: Any) -> str:
+    """A short name for JSON content."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+    """Keeps a tokenizer in one file."""
+    write(path, json.dumps(tokenizer.to_text()))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads what `write_tokenizer` wrote."""
+    return Tokenizer.from_text(json.loads(path.read_text(encoding="utf-8")))
+
+
+def cached(path: Path, read: Callable[[Path], Found]) -> Found | None:
+    """Reads a file of the cache; None where there is none, or (which is said) a damaged one."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise
+    except Exception as error:  # Arrow has many for what is not its own, and so has what we read
+        log.info("%s is damaged and made again (%s)", path, " ".join(str(error).split()))
+        return None
