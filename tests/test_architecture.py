@@ -15,12 +15,11 @@ TENSORS = {"torch", "numpy"}
 
 # room -> what it may import from inside the house, and from outside beyond the standard library
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "allocator": (set(), set()),
     "errors": (set(), set()),
     "kernels": ({"errors"}, {"torch"}),
     "settings": ({"errors"}, set()),
     "writing": (set(), set()),
-    "models": ({"errors"}, {"torch"}),
+    "models": ({"errors", "kernels"}, {"torch"}),
     "data": ({"errors", "writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow"}),
     "evaluation": (
         {"errors"}, TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}
@@ -36,7 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         TENSORS | {"lightning", "wandb"},
     ),
     "commands": (
-        {"allocator", "errors", "models", "data", "evaluation", "bundle", "inference", "settings",
+        {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "settings",
          "training", "writing"},
         TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),

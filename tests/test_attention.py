@@ -201,7 +201,7 @@ def test_cross_attention_is_torchs() -> None:
 
 def test_attention_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's own random numbers in the place of ours: the same weights are dropped."""
-    monkeypatch.setattr("transformer.models.attention.drop", F.dropout)
+    monkeypatch.setattr("transformer.kernels.tensors.dropout", F.dropout)
     ours = MultiHeadAttention(16, 4, dropout=0.4)
     theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True, dropout=0.4)
     theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias

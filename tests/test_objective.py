@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from transformer.kernels import tensors
 from transformer.training import objective
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate, target_rows
 
@@ -34,7 +35,7 @@ def reference(
 def test_loss_and_gradients_equal_torch(
     monkeypatch: pytest.MonkeyPatch, smoothing: float, chunk: int
 ) -> None:
-    monkeypatch.setattr(objective, "_CPU_CHUNK", chunk)  # 1 row, 2 rows, everything at once
+    monkeypatch.setattr(tensors, "_CPU_CHUNK", chunk)  # 1 row, 2 rows, everything at once
     hidden, weight, targets, lengths = batch()
     expected, expected_nll = reference(hidden, weight, targets, lengths, smoothing)
     expected_gradients = torch.autograd.grad(expected / 4, (hidden, weight))
@@ -80,7 +81,7 @@ def test_padding_is_left_out_and_few_numbers_of_rows_are_projected(
 
     losses: list[Tensor] = []
     for multiple in (1, 3, 4, 128):  # of 9 real tokens among 15
-        monkeypatch.setattr(objective, "_ROWS", multiple)
+        monkeypatch.setattr(objective, "LOGIT_ROWS", multiple)
         losses += label_smoothed_loss(project, hidden, targets, target_rows(lengths, 5), 0.1)
     assert seen == [(9, 8), (9, 8), (12, 8), (128, 8)]
     torch.testing.assert_close(losses, losses[:2] * 4)

@@ -22,8 +22,7 @@ from toys import SHAPE, FixedData, fit, module, recipe, trainer
 from transformer.commands.fit import prepared
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import TokenizerConfig
-from transformer.inference.device import find_precision
-from transformer.kernels import has_bfloat16
+from transformer.kernels import find_precision, has_bfloat16
 from transformer.models import TransformerConfig
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import OnePrecision, choose_precision

@@ -7,9 +7,9 @@ from threading import Event
 import pytest
 import torch
 
-from transformer.inference import search as search_module
 from transformer.inference.continuations import banned_tokens, best_continuations
 from transformer.inference.search import SearchConfig, length_penalty, pad, search
+from transformer.kernels import tensors
 from transformer.models import Transformer, TransformerConfig
 
 BOS, EOS = 1, 2
@@ -296,9 +296,9 @@ def test_blocks_of_sentences_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     src = torch.randint(4, 300, (7, 6))
     lengths = torch.tensor([6, 5, 4, 3, 6, 2, 1])
     config = SearchConfig(beam=3, max_extra=4)
-    whole = search_module.search(model, src, lengths, config)
-    monkeypatch.setattr(search_module, "BLOCK", 6)  # two sentences
-    parts = search_module.search(model, src, lengths, config)
+    whole = search(model, src, lengths, config)
+    monkeypatch.setattr(tensors, "_BLOCK", 6)  # two sentences
+    parts = search(model, src, lengths, config)
     assert [[h.ids for h in found] for found in whole] == [[h.ids for h in f] for f in parts]
 
 

@@ -186,7 +186,7 @@ def test_activation_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         dropped = torch.nn.functional.dropout(y, rate)
         return dropped if x is None else x + dropped
 
-    monkeypatch.setattr("transformer.models.dropout.drop", drop)
+    monkeypatch.setattr("transformer.kernels.tensors.dropout", drop)
     model: Any = build(replace(SMALL, dropout=0.0, activation_dropout=0.5)).train()
     theirs: Any = torch.nn.TransformerEncoderLayer(
         16, 4, dim_feedforward=32, dropout=0.0, batch_first=True, dtype=torch.float64

@@ -22,8 +22,8 @@ from transformer.inference.forced import align, cross_attention
 from transformer.inference.lines import LineError, split
 from transformer.inference.search import SearchConfig, pad
 from transformer.inference.translator import Translator
-from transformer.inference.workers import in_threads
 from transformer.kernels import has_bfloat16
+from transformer.kernels.process import in_threads
 from transformer.models import Transformer, TransformerConfig
 
 LINES = ["the cat sees a dog .", "a dog sleeps .", "the old man reads the long book in a garden ."]

@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from transformer.allocator import keep_freed_memory
 from transformer.data.tokenizer import BOS
 from transformer.inference.search import SearchConfig, search
+from transformer.kernels.process import keep_freed_memory
 from transformer.models import PRESETS, Seq2Seq
 from transformer.training.objective import label_smoothed_loss, target_rows
 from transformer.training.runs import choose_precision

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from transformer.allocator import keep_freed_memory
+from transformer.kernels.process import keep_freed_memory
 from transformer.models import PRESETS
 from transformer.training.callbacks import TrainingLog
 from transformer.training.meter import prepare

@@ -13,12 +13,12 @@ import yaml
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from transformer.allocator import keep_few_kernels, keep_freed_memory
 from transformer.bundle import read_config
 from transformer.commands.arguments import Parser, given
 from transformer.commands.keys import parser_of
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
+from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import ARCHITECTURES, ModelConfig
 from transformer.training.checks import check
 from transformer.training.runs import (

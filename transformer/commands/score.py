@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from transformer.commands.arguments import OptionParser
 from transformer.commands.text import Input, Row, Source, check_language, placed, writing
-from transformer.inference.device import Precision
 from transformer.inference.translator import Translator
+from transformer.kernels import Precision
 
 DESCRIPTION = """Forced decoding. For each pair of lines two columns, separated by a tab: the
 log-probability of the target line in nats, its end symbol included, and its number of tokens. It is

@@ -16,8 +16,8 @@ from transformer.bundle import TRAINING, load_bundle
 from transformer.commands.arguments import OptionParser
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError
-from transformer.inference.device import Precision, find_device, find_precision
 from transformer.inference.search import SearchConfig
+from transformer.kernels import Precision, find_device, find_precision
 from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
 from transformer.training.report import bleus, detokenized, versions

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from transformer.allocator import keep_freed_memory
 from transformer.commands.arguments import OptionParser
 from transformer.commands.text import (
     BREAKS,
@@ -22,10 +21,11 @@ from transformer.commands.text import (
     writing,
 )
 from transformer.errors import UserError
-from transformer.inference.device import Precision
 from transformer.inference.guard import Flaw, Verdict
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Checked, Translation, Translator
+from transformer.kernels import Precision
+from transformer.kernels.process import keep_freed_memory
 
 DESCRIPTION = """Translate texts, files or standard input. One line comes out for each line that
 goes in; an empty one stays empty. Files are read through first, so that a line at fault is named

@@ -23,9 +23,8 @@ from transformer.inference.continuations import (
     best_continuations,
     sampled_continuations,
 )
+from transformer.kernels.tensors import sentence_blocks
 from transformer.models import Seq2Seq
-
-BLOCK = 160  # rows of logits that are made, and used, at a time on a CPU
 
 
 @dataclass(frozen=True)
@@ -208,15 +207,10 @@ def _in_blocks(
     must: Tensor | None,
     config: SearchConfig,
 ) -> Candidates:
-    """Project and choose for some sentences at a time on a CPU.
-
-    Logits that stay in its cache, and in memory that is reused, take half the time.
-    """
+    """Project and choose for some sentences at a time."""
     scores, rules = todo.scores, (config.no_repeat_ngram, config.min_length)
-    size = max(1, BLOCK // scores.size(1)) if scores.is_cpu else len(scores)
     parts = []
-    for start in range(0, len(scores), size):
-        block = slice(start, start + size)
+    for block in sentence_blocks(scores):
         logits = model.project(hidden[block]).float()
         prefix = None if must is None else must[block]
         banned = banned_tokens(todo.tokens[block], logits.size(-1), prefix, *rules)

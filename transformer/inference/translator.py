@@ -15,17 +15,17 @@ from transformer.bundle import load_bundle
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import UserError
 from transformer.inference.batches import like_length, of_pairs
-from transformer.inference.device import Precision, converted, find_device
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
 from transformer.inference.lines import listed, refuse_long, split
 from transformer.inference.search import Hypothesis, SearchConfig, pad, search
-from transformer.inference.workers import count_workers, in_threads
+from transformer.kernels import Precision, find_device, find_precision
+from transformer.kernels.process import SMALLEST_BATCH, count_workers, in_threads
+from transformer.kernels.tensors import transpose_weights
 from transformer.models import Seq2Seq
 from transformer.settings import settings
 
 Alignment = list[tuple[int, int]]
-SMALLEST = 256  # tokens in a batch; to spread less over the cores takes longer than one core alone
 
 
 class Translation(NamedTuple):
@@ -114,7 +114,8 @@ class Translator:
         """
         device = find_device(device)
         bundle = load_bundle(folder, device)
-        model = converted(bundle.model, device, precision)
+        model = bundle.model.to(getattr(torch, find_precision(device, precision)))
+        transpose_weights(model)
         options.setdefault("max_length", bundle.config["max_length"])
         path, tgt = Path(folder) / "config.json", bundle.config["tgt"]
         config = settings(SearchConfig, bundle.config["search"], path, "search")
@@ -300,7 +301,7 @@ class Translator:
         # Samples are drawn in a fixed order, so that they depend on the seed alone.
         workers = 1 if config.sample else count_workers(self.device)
         lengths = [len(row) for row in ids]
-        budget = min(self.max_tokens, max(sum(lengths) // workers, SMALLEST))
+        budget = min(self.max_tokens, max(sum(lengths) // workers, SMALLEST_BATCH))
         batches = list(like_length(lengths, budget))[::-1]  # the longest first
         found: list[list[Hypothesis]] = [[] for _ in ids]
         for batch, results in zip(batches, in_threads(search_batch, batches, workers), strict=True):

@@ -1,15 +1,8 @@
 """The models, from the ground up: attention, positions, the RNN, the Transformer."""
 
-import torch
-
 from transformer.models.rnn import RNN, RNNConfig
 from transformer.models.seq2seq import Memory, ModelConfig, Seq2Seq, State
 from transformer.models.transformer import PRESETS, Transformer, TransformerConfig
-
-# MKL's vector functions (exp, sin, ...) get ready in their first call. Where that runs on several
-# threads, one of them may compute with less precision meanwhile: in one process of eight the first
-# sines were off by 7e-9, and two runs of the same recipe differed from then on. So it is this one.
-torch.zeros(1, device="cpu").exp()
 
 #: The shapes by the name under which recipes and bundles have them.
 ARCHITECTURES: dict[str, type[TransformerConfig] | type[RNNConfig]] = {

@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.kernels import tensors
 from transformer.models.cache import LayerCache
-from transformer.models.dropout import drop
-
-FEW = 8  # queries; see _fused_is_slow
 
 
 def dot(query: Tensor, key: Tensor) -> Tensor:
@@ -83,7 +81,8 @@ def attention(
         dropout: share of the weights that are set to zero.
         need_weights: also return the weights, for which no fused kernel can be used.
     """
-    if not (need_weights or score is not scaled_dot or _fused_is_slow(query, dropout)):
+    fused = score is scaled_dot and not need_weights
+    if fused and not tensors.fused_attention_is_slow(query, dropout):
         mask = None if causal else mask
         values = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         return Attended(values, None)
@@ -92,23 +91,8 @@ def attention(
     scores_BHTS = score(query, key)
     if mask is not None:
         scores_BHTS = torch.where(mask, scores_BHTS, -math.inf)
-    weights_BHTS = drop(scores_BHTS.softmax(-1), dropout)
+    weights_BHTS = tensors.dropout(scores_BHTS.softmax(-1), dropout)
     return Attended(weights_BHTS @ value, weights_BHTS)
-
-
-def _fused_is_slow(query: Tensor, dropout: float) -> bool:
-    """Whether softmax written out takes less time than the fused kernel.
-
-    Training in bfloat16, forward and backward of 132 sentences with 31 tokens and 8 heads of 64 on
-    two AMX cores: fused 54 ms, fused in float32 22 ms, written out 16 ms (in float32 21 ms against
-    19 ms fused). A decoding step in float32 on one core, 64 sentences with 5 beams and 4 heads of
-    32: with 60 keys fused 0.80 ms, written out 0.46 ms; with 16 keys 0.17 ms and 0.12 ms.
-    """
-    if not query.is_cpu:
-        return False
-    if query.requires_grad:
-        return query.dtype == torch.bfloat16 or dropout > 0
-    return query.dtype == torch.float32 and query.size(-2) <= FEW
 
 
 def padding_mask(lengths: Tensor, size: int) -> Tensor:

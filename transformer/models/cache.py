@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from transformer.kernels.tensors import key_room, value_room, whole_vectors
+
 POSITIONS = 16  # room at first; doubled whenever it is full
-VECTOR = 16  # on a CPU softmax over 14 float32 keys takes 14 times as long as over 16
 
 
 class LayerCache(NamedTuple):
@@ -56,10 +57,9 @@ class TransformerState:
         self.position = 0
         self.mask: Tensor | None = None
         layers, (keys, values) = len(memory), memory[0]
-        size = keys.size(2) + (-keys.size(2) % VECTOR if keys.is_cpu else 0)
-        self.memory = [_room(layers, keys, size, True), _room(layers, values, size)]
-        self.slots = [_room(layers, keys, POSITIONS * beams, True)]
-        self.slots.append(_room(layers, values, POSITIONS * beams))
+        size, slots = whole_vectors(keys), POSITIONS * beams
+        self.memory = [key_room(layers, keys, size), value_room(layers, values, size)]
+        self.slots = [key_room(layers, keys, slots), value_room(layers, values, slots)]
         for part, filled in zip(self.memory, zip(*memory, strict=True), strict=True):
             part[:, :, :, keys.size(2) :] = 0  # hidden by the mask, but zero times NaN is NaN
             for layer, tensor in enumerate(filled):
@@ -72,7 +72,7 @@ class TransformerState:
         """Make room for one more position, where every beam stands in its own slot."""
         self.position += 1
         if self.position * self.beams > self.slots[0].size(3):
-            self.slots = [_doubled(slots) for slots in self.slots]
+            self._make_room(2 * self.slots[0].size(3))
         if self.beams == 1:
             return  # a single beam has no other's past to hide
         own = self._own.expand(len(self._ancestors), self.beams)[:, :, None]
@@ -107,22 +107,13 @@ class TransformerState:
         if self.memory_mask is not None:
             self.memory_mask = self.memory_mask[sentences]
 
-
-def _room(layers: int, like: Tensor, size: int, keys: bool = False) -> Tensor:
-    """Fresh memory (L, B, H, size, K) for tensors like (B, H, S, K).
-
-    On a CPU the keys lie transposed in it: their product with a few queries takes half the time.
-    """
-    if keys and like.is_cpu:
-        return like.new_empty(layers, *like.shape[:2], like.size(3), size).mT
-    return like.new_empty(layers, *like.shape[:2], size, like.size(3))
-
-
-def _doubled(slots: Tensor) -> Tensor:
-    """The slots with twice the room, as they lie in memory."""
-    room = _room(len(slots), slots[0], 2 * slots.size(3), slots.stride(3) == 1)
-    room[:, :, :, : slots.size(3)] = slots
-    return room
+    def _make_room(self, size: int) -> None:
+        """Move all slots to where there is room for `size` of them."""
+        keys, values = self.slots
+        larger = [key_room(len(keys), keys[0], size), value_room(len(values), values[0], size)]
+        for room, slots in zip(larger, self.slots, strict=True):
+            room[:, :, :, : slots.size(3)] = slots
+        self.slots = larger
 
 
 def _unless_all_true(mask: Tensor) -> Tensor | None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.errors import UserError
+from transformer.kernels.tensors import in_residual_type
 from transformer.models.attention import MultiHeadAttention, causal_mask, padding_mask
 from transformer.models.cache import LayerCache, TransformerState
 from transformer.models.dropout import Dropout
@@ -218,11 +219,7 @@ class Embedding(nn.Module):
         """Ids (B, T) -> (B, T, D); they stand at 0..T-1, or as N beams all at one position."""
         start, length = (0, ids.size(1)) if position is None else (position, 1)
         x = self.tokens(ids) * self.scale + self.positions(start, length)
-        if x.is_cpu and torch.is_autocast_enabled("cpu"):
-            # The residual sums of all layers go on in the type in which they begin. (Not on a GPU,
-            # where autocast's layer normalisation gives float32 whatever it gets.)
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        return self.dropout(x)
+        return self.dropout(in_residual_type(x))
 
 
 class Transformer(Seq2Seq):

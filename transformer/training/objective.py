@@ -12,16 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-Schedule = Literal["noam", "inverse_sqrt", "constant"]
+from transformer.kernels.tensors import LOGIT_ROWS, logit_chunk
 
-# Rows of logits handled at once hold about this many numbers: on a CPU they stay in its cache,
-# on a GPU few kernels are launched. Measured on 3,830 x 10,000 logits of 128 values with two AMX
-# threads, forward and backward with the projection: 68 ms in bfloat16 and 149 ms in float32,
-# `F.linear_cross_entropy` 94 and 192 ms.
-_CPU_CHUNK, _GPU_CHUNK = 2**19, 2**26
-# Rows of logits come in multiples of this: for every other number of rows oneDNN would make three
-# kernels, which took 33 ms in each step of the tiny model, and keep them between freed tensors.
-_ROWS = 128
+Schedule = Literal["noam", "inverse_sqrt", "constant"]
 
 
 def target_rows(tgt_lengths: Tensor, width: int) -> Tensor:
@@ -64,7 +57,7 @@ def label_smoothed_loss(
         The smoothed loss, with a gradient, and the plain negative log-likelihood without one; both
         scalars in nats, summed over the N tokens.
     """
-    filled = pad(rows, (0, -len(rows) % _ROWS))  # with the first position
+    filled = pad(rows, (0, -len(rows) % LOGIT_ROWS))  # with the first position
     logits = project(hidden.flatten(0, 1).index_select(0, filled))
     labels = targets.flatten().index_select(0, rows)
     loss, nll = _SmoothedCrossEntropy.apply(logits, labels, smoothing, compiled)
@@ -101,7 +94,7 @@ def _in_chunks(
 ) -> tuple[Tensor, Tensor]:
     """The sums over rows (N, V) with labels (N, 1), while a chunk of rows is in the cache."""
     exact = torch.promote_types(logits.dtype, torch.float32)
-    step = max(1, (_GPU_CHUNK if logits.is_cuda else _CPU_CHUNK) // logits.shape[1])
+    step = logit_chunk(logits)
     # One workspace for all chunks: fresh memory would have to be cleared by the system first.
     workspace = logits.new_empty(min(step, len(logits)), logits.shape[1], dtype=exact)
     loss, nll = logits.new_zeros((), dtype=exact), logits.new_zeros((), dtype=exact)

@@ -17,11 +17,11 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from transformer.allocator import keep_few_kernels, keep_freed_memory
 from transformer.data.batching import Batch
 from transformer.data.tokenizer import Tokenizer
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
+from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import TransformerConfig
 from transformer.training.callbacks import TrainingLog
 from transformer.training.module import Seq2SeqModule

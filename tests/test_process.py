@@ -1,5 +1,6 @@
-"""Batches side by side on a CPU: the same results in the same order, and one error ends all."""
+"""The process: batches side by side on a CPU, and settings that only wide models get."""
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from threading import Event, current_thread
 import pytest
 import torch
 
-from transformer.inference.workers import MOST, count_workers, in_threads
+from transformer.kernels.process import MOST, count_workers, in_threads, keep_few_kernels
+
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +67,17 @@ def test_a_gpu_has_one_worker_and_a_cpu_no_more_than_threads() -> None:
     assert count_workers(torch.device("cpu")) == 2
     torch.set_num_threads(MOST + 3)
     assert count_workers(torch.device("cpu")) == MOST
+
+
+def test_only_wide_models_keep_few_kernels_and_the_user_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(CAPACITY, "7")
+    keep_few_kernels(512)
+    assert os.environ[CAPACITY] == "7"
+    monkeypatch.delenv(CAPACITY)
+    keep_few_kernels(256)
+    assert CAPACITY not in os.environ
+    keep_few_kernels(512)
+    assert os.environ[CAPACITY] == "16"
+    monkeypatch.delenv(CAPACITY)
