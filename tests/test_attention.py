@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import ROOT
+from toys import ROOT, copy_attention
 
+from transformer.models import TransformerConfig
 from transformer.models.attention import (
     SCORES,
     MultiHeadAttention,
@@ -26,6 +27,10 @@ from transformer.models.positions import LearnedPositions, SinusoidalPositions
 
 def heads(*sizes: int) -> torch.Tensor:
     return torch.randn(*sizes, dtype=torch.float64)
+
+
+def multi_head(**options: Any) -> MultiHeadAttention:
+    return MultiHeadAttention(TransformerConfig(d_model=16, num_heads=4, **options))
 
 
 def test_attention_by_hand() -> None:
@@ -162,17 +167,10 @@ def test_padding_changes_nothing() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_multi_head_attention_is_torchs(causal: bool) -> None:
     torch.manual_seed(0)
-    ours = MultiHeadAttention(16, 4).double()
-    torch.nn.init.normal_(ours.in_proj.bias)
+    ours = multi_head().double()
+    torch.nn.init.normal_(ours.input_projection.bias)
     theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
-    theirs.load_state_dict(
-        {
-            "in_proj_weight": ours.in_proj.weight,
-            "in_proj_bias": ours.in_proj.bias,
-            "out_proj.weight": ours.out_proj.weight,
-            "out_proj.bias": ours.out_proj.bias,
-        }
-    )
+    copy_attention(ours, theirs)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     forbidden = torch.ones(5, 5, dtype=torch.bool).triu(1) if causal else None
     expected, expected_weights = theirs(
@@ -186,10 +184,13 @@ def test_multi_head_attention_is_torchs(causal: bool) -> None:
 
 def test_cross_attention_is_torchs() -> None:
     torch.manual_seed(0)
-    ours = MultiHeadAttention(16, 4)
+    ours = multi_head()
     theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True)
-    theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias
-    theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+    theirs.in_proj_weight, theirs.in_proj_bias = (
+        ours.input_projection.weight,
+        ours.input_projection.bias,
+    )
+    theirs.out_proj.load_state_dict(ours.output_projection.state_dict())
     x, memory, lengths = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.tensor([5, 2])
     padding = torch.arange(5) >= lengths[:, None]
     expected, _ = theirs(x, memory, memory, key_padding_mask=padding)
@@ -202,10 +203,13 @@ def test_cross_attention_is_torchs() -> None:
 def test_attention_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's own random numbers in the place of ours: the same weights are dropped."""
     monkeypatch.setattr("transformer.kernels.tensors.dropout", F.dropout)
-    ours = MultiHeadAttention(16, 4, dropout=0.4)
+    ours = multi_head(attention_dropout=0.4)
     theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True, dropout=0.4)
-    theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias
-    theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+    theirs.in_proj_weight, theirs.in_proj_bias = (
+        ours.input_projection.weight,
+        ours.input_projection.bias,
+    )
+    theirs.out_proj.load_state_dict(ours.output_projection.state_dict())
     x = torch.randn(2, 5, 16)
     torch.manual_seed(1)
     expected, weights = theirs(x, x, x, average_attn_weights=False)
@@ -221,14 +225,14 @@ def test_attention_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_key_size_of_its_own() -> None:
-    layer = MultiHeadAttention(16, 4, d_k=2)
+    layer = multi_head(d_k=2)
     x = torch.randn(1, 3, 16)
-    query, key, value = layer.in_proj(x).split([8, 8, 16], -1)
+    query, key, value = layer.input_projection(x).split([8, 8, 16], -1)
     outputs = [
         F.softmax(q @ k.mT / math.sqrt(2), -1) @ v
         for q, k, v in zip(query.split(2, -1), key.split(2, -1), value.split(4, -1), strict=True)
     ]
-    torch.testing.assert_close(layer(x).values, layer.out_proj(torch.cat(outputs, -1)))
+    torch.testing.assert_close(layer(x).values, layer.output_projection(torch.cat(outputs, -1)))
 
 
 def is_intel() -> bool:

@@ -34,8 +34,8 @@ def test_bidirectional_is_torchs_packed(cell: Any) -> None:
     ours = Bidirectional(replace(SMALL, cell=cell)).double()
     kind = torch.nn.GRU if cell == "gru" else torch.nn.LSTM
     theirs = kind(8, 4, batch_first=True, bidirectional=True).double()
-    state = dict(ours.ahead.cells.named_parameters())
-    state |= {f"{name}_reverse": p for name, p in ours.back.cells.named_parameters()}
+    state = dict(ours.forward_rnn.rnn.named_parameters())
+    state |= {f"{name}_reverse": p for name, p in ours.backward_rnn.rnn.named_parameters()}
     theirs.load_state_dict(state)
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     packed = pack_padded_sequence(x, LENGTHS, batch_first=True)
@@ -66,7 +66,7 @@ def test_context_vector_is_where_each_direction_ends() -> None:
 
 def cell_by_hand(decoder: Any, layer: int, x: Tensor, carried: list[Tensor]) -> list[Tensor]:
     """The equations of torch's documentation; h, and c of an LSTM."""
-    w_ih, w_hh, b_ih, b_hh = decoder[layer].cells.all_weights[0]
+    w_ih, w_hh, b_ih, b_hh = decoder[layer].rnn.all_weights[0]
     from_input, from_state = w_ih @ x + b_ih, w_hh @ carried[0] + b_hh
     if len(carried) == 1:
         r1, z1, n1 = from_input.chunk(3)
@@ -113,7 +113,7 @@ def test_decoder_by_hand(cell: Any, attention: str, input_feeding: bool) -> None
                 expected = weights_by_hand(model.attention, states, x)
                 torch.testing.assert_close(weights[row, 0, 0, step, :length], expected)
                 context = expected @ states
-            fed = torch.tanh(model.merge.weight @ torch.cat([context, x]))
+            fed = torch.tanh(model.output_projection.weight @ torch.cat([context, x]))
             torch.testing.assert_close(found[row, step], fed)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import dropouts
+from toys import copy_attention, dropouts
 
 from transformer.models import PRESETS, Transformer, TransformerConfig
 from transformer.models.attention import padding_mask
@@ -83,13 +83,8 @@ def test_stacks_are_torchs(norm: Any, activation: Any) -> None:
     torch.testing.assert_close(model(SRC, LENGTHS, TGT), x)
 
 
-def copy_attention(ours: Any, theirs: Any) -> None:
-    theirs.in_proj_weight, theirs.in_proj_bias = ours.in_proj.weight, ours.in_proj.bias
-    theirs.out_proj = ours.out_proj
-
-
 def copy_layer(ours: Any, theirs: Any, norms: list[str]) -> None:
-    copy_attention(ours.attention, theirs.self_attn)
+    copy_attention(ours.self_attention, theirs.self_attn)
     theirs.linear1, theirs.linear2 = ours.feed_forward.inner, ours.feed_forward.outer
     for name, residual in zip(norms, ours.residuals, strict=True):
         setattr(theirs, name, residual.norm)

@@ -79,7 +79,7 @@ def test_a_bundle_comes_back_whole(tmp_path: Path, shared: bool) -> None:
     assert loaded.count_parameters() == model.count_parameters()
     assert loaded.output.weight is loaded.tgt_embedding.tokens.weight
     assert its_tokenizer.to_text() == tokenizer.to_text()
-    assert (config["src"], config["tgt"], config["format_version"]) == ("en", "xx", 1)
+    assert (config["src"], config["tgt"], config["format_version"]) == ("en", "xx", 2)
     ours, theirs = Translator(model, tokenizer, SEARCH), Translator.load(tmp_path / "bundle")
     assert theirs.config == SEARCH
     assert theirs.max_length == 60  # beyond what it was trained with a model loses text

@@ -54,6 +54,13 @@ def dropouts(model: torch.nn.Module, *inputs: torch.Tensor) -> list[tuple[str, i
     return calls
 
 
+def copy_attention(ours: Any, theirs: Any) -> None:
+    """Gives torch's multi-head attention the weights of ours."""
+    theirs.in_proj_weight = ours.input_projection.weight
+    theirs.in_proj_bias = ours.input_projection.bias
+    theirs.out_proj = ours.output_projection
+
+
 def sentences(count: int, seed: int) -> list[tuple[str, str]]:
     """Word-for-word translations of 1 to 7 random words."""
     rng = random.Random(seed)

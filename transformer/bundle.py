@@ -24,10 +24,12 @@ from torch.overrides import TorchFunctionMode
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
+from transformer.models.renamed import with_new_names
 from transformer.settings import settings
 from transformer.writing import part
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ = (1, FORMAT_VERSION)  # parameters of 1 have other names
 INITIALISERS = (
     init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_
 )  # fmt: skip
@@ -158,7 +160,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         shape = ARCHITECTURES[config["architecture"]](**config["network"])
         with torch.device("meta"), _NoRandomNumbers():  # the weights are replaced at once
             model = shape.build(*sizes)
-        _assign(model, weights, config["network"])
+        _assign(model, with_new_names(weights), config["network"])
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -241,7 +243,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not that of a bundle: copy the bundle again")
     version = config.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READ:
         raise UserError(
             f"{path}: format_version is {version}, this version of the package reads "
             f"{FORMAT_VERSION}: install the version that wrote the bundle"

@@ -1,8 +1,9 @@
 """The models, from the ground up: attention, positions, the RNN, the Transformer."""
 
-from transformer.models.rnn import RNN, RNNConfig
+from transformer.models.config import PRESETS, RNNConfig, TransformerConfig
+from transformer.models.rnn import RNN
 from transformer.models.seq2seq import Memory, ModelConfig, Seq2Seq, State
-from transformer.models.transformer import PRESETS, Transformer, TransformerConfig
+from transformer.models.transformer import Transformer
 
 #: The shapes by the name under which recipes and bundles have them.
 ARCHITECTURES: dict[str, type[TransformerConfig] | type[RNNConfig]] = {

@@ -1,12 +1,13 @@
-"""Attention (paper, section 3.2): the scores, one function, and the multi-head layer around it.
+"""Attention (paper, section 3.2): scores, equation 1, and several heads of it.
 
-Shapes: B batch, H heads, T queries, S keys, K size of a query or key, V size of a value,
-D model.
+Shapes: B batch, H heads, T queries, S keys, K size of a query or key, V size of a value, D model.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 from transformer.kernels import tensors
 from transformer.models.cache import LayerCache
+from transformer.models.seq2seq import initialise
+
+if TYPE_CHECKING:
+    from transformer.models.config import TransformerConfig
 
 
 def dot(query: Tensor, key: Tensor) -> Tensor:
@@ -74,10 +79,9 @@ def attention(
         query: (B, H, T, K).
         key: (B, H, S, K).
         value: (B, H, S, V).
-        score: (B, H, T, K), (B, H, S, K) -> (B, H, T, S).
+        score: a function of query and key, which gives (B, H, T, S).
         mask: boolean, broadcastable to (B, H, T, S), True where a query may attend.
-        causal: query t sees the keys 0..t alone (T = S). A mask given with it must be
-            `causal_mask`: it saves making one for kernels that need it written out.
+        causal: query t sees the keys 0..t alone (T = S); a mask given with it is `causal_mask`.
         dropout: share of the weights that are set to zero.
         need_weights: also return the weights, for which no fused kernel can be used.
     """
@@ -106,27 +110,16 @@ def causal_mask(size: int, device: torch.device) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Concat(head_1, ..., head_h) W^O, with attention of its own in each head (section 3.2.2).
+    """Concat(head_1, ..., head_h) W^O, with attention of its own in each head (section 3.2.2)."""
 
-    Args:
-        d_model: size of the vectors that come in and go out.
-        num_heads: number of heads; each has d_model / num_heads values.
-        d_k: size of a head's queries and keys; d_model / num_heads when left out.
-        dropout: share of the attention weights that are dropped in training.
-    """
-
-    def __init__(
-        self, d_model: int, num_heads: int, d_k: int | None = None, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.key_size = num_heads * (d_k or d_model // num_heads)
-        # One matrix for queries, keys and values: self-attention needs a single product.
-        self.in_proj = nn.Linear(d_model, 2 * self.key_size + d_model)
-        self.out_proj = nn.Linear(d_model, d_model)
-        for linear in (self.in_proj, self.out_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.key_size = config.num_heads * (config.d_k or config.d_model // config.num_heads)
+        # W^Q, W^K and W^V of all heads in one matrix: self-attention needs a single product.
+        self.input_projection = nn.Linear(config.d_model, 2 * self.key_size + config.d_model)
+        self.output_projection = nn.Linear(config.d_model, config.d_model)
+        initialise(self.input_projection, self.output_projection)
 
     def forward(
         self,
@@ -138,7 +131,7 @@ class MultiHeadAttention(nn.Module):
         cache: LayerCache | None = None,
         need_weights: bool = False,
     ) -> Attended:
-        """Self-attention, or attention to a memory.
+        """Self-attention or, with a memory, cross-attention: values (B, T, D) and weights.
 
         Args:
             query_input: (B, T, D), of which queries are made.
@@ -148,31 +141,32 @@ class MultiHeadAttention(nn.Module):
             causal: as for `attention`.
             cache: keys and values of the steps before, in self-attention.
             need_weights: as for `attention`.
-
-        Returns:
-            Values (B, T, D), and weights (B, H, T, S) or None.
         """
         if memory is None:
             sizes = [self.key_size, self.key_size, query_input.size(-1)]
-            query, key, value = map(self._heads, self.in_proj(query_input).split(sizes, -1))
+            query, key, value = map(
+                self._heads, self.input_projection(query_input).split(sizes, -1)
+            )
             if cache is not None:
                 key, value = cache.append(key, value)
         else:
-            weight, bias = self.in_proj.weight[: self.key_size], self.in_proj.bias[: self.key_size]
-            query = self._heads(F.linear(query_input, weight, bias))
+            query = self._heads(self._project(query_input, slice(None, self.key_size)))
             key, value = self.project_memory(memory) if isinstance(memory, Tensor) else memory
-        dropout = self.dropout if self.training else 0.0
         values, weights = attention(
-            query, key, value,
-            mask=mask, causal=causal, dropout=dropout, need_weights=need_weights,
+            query, key, value, mask=mask, causal=causal,
+            dropout=self.dropout if self.training else 0.0, need_weights=need_weights,
         )  # fmt: skip
-        return Attended(self.out_proj(values.transpose(1, 2).flatten(2)), weights)
+        return Attended(self.output_projection(values.transpose(1, 2).flatten(2)), weights)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, K) of memory (B, S, D)."""
-        weight, bias = self.in_proj.weight[self.key_size :], self.in_proj.bias[self.key_size :]
-        key, value = F.linear(memory, weight, bias).split([self.key_size, memory.size(-1)], -1)
+        projected = self._project(memory, slice(self.key_size, None))
+        key, value = projected.split([self.key_size, memory.size(-1)], -1)
         return self._heads(key), self._heads(value)
+
+    def _project(self, x: Tensor, rows: slice) -> Tensor:
+        """The product of x with some rows of the input projection alone."""
+        return F.linear(x, self.input_projection.weight[rows], self.input_projection.bias[rows])
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, H * K) -> (B, H, T, K)."""

@@ -25,11 +25,7 @@ def sinusoidal(length: int, d_model: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """The sinusoids as a table that grows with the longest sequence seen; nothing is learned.
-
-    Args:
-        d_model: size of a position's vector.
-    """
+    """The sinusoids as a table that grows with the longest sequence seen; nothing is learned."""
 
     table: Tensor
 
@@ -48,12 +44,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector for each position (paper, Table 3, row E).
-
-    Args:
-        max_positions: number of positions, in tokens; a longer sequence is an error.
-        d_model: size of a position's vector.
-    """
+    """One learned vector (D,) for each of `max_positions` positions (paper, Table 3, row E)."""
 
     def __init__(self, max_positions: int, d_model: int) -> None:
         super().__init__()

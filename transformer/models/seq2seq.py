@@ -11,6 +11,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 
+def initialise(*layers: nn.Linear) -> None:
+    """Draws Xavier's uniform weights (Glorot and Bengio 2010), and sets biases to zero."""
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 class Memory(NamedTuple):
     """The encoder's output.
 
@@ -47,6 +55,7 @@ class Seq2Seq(nn.Module, ABC):
     """A model from source tokens to target tokens. Padding stands at the end of a sequence."""
 
     config: Any
+    output: nn.Linear
     #: Parameters that have a row for each token, by name, and whether of the source or the target.
     ROWS: ClassVar[dict[str, Literal["src", "tgt"]]]
     #: Longest sequence that the model can read or write, in tokens; None for any length.
@@ -70,9 +79,9 @@ class Seq2Seq(nn.Module, ABC):
             tgt_in: (B, T) token ids, beginning with the start symbol.
         """
 
-    @abstractmethod
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) over the target vocabulary for any hidden states (..., D)."""
+        return self.output(hidden)
 
     @abstractmethod
     def start(self, memory: Memory, beams: int = 1) -> State:

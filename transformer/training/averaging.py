@@ -11,6 +11,7 @@ from transformer.bundle import save_bundle
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 from transformer.models import ARCHITECTURES, Seq2Seq
+from transformer.models.renamed import with_new_names
 from transformer.training.adapters import merged
 
 PREFIX = "network."
@@ -40,7 +41,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not {"bundle", "state_dict"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint that `transformer fit` wrote")
-    checkpoint["state_dict"] = merged(checkpoint["state_dict"])
+    checkpoint["state_dict"] = merged(with_new_names(checkpoint["state_dict"]))
     return checkpoint
 
 

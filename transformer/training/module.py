@@ -24,6 +24,7 @@ from transformer.models import (
     TransformerConfig,
     architecture_of,
 )
+from transformer.models.renamed import with_new_names
 from transformer.training.adapters import LoRAConfig, choose_what_learns
 from transformer.training.meter import Meter, Prepared, prepare
 from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
@@ -362,6 +363,7 @@ class Seq2SeqModule(LightningModule):
         Raises:
             ValueError: when they were not.
         """
+        checkpoint["state_dict"] = with_new_names(checkpoint["state_dict"])
         self.micro_batches = checkpoint["micro_batches"]
         self.origin = checkpoint["origin"]
         trained = checkpoint["bundle"]

@@ -83,14 +83,14 @@ def fill(layer: Any, arrays: Arrays, prefix: str) -> None:
         spec.gamma = arrays[f"{prefix}residuals.{place}.norm.weight"]
         spec.beta = arrays[f"{prefix}residuals.{place}.norm.bias"]
 
-    linear(layer.self_attention.linear[0], "attention.in_proj")
-    linear(layer.self_attention.linear[1], "attention.out_proj")
+    linear(layer.self_attention.linear[0], "self_attention.input_projection")
+    linear(layer.self_attention.linear[1], "self_attention.output_projection")
     norm(layer.self_attention.layer_norm, 0)
     if hasattr(layer, "attention"):
-        queries = len(arrays[f"{prefix}attention.out_proj.weight"])
-        linear(layer.attention.linear[0], "cross_attention.in_proj", slice(queries))
-        linear(layer.attention.linear[1], "cross_attention.in_proj", slice(queries, None))
-        linear(layer.attention.linear[2], "cross_attention.out_proj")
+        queries = len(arrays[f"{prefix}self_attention.output_projection.weight"])
+        linear(layer.attention.linear[0], "cross_attention.input_projection", slice(queries))
+        linear(layer.attention.linear[1], "cross_attention.input_projection", slice(queries, None))
+        linear(layer.attention.linear[2], "cross_attention.output_projection")
         norm(layer.attention.layer_norm, 1)
     linear(layer.ffn.linear_0, "feed_forward.inner")
     linear(layer.ffn.linear_1, "feed_forward.outer")

@@ -13,8 +13,8 @@ from .weights import Bundle, Names, read_bundle, renamed, sinusoids, until
 
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 COMMON = {
-    "attention.in_proj": tuple(f"self_attn.{name}" for name in ATTENTION),
-    "attention.out_proj": ("self_attn.out_proj",),
+    "self_attention.input_projection": tuple(f"self_attn.{name}" for name in ATTENTION),
+    "self_attention.output_projection": ("self_attn.out_proj",),
     "feed_forward.inner": ("fc1",),
     "feed_forward.outer": ("fc2",),
     "residuals.0.norm": ("self_attn_layer_norm",),
@@ -23,8 +23,8 @@ NAMES: Names = {
     "encoder": {**COMMON, "residuals.1.norm": ("final_layer_norm",)},
     "decoder": {
         **COMMON,
-        "cross_attention.in_proj": tuple(f"encoder_attn.{name}" for name in ATTENTION),
-        "cross_attention.out_proj": ("encoder_attn.out_proj",),
+        "cross_attention.input_projection": tuple(f"encoder_attn.{name}" for name in ATTENTION),
+        "cross_attention.output_projection": ("encoder_attn.out_proj",),
         "residuals.1.norm": ("encoder_attn_layer_norm",),
         "residuals.2.norm": ("final_layer_norm",),
     },

@@ -22,17 +22,17 @@ FEED_FORWARD = {
 NAMES: Names = {
     "encoder": {
         **FEED_FORWARD,
-        "attention.in_proj": tuple(f"src_src_att.{name}" for name in PROJECTIONS),
-        "attention.out_proj": ("src_src_att.output_layer",),
+        "self_attention.input_projection": tuple(f"src_src_att.{name}" for name in PROJECTIONS),
+        "self_attention.output_projection": ("src_src_att.output_layer",),
         "residuals.0.norm": ("layer_norm",),
         "residuals.1.norm": ("feed_forward.layer_norm",),
     },
     "decoder": {
         **FEED_FORWARD,
-        "attention.in_proj": tuple(f"trg_trg_att.{name}" for name in PROJECTIONS),
-        "attention.out_proj": ("trg_trg_att.output_layer",),
-        "cross_attention.in_proj": tuple(f"src_trg_att.{name}" for name in PROJECTIONS),
-        "cross_attention.out_proj": ("src_trg_att.output_layer",),
+        "self_attention.input_projection": tuple(f"trg_trg_att.{name}" for name in PROJECTIONS),
+        "self_attention.output_projection": ("trg_trg_att.output_layer",),
+        "cross_attention.input_projection": tuple(f"src_trg_att.{name}" for name in PROJECTIONS),
+        "cross_attention.output_projection": ("src_trg_att.output_layer",),
         "residuals.0.norm": ("x_layer_norm",),
         "residuals.1.norm": ("dec_layer_norm",),
         "residuals.2.norm": ("feed_forward.layer_norm",),
