@@ -1,5 +1,5 @@
 """The grammar that made the quickstart's corpus: Korean and English sentences, not natural text.
 
 forms of words (`morphology`, `lexicon`) -> phrases and clauses (`clauses`, `parts`, `predicates`,
-`scenes`) -> verb forms (`forms`) -> `sentences`, in the order and the splits of a corpus.
+`being`, `scenes`) -> verb forms (`forms`) -> `sentences`, in the order and the splits of a corpus.
 """

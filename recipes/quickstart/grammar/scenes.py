@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 from grammar import lexicon as lex
+from grammar.being import DEGREES, NO_DEGREE, having, identities, is_a, is_like, qualities
 from grammar.clauses import (
     BARE,
     DEFINITE,
@@ -40,8 +41,6 @@ from grammar.parts import (
     relative_object,
 )
 from grammar.predicates import (
-    DEGREES,
-    NO_DEGREE,
     NOTHING,
     PLACE,
     acting,
@@ -49,11 +48,6 @@ from grammar.predicates import (
     does,
     doing_at,
     giving,
-    having,
-    identities,
-    is_a,
-    is_like,
-    qualities,
     related_objects,
     sequences,
     transitive,
