@@ -310,7 +310,7 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
 ) -> None:
     corpus, tokenizer = stream_source
     monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 64)
-    write_table(tmp_path / "x.arrow", [corpus], tokenizer)
+    write_table([corpus], tokenizer, tmp_path / "x.arrow")
     pairs = list(corpus.pairs())
     table, memory = (
         TokenTable(tmp_path / "x.arrow"), table_in_memory(pairs, 0, corpus, tokenizer)

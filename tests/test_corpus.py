@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from transformer.data import corpus as corpus_under_test
+from transformer.data import hub as hub_under_test
 from transformer.data.corpus import Corpus, Pair, open_corpus
 
 PAIRS = [
@@ -353,7 +353,7 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """The hub takes connections, and never answers."""
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(corpus_under_test, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(hub_under_test, "HUB_SECONDS", 0.2)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from toys import raising
 
 from transformer.data import datamodule as module_under_test
 from transformer.data import loaders
@@ -83,7 +84,7 @@ def test_long_and_empty_training_pairs_are_left_out_and_counted(
     lines = (corpus / "train.de").read_text().splitlines()
     (corpus / "train.de").write_text("\n".join(["w " * 50, "  ", "", "w " * 49, *lines[4:]]) + "\n")
     data = ready(corpus)
-    assert (data.pairs, data.skipped, data.empty) == (397, 1, 2)
+    assert (data.counts.pairs, data.counts.too_long, data.counts.empty) == (397, 1, 2)
     assert "left out 1 pairs longer than data.max_length = 50 tokens and 2 with" in caplog.text
     numbers = sorted(i for batch in data.train_dataloader() for i in batch.ids.tolist())
     assert numbers == list(range(3, 400))
@@ -99,14 +100,14 @@ def test_long_and_empty_training_pairs_are_left_out_and_counted(
 
 def test_limit_takes_the_first_training_pairs(corpus: Path) -> None:
     data = ready(corpus, limit=7)
-    assert data.pairs == 7
+    assert data.counts.pairs == 7
     assert data.tokenizer.encode_src(["399"]) == data.tokenizer.encode_src(["unseen"])
     assert len(data.texts("val")[0]) == 30
 
 
 def test_a_second_run_reads_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ready(corpus)
-    monkeypatch.setattr(module_under_test, "write_table", None)
+    monkeypatch.setattr(module_under_test, "write_table", raising(AssertionError()))
     monkeypatch.setattr(Tokenizer, "train", None)
     start = time.perf_counter()
     second = ready(corpus)
@@ -121,7 +122,7 @@ def test_the_same_text_is_read_once_wherever_it_lies(
 ) -> None:
     first = ready(corpus)
     shutil.copytree(corpus, tmp_path / "other", ignore=shutil.ignore_patterns("cache", "other"))
-    monkeypatch.setattr(module_under_test, "write_table", None)
+    monkeypatch.setattr(module_under_test, "write_table", raising(AssertionError()))
     monkeypatch.setattr(Tokenizer, "train", None)
     assert paths(ready(tmp_path / "other", cache=f"{corpus}/cache")) == paths(first)
 
@@ -221,10 +222,10 @@ def test_the_cache_is_not_used_for_other_content(corpus: Path, options: dict[str
 
 def test_another_length_reads_no_text_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ready(corpus)
-    monkeypatch.setattr(module_under_test, "write_table", None)
+    monkeypatch.setattr(module_under_test, "write_table", raising(AssertionError()))
     after = ready(corpus, max_length=12)
     assert paths(after) == paths(before)
-    assert after.pairs + after.skipped == before.pairs == 400
+    assert after.counts.pairs + after.counts.too_long == before.counts.pairs == 400
     assert max(batch.src.shape[1] for batch in after.train_dataloader()) == 12
 
 
@@ -247,7 +248,7 @@ def test_two_runs_may_learn_the_same_vocabulary_at_once(corpus: Path) -> None:
     first.prepare_data()
     shutil.copy(second._tokenizer_path(), first._tokenizer_path())
     first.setup()
-    assert first.pairs == 400
+    assert first.counts.pairs == 400
     assert len(list((corpus / "cache").glob("tokenizer-*"))) == 1
 
 
@@ -325,7 +326,7 @@ def test_the_first_process_hands_its_vocabulary_on(corpus: Path) -> None:
     assert sent[1] is None
     assert nodes[0].tokenizer.to_text() == nodes[1].tokenizer.to_text() == sent[0]
     assert not list((corpus / "node1").glob("tokenizer-*"))
-    assert nodes[0].pairs == nodes[1].pairs > 0
+    assert nodes[0].counts.pairs == nodes[1].counts.pairs > 0
 
 
 class Watch(LightningModule):
@@ -483,8 +484,8 @@ def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:
     numbers = [i for batch in data.train_dataloader() for i in batch.ids.tolist()]
     cached = ready(corpus, max_length=12)
     assert (
-        (data.pairs, data.skipped)
-        == (cached.pairs, cached.skipped)
+        (data.counts.pairs, data.counts.too_long)
+        == (cached.counts.pairs, cached.counts.too_long)
         == (len(numbers), 400 - len(numbers))
     )
     assert sorted(numbers) == sorted(
@@ -521,7 +522,7 @@ class Quick:  # the library is not what is measured, and it takes its time
 
 path = Path(sys.argv[2])
 lines = Lines("lines", "en", "de", "data.train")
-write_table(path, [lines], Quick())
+write_table([lines], Quick(), path)
 rows, counts = select(table := TokenTable(path), lines, 256)
 measure()
 for number, batch in enumerate(CachedLoader(table, Mixture([rows]), Plan(4096))):

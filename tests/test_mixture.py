@@ -112,7 +112,7 @@ def test_corpora_lie_behind_one_another_in_one_file(
 ) -> None:
     monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 4)
     corpora = [Words(str(1000 + i), "a", "b", "k") for i in (1, 0, 4)]
-    write_table(tmp_path / "x.arrow", corpora, Spelled())  # type: ignore[arg-type]
+    write_table(corpora, Spelled(), tmp_path / "x.arrow")  # type: ignore[arg-type]
     table = pickle.loads(pickle.dumps(TokenTable(tmp_path / "x.arrow")))
     assert table.bounds.tolist() == [0, 4, 7, 14]
     batch = collate(table, np.array([13, 0, 6, 4, 3]))
@@ -213,7 +213,7 @@ def test_each_source_carries_the_tag_of_its_target(corpus: Path) -> None:
     )
     tags = data.tokenizer.tags
     assert tags == {"de": 4, "en": 5, "fr": 6}
-    assert (data.pairs, len(data.corpora())) == (580, 5)
+    assert (data.counts.pairs, len(data.corpora())) == (580, 5)
     bounds = {4: (0, 400), 5: (490, 580), 6: (400, 490)}
     for batch in data.train_dataloader():
         assert batch.src_lengths.max() <= 50

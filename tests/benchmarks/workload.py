@@ -58,7 +58,7 @@ def make(text: Text, bench: Path) -> Path:
         and `test.tgt`.
     """
     data = text.data(bench / "cache")
-    about = [asdict(text), data.tokenizer.to_text(), data.pairs, SEED]
+    about = [asdict(text), data.tokenizer.to_text(), data.counts.pairs, SEED]
     folder = bench / f"workload-{digest(about)[:12]}"
     if (folder / "workload.npz").exists():
         return folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from transformer.data.corpus import recipes_folder
+from transformer.data.files import recipes_folder
 from transformer.errors import UserError
 
 CONFIG_OPTIONS = ("-c", "--config")

@@ -14,29 +14,26 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import TimeoutError as TooLate
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
-from transformer.data.background import in_background
-from transformer.data.files import UNZIP_ERRORS, digest, lines, near, seekable
+from transformer.data.files import (
+    TABLES,
+    UNZIP_ERRORS,
+    digest,
+    find_side,
+    find_table,
+    lines,
+    seekable,
+    shipped,
+)
+from transformer.data.hub import load
 from transformer.errors import UserError
 
-TABLES = (".tsv", ".jsonl", ".parquet")
 HUB = re.compile(r"hub:(?P<name>[^:]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[.*\])?)")
-HUB_SECONDS = 5  # in which the hub must answer
-#: Files that are not read: how to turn one into JSON Lines, which are.
-CONVERSIONS = {
-    ".csv": "csv.DictReader(open('{}', encoding='utf-8-sig', newline=''))",
-    ".json": "json.load(open('{}', encoding='utf-8'))",
-}
 
 
 class Pair(NamedTuple):
@@ -154,22 +151,15 @@ class TwoFiles(Corpus):
 
     def _aligned(self) -> Iterator[Pair]:
         sides = [lines(path, self.key) for path in self.files]
-        count = 0
-        while True:
-            src, tgt = (next(side, None) for side in sides)
+        for number, (src, tgt) in enumerate(zip_longest(*sides)):
             if src is None or tgt is None:
-                break
-            count += 1
+                longer, counts = int(src is None), [number, number]
+                counts[longer] += 1 + sum(1 for _ in sides[longer])
+                raise UserError(
+                    f"{self.key}: {self.files[0]} has {counts[0]} lines but {self.files[1]} has "
+                    f"{counts[1]}; line n of one must translate line n of the other"
+                )
             yield Pair(src, tgt)
-        counts = [
-            count + (line is not None) + sum(1 for _ in side)
-            for line, side in zip((src, tgt), sides, strict=True)
-        ]
-        if counts[0] != counts[1]:
-            raise UserError(
-                f"{self.key}: {self.files[0]} has {counts[0]} lines but {self.files[1]} has "
-                f"{counts[1]}; line n of one must translate line n of the other"
-            )
 
 
 @dataclass(frozen=True)
@@ -246,7 +236,7 @@ class Hub(Corpus):
 
     def _load(self) -> Any:
         try:
-            return _load_dataset(self.name, self.config, self.split, self.streaming)
+            return load(self.name, self.config, self.split, self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, no such split
             reason = " ".join(str(error).split())
             raise UserError(
@@ -261,33 +251,6 @@ class Hub(Corpus):
         return self._arrow_rows(data.with_format("arrow").iter(batch_size=1000), start)
 
 
-@cache  # the hub is asked each time
-def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
-    import datasets
-
-    if not Path(name).is_dir() and not _hub_answers(datasets.config.HF_ENDPOINT):
-        # Else the library tries again for half a minute before it looks for its own copy.
-        datasets.config.HF_HUB_OFFLINE = True
-    return datasets.load_dataset(name, config, split=split, streaming=streaming)
-
-
-@cache
-def _hub_answers(address: str) -> bool:
-    def ask(_: object) -> bool:
-        try:
-            urlopen(Request(address, method="HEAD"), timeout=HUB_SECONDS).close()
-        except URLError as error:  # an answer, of whatever kind, is one
-            return isinstance(error, HTTPError) or isinstance(error.reason, ssl.SSLError)
-        except OSError:
-            return False
-        return True
-
-    try:  # a name server that is not there takes its time, too
-        return in_background(ask, HUB_SECONDS)
-    except TooLate:
-        return False
-
-
 def open_corpus(
     spec: str,
     src: str,
@@ -297,7 +260,7 @@ def open_corpus(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Corpus:
-    """Finds the corpus that a recipe names.
+    """Finds the corpus that a recipe names; reads nothing yet.
 
     Args:
         spec: See the head of this file.
@@ -308,18 +271,15 @@ def open_corpus(
         streaming: Read a hub data set without downloading all of it first.
         limit: How many of its pairs are read, None for all.
 
-    Returns:
-        The corpus. Its text has not been read yet.
-
     Raises:
-        ValueError: The specification names nothing that is there.
+        UserError: The specification names nothing that is there.
     """
     if spec.startswith("hub:"):
         if not (match := HUB.fullmatch(spec)):
-            raise UserError(f"{key}: {spec!r} must be hub:<name>:<split> or "
-                             "hub:<name>:<config>:<split>")  # fmt: skip
-        name, config, split = match["name"], match["config"], match["split"]
-        return Hub(spec, src, tgt, key, name, config, split, streaming, limit=limit)
+            raise UserError(
+                f"{key}: {spec!r} must be hub:<name>:<split> or hub:<name>:<config>:<split>"
+            )
+        return Hub(spec, src, tgt, key, **match.groupdict(), streaming=streaming, limit=limit)
     if spec.startswith("grammar:"):
         now = f"recipes/quickstart/{spec.removeprefix('grammar:')}.tsv.gz"
         raise UserError(
@@ -327,40 +287,7 @@ def open_corpus(
         )
     path = shipped(Path(spec).expanduser())
     if path.name.removesuffix(".gz").endswith(TABLES):
-        file = path if path.is_file() else path.with_name(path.name + ".gz")
-        if not file.is_file():
-            raise UserError(f"{key}: {path} does not exist{near(path)}")
+        file = find_table(path, key)
         return Table(spec, src, tgt, key, file, tuple(columns) if columns else None, limit=limit)
-    return TwoFiles(
-        spec, src, tgt, key, (_side(path, src, key), _side(path, tgt, key)), limit=limit
-    )
-
-
-def recipes_folder() -> Path:
-    """Returns the folder of the recipes: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
-def shipped(path: Path) -> Path:
-    """Returns the path, or the package's own where `recipes/...` lies in a folder that is not."""
-    if path.parts[:1] != ("recipes",) or path.parent.is_dir():
-        return path
-    return recipes_folder().joinpath(*path.parts[1:])
-
-
-def _side(prefix: Path, language: str, key: str) -> Path:
-    plain = prefix.with_name(f"{prefix.name}.{language}")
-    zipped = plain.with_name(plain.name + ".gz")
-    for file in (plain, zipped):
-        if file.is_file():
-            return file
-    suffix = Path(prefix.name.removesuffix(".gz")).suffix
-    if rows := CONVERSIONS.get(suffix):
-        raise UserError(
-            f"{key}: {prefix}: {suffix} is not read, {', '.join(TABLES)} are (also with .gz); "
-            f'convert it: python -c "import csv, json; [print(json.dumps(row)) for row in '
-            f'{rows.format(prefix)}]" > {prefix.name.removesuffix(suffix)}.jsonl'
-        )
-    raise UserError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")
+    sides = find_side(path, src, key), find_side(path, tgt, key)
+    return TwoFiles(spec, src, tgt, key, sides, limit=limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,21 +14,17 @@ from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.dataset import (
     Counts,
-    Ints,
     TokenTable,
     cached,
     digest,
     learn_tokenizer,
-    nothing_left,
     read_tokenizer,
-    select,
     table_path,
     tokenizer_path,
     write_table,
-    write_tokenizer,
 )
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
-from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture
+from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture, check_tags, choose
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.errors import UserError
 from transformer.writing import clear
@@ -38,7 +35,7 @@ ABANDONED = 3600  # seconds after which nobody writes on: a writer adds to its f
 
 
 class DataModule(LightningDataModule):
-    """Parallel text as batches of token ids.
+    """Parallel text as batches of token ids; `tokenizer` is assigned, or there after `setup`.
 
     A corpus is named by a prefix (`corpus/train` for corpus/train.<src> and corpus/train.<tgt>),
     by a .tsv, .jsonl or .parquet file, or by `hub:<name>[:<config>]:<split>` for the Hugging Face
@@ -74,6 +71,8 @@ class DataModule(LightningDataModule):
         seed: Key of the order of the batches.
     """
 
+    tokenizer: Tokenizer
+
     def __init__(
         self,
         train: str | None = None,
@@ -100,58 +99,40 @@ class DataModule(LightningDataModule):
         self.specs: dict[Split, str | None] = {"train": train, "val": val, "test": test}
         self.src, self.tgt, self.columns = src, tgt, columns
         self.extra_corpora, self.temperature, self.tags = extra_corpora or [], temperature, tags
+        #: Where a training corpus stands in the recipe -> which it is, the main one first.
+        self._named = {"data": ExtraCorpus(train or "", src, tgt, None, limit)} | {
+            f"data.extra_corpora[{i}]": corpus for i, corpus in enumerate(self.extra_corpora)
+        }
         self.tokenizer_config = tokenizer
         self.max_tokens, self.eval_max_tokens, self.seed = max_tokens, eval_max_tokens, seed
         #: Beams of a sentence, and tokens beyond its length, that evaluation searches among.
         self.beams, self.extra = 1, 0
-        self.max_length, self.too_long, self.limit = max_length, too_long, limit
+        self.max_length, self.too_long = max_length, too_long
         self.streaming, self.num_workers = streaming, num_workers
         self.cache = Path(cache).expanduser()
-        self._tokenizer: Tokenizer | None = None
-        self._vocabulary: Tokenizer | None = None  # learned here; other processes may get another
+        self._vocabulary: Tokenizer | None = None  # learned here; other nodes may learn another
         self._tables: dict[Split, TokenTable] = {}
-        self._chosen: list[tuple[Ints, Counts]] = []
+        self._mixture: Mixture
+        self._counts = Counts()
         self._loader: TrainLoader | None = None
         self._position: dict[str, Any] = {}
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer in use; there is one after `setup`, or when one was assigned before."""
-        if self._tokenizer is None:
-            raise RuntimeError("There is no tokenizer before setup(), unless one is assigned")
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def pairs(self) -> int:
-        """Training pairs; in a stream those seen so far, in this process."""
-        return self._counts().pairs
-
-    @property
-    def skipped(self) -> int:
-        """Training pairs left out because they are too long; in a stream, so far."""
-        return self._counts().too_long
-
-    @property
-    def empty(self) -> int:
-        """Training pairs left out because one side is empty; in a stream, so far."""
-        return self._counts().empty
+    def counts(self) -> Counts:
+        """Training pairs, and those left out; of a stream, so far and in this process."""
+        return self._loader.counts if isinstance(self._loader, StreamLoader) else self._counts
 
     def corpora(self) -> list[Corpus]:
         """The corpora that are named, found but not read yet."""
         self._check()
-        return [
-            corpus for split, spec in self.specs.items() if spec for corpus in self._text(split)
-        ]
+        named = [split for split, spec in self.specs.items() if spec]
+        return [corpus for split in named for corpus in self._text(split)]
 
     def shares(self) -> list[tuple[str, str, float]]:
         """Source, target and part of the training pairs of each corpus, once they are open."""
-        pairs = [(self.src, self.tgt), *((extra.src, extra.tgt) for extra in self.extra_corpora)]
-        shares = self._mixture().shares if self.extra_corpora else [1.0]
-        return [(*pair, share) for pair, share in zip(pairs, shares, strict=True)]
+        shares = self._mixture.shares if self.extra_corpora else [1.0]
+        named = zip(self._named.values(), shares, strict=True)
+        return [(corpus.src, corpus.tgt, share) for corpus, share in named]
 
     def prepare_data(self) -> None:
         """Trains the tokenizer unless there is one, and tokenises each corpus not yet cached.
@@ -160,18 +141,15 @@ class DataModule(LightningDataModule):
         """
         self._check()
         clear(self.cache, ABANDONED)
-        if self._tokenizer or not self._processes()[0]:
-            self._tokenise(self._tokenizer or self._learned())
+        if hasattr(self, "tokenizer") or not self._processes()[0]:
+            self._open(getattr(self, "tokenizer", None) or self._learned())
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what `prepare_data` made."""
         self._check()
-        if self._tokenizer is None:
-            self._tokenizer = self._first_tokenizer()
-        for split in self._cached():
-            path = table_path(self.cache, self._text(split), self._tokenizer)
-            if split not in self._tables or self._tables[split].source != path:
-                self._open(split, path)
+        if not hasattr(self, "tokenizer"):
+            self.tokenizer = self._first_tokenizer()
+        self._open(self.tokenizer)
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
@@ -188,8 +166,9 @@ class DataModule(LightningDataModule):
             for src, tgt, share in self.shares() if self.extra_corpora else []:
                 log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
             limit = self.trainer.limit_train_batches if self.trainer else 1.0
-            table = self._table("train")
-            self._loader = CachedLoader(table, self._mixture(), plan, rank, limit, self._set_aside)
+            self._loader = CachedLoader(
+                self._tables["train"], self._mixture, plan, rank, limit, self._set_aside
+            )
         if self._position:
             self._loader.load_state_dict(self._position)
             self._position = {}
@@ -204,23 +183,16 @@ class DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def check_lengths(self, longest: int) -> None:
-        """Refuses lines of the validation and the test set that a model cannot read or write.
-
-        Args:
-            longest: Tokens of a side that it can, the end included.
-
-        Raises:
-            ValueError: The first line that has more.
-        """
-        for split in self._cached():
-            table, corpus = self._tables[split], self._text(split)[0]
+        """Refuses lines of validation and test with more than `longest` tokens, the end included."""
+        for split, corpora in self._cached():
+            table = self._tables[split]
             sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}
             for language, side in sides.items():
                 lengths = side.lengths(np.arange(len(table)))
                 if lengths.max() > longest:
                     row = int(np.argmax(lengths > longest))
                     raise UserError(
-                        f"data.{split}: {corpus.where(row)}: {lengths[row]} tokens of "
+                        f"data.{split}: {corpora[0].where(row)}: {lengths[row]} tokens of "
                         f"{language}, the model has {longest} learned positions; shorten the line, "
                         "or train with a larger model.network.max_positions"
                     )
@@ -242,11 +214,7 @@ class DataModule(LightningDataModule):
         self._position = state_dict
 
     def _check(self) -> None:
-        for key in ("src", "tgt"):
-            if not getattr(self, key):
-                raise UserError(f"data.{key} is missing: name the language, like en")
-        if self.src == self.tgt:
-            raise UserError(f"data.tgt: {self.tgt!r} is data.src too; they must differ")
+        check_mixture(self._named, self.tags, self.temperature, self.streaming)
         if not any(self.specs.values()):
             raise UserError("data.train, data.val and data.test are all missing: name a corpus")
         if self.specs["train"] and self.max_length > self.max_tokens:
@@ -254,114 +222,74 @@ class DataModule(LightningDataModule):
                 f"data.max_tokens: {self.max_tokens} is less than data.max_length = "
                 f"{self.max_length}; a batch must hold the longest pair"
             )
-        least_values = {"seed": (self.seed, 0), "limit": (self.limit, 1)}
-        least_values |= {"max_tokens": (self.max_tokens, 1), "num_workers": (self.num_workers, 0)}
-        least_values["max_length"] = (self.max_length, 1)
-        least_values["eval_max_tokens"] = (self.eval_max_tokens, 1)
-        for key, (value, least) in least_values.items():
-            if value is not None and value < least:
-                raise UserError(f"data.{key}: {value} must be {least} or more")
-        check_mixture(self.extra_corpora, self.tgt, self.tags, self.temperature, self.streaming)
+        least = dict.fromkeys(["max_tokens", "eval_max_tokens", "max_length"], 1)
+        for key, value in {**least, "seed": 0, "num_workers": 0}.items():
+            if getattr(self, key) < value:
+                raise UserError(f"data.{key}: {getattr(self, key)} must be {value} or more")
 
     def _text(self, split: Split) -> list[Corpus]:
         """The corpora of a split: those of training are the main one and the further ones."""
-        spec = self.specs[split]
+        spec, columns = self.specs[split], self.columns
         if spec is None:
             raise UserError(
                 f"data.{split} is missing: name a corpus, such as the prefix of two files"
             )
-        key, extra = f"data.{split}", self.extra_corpora
         if split != "train":
-            return [open_corpus(spec, self.src, self.tgt, self.columns, key)]
-        main = open_corpus(spec, self.src, self.tgt, self.columns, key, self.streaming, self.limit)
-        return [main] + [
-            open_corpus(corpus.train, corpus.src, corpus.tgt, self.columns,
-                        f"data.extra_corpora[{i}].train", limit=corpus.limit)
-            for i, corpus in enumerate(extra)
-        ]  # fmt: skip
-
-    def _cached(self) -> list[Split]:
-        """The splits that are tokenised before they are read."""
+            return [open_corpus(spec, self.src, self.tgt, columns, f"data.{split}")]
         return [
-            split for split, spec in self.specs.items()
-            if spec is not None and not (split == "train" and self.streaming)
+            open_corpus(
+                corpus.train, corpus.src, corpus.tgt, columns, f"{key}.train",
+                self.streaming, corpus.limit,
+            )
+            for key, corpus in self._named.items()
         ]  # fmt: skip
 
-    def _tokenise(self, tokenizer: Tokenizer) -> None:
-        self._check_tags(tokenizer)
-        for split in self._cached():
-            corpora = self._text(split)
-            path = table_path(self.cache, corpora, tokenizer)
-            if cached(path, TokenTable) is None:
-                named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
-                log.info("Tokenising %s", named)
-                write_table(path, corpora, tokenizer)
-            self._open(split, path)
+    def _cached(self) -> list[tuple[Split, list[Corpus]]]:
+        """The splits that are tokenised before they are read."""
+        named = [split for split, spec in self.specs.items() if spec is not None]
+        return [
+            (split, self._text(split)) for split in named if split != "train" or not self.streaming
+        ]
 
-    def _open(self, split: Split, path: Path) -> None:
-        """Opens a table, and says which pairs are left out or, in whole sets, have no text."""
-        table = self._tables[split] = TokenTable(path)
+    def _open(self, tokenizer: Tokenizer) -> None:
+        """Opens the tokenised corpora; those that the cache does not have are made."""
+        check_tags(self._named, self.tags, tokenizer)
+        for split, corpora in self._cached():
+            path = table_path(self.cache, corpora, tokenizer)
+            if split not in self._tables or self._tables[split].source != path:
+                make = partial(write_table, corpora, tokenizer)
+                self._tables[split] = cached(path, TokenTable, make)
+                self._look_through(split, corpora)
+
+    def _look_through(self, split: Split, corpora: list[Corpus]) -> None:
+        """Chooses the training pairs, or says which pairs of a whole set have an empty side."""
+        table = self._tables[split]
         if split == "train":
-            self._chosen = [
-                self._choose(table, number, corpus)
-                for number, corpus in enumerate(self._text(split))
-            ]
-        elif len(empty := np.flatnonzero(table.blank())):
-            where = self._text(split)[0].where(int(empty[0]))
+            refuse = self.too_long == "refuse"
+            chosen, self._counts = choose(table, corpora, self.max_length, refuse)
+            shares = [corpus.share for corpus in self.extra_corpora]
+            self._mixture = Mixture(chosen, shares, self.temperature)
+        elif (empty := np.flatnonzero(table.blank())).size:
             log.info(
                 "data.%s: %d pairs have an empty side, the first is %s; an empty source is "
-                "translated as an empty line", split, len(empty), where,
+                "translated as an empty line",
+                split, len(empty), corpora[0].where(int(empty[0])),
             )  # fmt: skip
-
-    def _choose(self, table: TokenTable, number: int, corpus: Corpus) -> tuple[Ints, Counts]:
-        refuse = self.too_long == "refuse"
-        rows, counts = select(table, corpus, self.max_length, refuse, number)
-        if not counts.pairs:
-            raise nothing_left(corpus, counts)
-        if counts.too_long or counts.empty:
-            log.info(
-                "%s: left out %d pairs longer than data.max_length = %d tokens and %d with an "
-                "empty side; %d remain",
-                corpus.key, counts.too_long, self.max_length, counts.empty, counts.pairs,
-            )  # fmt: skip
-        return rows, counts
-
-    def _check_tags(self, tokenizer: Tokenizer) -> None:
-        """Compares the recipe with a vocabulary that may have come with a model."""
-        if self.tags and not tokenizer.tags:
-            raise UserError(
-                "data.tags: true, but the vocabulary that came with the model has no tags; set it "
-                "to false, or train a new model"
-            )
-        targets = {"data": self.tgt}
-        targets |= {f"data.extra_corpora[{i}]": c.tgt for i, c in enumerate(self.extra_corpora)}
-        for key, language in targets.items():
-            try:
-                tokenizer.encode_src([], language)
-            except UserError as error:
-                raise UserError(f"{key}.tgt: {error}") from None
-
-    def _tokenizer_path(self) -> Path:
-        return tokenizer_path(
-            self.cache, self.tokenizer_config, self._text("train"), self._tagged()
-        )
-
-    def _tagged(self) -> list[str]:
-        """The languages that have a tag."""
-        targets = {self.tgt, *(corpus.tgt for corpus in self.extra_corpora)}
-        return sorted(targets) if self.tags else []
 
     def _learned(self) -> Tokenizer:
         """The tokenizer of the cache, learned unless it is there."""
         if self._vocabulary is None:
-            path, corpora = self._tokenizer_path(), self._text("train")
-            self._vocabulary = cached(path, read_tokenizer)
-        if self._vocabulary is None:
-            named = ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
-            log.info("Training a tokenizer on %s", named)
-            self._vocabulary = learn_tokenizer(self.tokenizer_config, corpora, self._tagged())
-            write_tokenizer(path, self._vocabulary)
+            learn = partial(learn_tokenizer, *self._learned_from())
+            self._vocabulary = cached(self._tokenizer_path(), read_tokenizer, learn)
         return self._vocabulary
+
+    def _learned_from(self) -> tuple[TokenizerConfig, list[Corpus], list[str]]:
+        """How a tokenizer is learned, from which text, and the languages that have a tag."""
+        tagged = sorted({corpus.tgt for corpus in self._named.values()}) if self.tags else []
+        return self.tokenizer_config, self._text("train"), tagged
+
+    def _tokenizer_path(self) -> Path:
+        return tokenizer_path(self.cache, *self._learned_from())
 
     def _first_tokenizer(self) -> Tokenizer:
         """The tokenizer of the first process: two nodes may have learned two of them."""
@@ -371,32 +299,16 @@ class DataModule(LightningDataModule):
             trainer: Any = self.trainer
             found = Tokenizer.from_text(trainer.strategy.broadcast(found and found.to_text()))
             if trainer.local_rank == 0:
-                self._tokenise(found)
+                self._open(found)
             trainer.strategy.barrier()
         assert found
         return found
 
-    def _mixture(self) -> Mixture:
-        self._table("train")
-        shares = [corpus.share for corpus in self.extra_corpora]
-        return Mixture([rows for rows, _ in self._chosen], shares, self.temperature)
-
-    def _table(self, split: Split) -> TokenTable:
-        if split not in self._tables:
-            self._text(split)  # explains a missing key
-            raise RuntimeError(f"data.{split} is not open: call prepare_data() and setup()")
-        return self._tables[split]
-
     def _eval_loader(self, split: Split) -> EvalLoader | list[Any]:
         if self.specs[split] is None:
             return []
-        table, processes = self._table(split), self._processes()
-        return EvalLoader(table, self.eval_max_tokens, *processes, self.beams, self.extra)
-
-    def _counts(self) -> Counts:
-        if isinstance(self._loader, StreamLoader):
-            return self._loader.counts
-        return sum((counts for _, counts in self._chosen), Counts())
+        budget, processes = self.eval_max_tokens, self._processes()
+        return EvalLoader(self._tables[split], budget, *processes, self.beams, self.extra)
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

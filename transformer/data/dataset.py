@@ -124,8 +124,9 @@ class TokenTable:
         return TokenTable, (self.source, self.first)
 
 
-def write_table(path: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> None:
+def write_table(corpora: Sequence[Corpus], tokenizer: Tokenizer, path: Path) -> None:
     """Tokenises corpora into an Arrow file; the file appears under its name when it is whole."""
+    log.info("Tokenising %s", _names(corpora))
     with whole(path) as stream:
         _write(stream, [(corpus.tgt, corpus.pairs()) for corpus in corpora], tokenizer)
 
@@ -221,15 +222,17 @@ def nothing_left(corpus: Corpus, counts: Counts) -> UserError:
 
 
 def learn_tokenizer(
-    config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
-) -> Tokenizer:
-    """Learns the vocabulary of a run from its training text.
+    config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str], path: Path
+) -> None:
+    """Learns the vocabulary of a run from its training text, and keeps it in one file.
 
     Args:
         config: How it is learned.
         corpora: The text.
         languages: Target languages that have a tag.
+        path: The file.
     """
+    log.info("Training a tokenizer on %s", _names(corpora))
 
     def pairs() -> Iterator[Pair]:
         return chain.from_iterable(corpus.pairs() for corpus in corpora)
@@ -239,7 +242,16 @@ def learn_tokenizer(
     )  # fmt: skip
     if config.shared:  # which side a line is of does not matter: read once
         sides = lambda: chain.from_iterable(pairs()), lambda: ()
-    return Tokenizer.train(config, *sides, languages)
+    write(path, json.dumps(Tokenizer.train(config, *sides, languages).to_text()))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Reads what `learn_tokenizer` wrote."""
+    return Tokenizer.from_text(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _names(corpora: Sequence[Corpus]) -> str:
+    return ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
 
 
 def table_path(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> Path:
@@ -265,24 +277,15 @@ def digest(about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Keeps a tokenizer in one file."""
-    write(path, json.dumps(tokenizer.to_text()))
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads what `write_tokenizer` wrote."""
-    return Tokenizer.from_text(json.loads(path.read_text(encoding="utf-8")))
-
-
-def cached(path: Path, read: Callable[[Path], Found]) -> Found | None:
-    """Reads a file of the cache; None where there is none, or (which is said) a damaged one."""
+def cached(path: Path, read: Callable[[Path], Found], make: Callable[[Path], None]) -> Found:
+    """Reads a file of the cache; makes it where there is none, or (and says so) a damaged one."""
     try:
         return read(path)
     except FileNotFoundError:
-        return None
+        pass
     except PermissionError:
         raise
     except Exception as error:  # Arrow has many for what is not its own, and so has what we read
         log.info("%s is damaged and made again (%s)", path, " ".join(str(error).split()))
-        return None
+    make(path)
+    return read(path)

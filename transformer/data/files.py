@@ -1,4 +1,4 @@
-"""Reading files whole and exactly: UTF-8 lines, gzip, and what to say when one is not there."""
+"""Finding files, and reading them whole and exactly: UTF-8 lines, gzip."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from typing import IO, Any
 
 from transformer.errors import UserError
 
+TABLES = (".tsv", ".jsonl", ".parquet")
+#: Files that are not read: how to turn one into JSON Lines, which are.
+CONVERSIONS = {
+    ".csv": "csv.DictReader(open('{}', encoding='utf-8-sig', newline=''))",
+    ".json": "json.load(open('{}', encoding='utf-8'))",
+}
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 #: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
 MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
@@ -23,6 +29,45 @@ MISTAKES = {
     "utf16": "but UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
     "gzip": "but gzipped: unzip it, or let its name end in .gz",
 }
+
+
+def recipes_folder() -> Path:
+    """Returns the folder of the recipes: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped(path: Path) -> Path:
+    """Returns the path, or the package's own where `recipes/...` lies in a folder that is not."""
+    if path.parts[:1] != ("recipes",) or path.parent.is_dir():
+        return path
+    return recipes_folder().joinpath(*path.parts[1:])
+
+
+def find_table(path: Path, key: str) -> Path:
+    """Finds a file with columns, perhaps gzipped."""
+    file = path if path.is_file() else path.with_name(path.name + ".gz")
+    if not file.is_file():
+        raise UserError(f"{key}: {path} does not exist{near(path)}")
+    return file
+
+
+def find_side(prefix: Path, language: str, key: str) -> Path:
+    """Finds the file of one language, perhaps gzipped."""
+    plain = prefix.with_name(f"{prefix.name}.{language}")
+    zipped = plain.with_name(plain.name + ".gz")
+    for file in (plain, zipped):
+        if file.is_file():
+            return file
+    suffix = Path(prefix.name.removesuffix(".gz")).suffix
+    if rows := CONVERSIONS.get(suffix):
+        raise UserError(
+            f"{key}: {prefix}: {suffix} is not read, {', '.join(TABLES)} are (also with .gz); "
+            f'convert it: python -c "import csv, json; [print(json.dumps(row)) for row in '
+            f'{rows.format(prefix)}]" > {prefix.name.removesuffix(suffix)}.jsonl'
+        )
+    raise UserError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")
 
 
 def near(path: Path) -> str:

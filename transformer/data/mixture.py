@@ -8,13 +8,18 @@ position in a mixture is a position like any other.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from transformer.data.dataset import Ints
+from transformer.data.corpus import Corpus
+from transformer.data.dataset import Counts, Ints, TokenTable, nothing_left, select
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,8 @@ class ExtraCorpus:
     limit: int | None = None
 
     def check(self, key: str) -> None:
-        """Raises a ValueError for what no corpus can be; `key` is its place in the recipe."""
-        for name in ("train", "src", "tgt"):
+        """Raises a UserError for what no corpus can be; `key` is its place in the recipe."""
+        for name in ("src", "tgt") if key == "data" else ("train", "src", "tgt"):
             if not getattr(self, name):
                 what = "the language, like en" if name != "train" else "a corpus"
                 raise UserError(f"{key}.{name} is missing: name {what}")
@@ -53,41 +58,65 @@ class ExtraCorpus:
 
 
 def check_mixture(
-    further: Sequence[ExtraCorpus], tgt: str, tags: bool, temperature: float, streaming: bool
+    corpora: dict[str, ExtraCorpus], tags: bool, temperature: float, streaming: bool
 ) -> None:
-    """Refuses settings that make no mixture.
-
-    Args:
-        further: The corpora beside the main one.
-        tgt: Target language of the main one.
-        tags: Whether a tag says which language to translate into.
-        temperature: Of `proportions`.
-        streaming: Whether the main corpus is read on the fly.
-
-    Raises:
-        ValueError: Which key is at fault.
-    """
+    """Refuses what makes no mixture; `corpora` has their places in the recipe, the main first."""
+    for key, corpus in corpora.items():
+        corpus.check(key)
+    main, *extra = corpora.values()
     if not temperature > 0:
         raise UserError(f"data.temperature: {temperature:g} must be more than 0")
-    if further and streaming:
+    if extra and streaming:
         raise UserError(
             "data.streaming: true does not go with data.extra_corpora, which are read from the "
             "cache; set data.streaming to false, or leave data.extra_corpora out"
         )
-    for number, corpus in enumerate(further):
-        key = f"data.extra_corpora[{number}]"
-        corpus.check(key)
-        if corpus.tgt != tgt and not tags:
+    for key, corpus in corpora.items():
+        if corpus.tgt != main.tgt and not tags:
             raise UserError(
-                f"{key}.tgt: {corpus.tgt!r} is not data.tgt = {tgt!r}, and nothing would tell the "
-                "model which of them to write; set data.tags to true"
+                f"{key}.tgt: {corpus.tgt!r} is not data.tgt = {main.tgt!r}, and nothing would tell "
+                "the model which of them to write; set data.tags to true"
             )
-    shares = sum(corpus.share or 0.0 for corpus in further)
+    shares = sum(corpus.share or 0.0 for corpus in extra)
     if shares >= 1:
         raise UserError(
             f"data.extra_corpora: the shares add up to {shares:g} and leave nothing to data.train; "
             "they must be less than 1 together"
         )
+
+
+def check_tags(corpora: dict[str, ExtraCorpus], tags: bool, tokenizer: Tokenizer) -> None:
+    """Refuses a vocabulary, which may have come with a model, that lacks tags of the recipe."""
+    if tags and not tokenizer.tags:
+        raise UserError(
+            "data.tags: true, but the vocabulary that came with the model has no tags; set it to "
+            "false, or train a new model"
+        )
+    for key, corpus in corpora.items():
+        try:
+            tokenizer.encode_src([], corpus.tgt)
+        except UserError as error:
+            raise UserError(f"{key}.tgt: {error}") from None
+
+
+def choose(
+    table: TokenTable, corpora: Sequence[Corpus], max_length: int, refuse: bool
+) -> tuple[list[Ints], Counts]:
+    """Selects the rows of each corpus that are trained on, and says how many are left out."""
+    chosen, total = [], Counts()
+    for number, corpus in enumerate(corpora):
+        rows, counts = select(table, corpus, max_length, refuse, number)
+        if not counts.pairs:
+            raise nothing_left(corpus, counts)
+        if counts.too_long or counts.empty:
+            log.info(
+                "%s: left out %d pairs longer than data.max_length = %d tokens and %d with an "
+                "empty side; %d remain",
+                corpus.key, counts.too_long, max_length, counts.empty, counts.pairs,
+            )  # fmt: skip
+        chosen.append(rows)
+        total += counts
+    return chosen, total
 
 
 def proportions(

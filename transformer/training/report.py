@@ -89,7 +89,7 @@ def results(
         "test": module.data.specs[split] if split else None,
         "src": module.data.src,
         "tgt": module.data.tgt,
-        "pairs": module.data.pairs,
+        "pairs": module.data.counts.pairs,
         "validation_bleu": log.curve,
         "model": module.model.describe(),
         "weights": weights,

@@ -133,9 +133,10 @@ class Banner(Callback):
         learns = module.learned_parameters
         learned = f", {learns:,} of them learn," if module.frozen or module.lora.rank else ""
         origin = "".join(f"{line}\n" for line in module.origin)
-        skipped = f" ({data.skipped:,} too long and skipped)" if data.skipped else ""
+        counts = data.counts
+        skipped = f" ({counts.too_long:,} too long and skipped)" if counts.too_long else ""
         print(
-            f"{run.name}: {data.src} -> {data.tgt}, {data.pairs:,} pairs{skipped}, vocabulary of "
+            f"{run.name}: {data.src} -> {data.tgt}, {counts.pairs:,} pairs{skipped}, vocabulary of "
             f"{' and '.join(f'{size:,}' for size in sorted(vocabularies))}\n"
             f"{module.model.count_parameters():,} parameters{learned} on {trainer.world_size} x "
             f"{module.device.type}, precision {trainer.precision}\n"
