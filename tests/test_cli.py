@@ -13,12 +13,11 @@ from types import ModuleType
 from typing import Literal
 
 import pytest
-from jsonargparse import ActionConfigFile
 from toys import raising
 
 import transformer
 from transformer.__main__ import COMMANDS, main
-from transformer.commands.arguments import RENAMED, Parser
+from transformer.commands.arguments import RENAMED, Parser, Recipe
 from transformer.commands.keys import parser_of
 from transformer.commands.recipes import find_recipe
 from transformer.errors import UserError, message
@@ -235,7 +234,7 @@ class Tiny(Model):
 
 def parse(*args: str) -> None:
     parser = Parser()
-    parser.add_argument("-c", "--config", action=ActionConfigFile)
+    parser.add_argument("-c", "--config", action=Recipe)
     parser.add_argument("--seed", type=int | None, default=1)
     parser.add_class_arguments(Network, "network")
     parser.add_subclass_arguments(Model, "model", required=False)

@@ -11,15 +11,16 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from docstring_parser import parse as docstring
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from transformer.commands.recipes import (
+    CONFIG_OPTIONS,
     check_groups,
     find,
+    find_recipe,
     place,
     read,
     value,
-    with_recipes_found,
 )
 from transformer.errors import UserError
 
@@ -37,23 +38,27 @@ VALUE = re.compile(r"(?:Got|Given) value: (.*)")
 CLASS = re.compile(r"Problem with given class_path ('[^']+':)\s*(.*)")
 
 
+class Recipe(ActionConfigFile):
+    """The option for recipes: finds also the ones that came in the wheel, and looks into them."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        """Reads a recipe; an error about it can name the file and the line."""
+        file = find_recipe(values)
+        check_groups(file, parser.groups)
+        parser.files.append(file)
+        super().__call__(parser, cfg, file, option_string)
+
+
 class Parser(ArgumentParser):
     """A parser of jsonargparse whose errors are one line that names the nearest valid key.
 
     The parsers of nested classes are of the same class, because jsonargparse makes them so.
-    `--config` also finds the recipes that came in the wheel.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Abbreviations would let `--trainer.max_epoch` pass, which in a recipe is an error.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self.files: list[str] = []
-
-    def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Parses the arguments; looks for the files of `--config` among the recipes, too."""
-        found, self.files = with_recipes_found(args)
-        check_groups(self.files, self.groups or ())
-        return super().parse_args(found, *rest, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Adds the nearest valid key to the error about a key that does not exist."""
@@ -214,10 +219,11 @@ def given(args: Sequence[str], key: str) -> tuple[str | None, str]:
     """
     parser = Peek(prog="transformer fit", add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{key}", dest="value")
+    parser.add_argument(*CONFIG_OPTIONS, action="append", default=[])
     option, _ = parser.parse_known_args(args)
     if option.value is not None:  # null takes back what a recipe sets
         return None if option.value == "null" else option.value, "--"
-    for file in reversed(with_recipes_found(args)[1]):
+    for file in map(find_recipe, reversed(option.config)):
         found = find(read(file), key)
         content = found and value(found[1])
         if content is not None:

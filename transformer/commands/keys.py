@@ -6,10 +6,9 @@ import argparse
 import textwrap
 from typing import Any, Literal
 
-from jsonargparse import ActionConfigFile
 from lightning.pytorch import Trainer
 
-from transformer.commands.arguments import Parser
+from transformer.commands.arguments import Parser, Recipe
 from transformer.commands.recipes import CONFIG_OPTIONS
 from transformer.data.datamodule import DataModule
 from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
@@ -60,7 +59,7 @@ def parser_of(network: ModelConfig) -> Parser:
     """Makes the parser of all settings: the model, the data, the run, and Lightning's Trainer."""
     parser = FitParser(prog="transformer fit")
     add = parser.add_argument
-    add(*CONFIG_OPTIONS, action=ActionConfigFile, help="Recipe; a later one overrides it.")
+    add(*CONFIG_OPTIONS, action=Recipe, help="Recipe; a later one overrides it.")
     add("--seed_everything", type=int, default=1, help="Of weights, dropout, order of batches.")
     add(
         "--architecture",

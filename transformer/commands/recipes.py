@@ -1,6 +1,6 @@
 """Recipes: where they lie, and which line of a file sets a key."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,6 @@ def find_recipe(path: str) -> str:
     raise UserError(
         f"no such file or recipe: {path!r}" + (f", the nearest is {near[0]!r}" if near else "")
     )
-
-
-def with_recipes_found(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Finds the files of `--config`.
-
-    Returns:
-        The arguments with the paths of files that exist, and these paths.
-    """
-    found, files = list(args), []
-    for i, arg in enumerate(found):
-        option, equals, value = arg.partition("=")
-        if option not in CONFIG_OPTIONS:
-            continue
-        if equals:
-            files.append(find_recipe(value))
-            found[i] = f"{option}={files[-1]}"
-        elif i + 1 < len(found):
-            files.append(find_recipe(found[i + 1]))
-            found[i + 1] = files[-1]
-    return found, files
 
 
 def read(file: str | Path) -> yaml.MappingNode:
@@ -113,18 +93,17 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
     return ""
 
 
-def check_groups(files: Iterable[str], groups: Iterable[str]) -> None:
-    """Refuses recipes in which `model` or another group of settings is something else.
+def check_groups(file: str, groups: Iterable[str]) -> None:
+    """Refuses a recipe in which `model` or another group of settings is something else.
 
     Raises:
-        UserError: which file and key; jsonargparse would take the defaults, or break.
+        UserError: which key; jsonargparse would take the defaults, or break.
     """
-    for file in files:
-        root = read(file)
-        for key in groups:
-            found = find(root, key)
-            if found and not isinstance(found[1], yaml.MappingNode):
-                raise UserError(
-                    f"{file}:{found[0]}: {key} is {value(found[1])!r}, not a group of settings: "
-                    "indent settings below it, or leave it out"
-                )
+    root = read(file)
+    for key in groups:
+        found = find(root, key)
+        if found and not isinstance(found[1], yaml.MappingNode):
+            raise UserError(
+                f"{file}:{found[0]}: {key} is {value(found[1])!r}, not a group of settings: "
+                "indent settings below it, or leave it out"
+            )

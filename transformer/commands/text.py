@@ -42,17 +42,9 @@ class Line(NamedTuple):
 Row = tuple[Line, ...]
 
 
-class Texts:
-    """Lines of the command line."""
-
-    name, is_file = "the command line", True
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.lines = [Line(f"text {number}", text) for number, text in enumerate(texts, 1)]
-
-    def __iter__(self) -> Iterator[Line]:
-        """Yields the lines."""
-        return iter(self.lines)
+def lines_of(texts: Iterable[str]) -> list[Line]:
+    """Makes lines of the texts of a command line."""
+    return [Line(f"text {number}", text) for number, text in enumerate(texts, 1)]
 
 
 class Source:
@@ -100,11 +92,12 @@ class Input:
         UserError: If `skip` is negative, or standard input is read twice.
     """
 
-    def __init__(self, *sides: Sequence[Texts | Source], skip: int = 0) -> None:
-        sources = [*chain(*sides)]
+    def __init__(self, *sides: Sequence[Source | list[Line]], skip: int = 0) -> None:
+        sources = [source for source in chain(*sides) if isinstance(source, Source)]
         if skip < 0:
             raise UserError(f"--skip is {skip}: give a number of lines, 0 or more")
-        if [source.name for source in sources].count(STANDARD_INPUT) > 1:
+        self.names = [source.name for source in sources]
+        if self.names.count(STANDARD_INPUT) > 1:
             raise UserError("standard input (-) can be read once: give one of them as a file")
         self.sides, self.skip = sides, skip
         self.is_file = all(source.is_file for source in sources)
@@ -128,7 +121,7 @@ class Input:
                     count + (line is not None) + sum(1 for _ in side)
                     for line, side in zip(row, sides, strict=True)
                 ]
-                one, other = (side[0].name for side in self.sides)
+                one, other = self.names
                 raise UserError(f"{one} has {counts[0]} lines, but {other} has {counts[1]}")
             count += 1
             if count > self.skip:

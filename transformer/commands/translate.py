@@ -14,8 +14,8 @@ from transformer.commands.text import (
     Input,
     Row,
     Source,
-    Texts,
     check_language,
+    lines_of,
     placed,
     say,
     writing,
@@ -106,7 +106,8 @@ def translate(
         )
     if texts and input:
         raise UserError("there are texts and --input files: give the one or the other")
-    given = [Texts(texts)] if texts and texts != ["-"] else [Source(f) for f in input or ["-"]]
+    from_texts = texts and texts != ["-"]
+    given = [lines_of(texts)] if from_texts else [Source(file) for file in input or ["-"]]
     source = Input(given, skip=skip)
     longest = {} if max_length is None else {"max_length": max_length}
     warnings = Warnings(guard)
