@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from transformer.__main__ import main
 
 
 @pytest.fixture
@@ -28,3 +31,30 @@ def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
 def device() -> str:
     """The device of the tests marked `gpu`: a GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Runs a command that must succeed; returns the lines it printed."""
+
+    def command(*args: object) -> list[str]:
+        code = main([str(arg) for arg in args])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out.splitlines()
+
+    return command
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail; returns its one line of error."""
+
+    def command(*args: object) -> str:
+        assert main([str(arg) for arg in args]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("transformer: error: ")
+        assert printed.count("\n") == 1
+        return printed
+
+    return command

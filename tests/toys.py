@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,12 +68,18 @@ def sentences(count: int, seed: int) -> list[tuple[str, str]]:
     return [(" ".join(line), " ".join(WORDS[word] for word in line)) for line in lines]
 
 
+def write_lines(file: Path, lines: Iterable[str]) -> Path:
+    """A file of these lines."""
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
+
+
 def write_corpus(folder: Path, sizes: dict[str, int]) -> None:
     """Files train.de, train.en, ... in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, size) in enumerate(sizes.items()):
         for side, lines in zip(("de", "en"), zip(*sentences(size, seed), strict=True), strict=True):
-            (folder / f"{split}.{side}").write_text("".join(f"{line}\n" for line in lines))
+            write_lines(folder / f"{split}.{side}", lines)
 
 
 def recipe(folder: Path, name: str = "toy.yaml", extra: str = "") -> Path:
