@@ -183,7 +183,7 @@ class DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def check_lengths(self, longest: int) -> None:
-        """Refuses lines of validation and test with more than `longest` tokens, the end included."""
+        """Refuses lines of validation and test of more than `longest` tokens, the end included."""
         for split, corpora in self._cached():
             table = self._tables[split]
             sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}
