@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+from benchmarks.papers import TINY
 from torch import Tensor
 
 from transformer.data.batching import Batch
 from transformer.kernels import has_bfloat16
-from transformer.models import PRESETS, ModelConfig, RNNConfig, TransformerConfig
+from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.models.attention import SCORES
 from transformer.models.positions import SinusoidalPositions
 from transformer.training.meter import Prepared, prepare
@@ -40,7 +41,7 @@ def moved(prepared: Prepared, device: str) -> Prepared:
 
 @pytest.mark.parametrize(("clip", "processes"), [(None, 1), (1.0, 1), (1.0, 2)])
 @pytest.mark.parametrize(
-    "shape", [PRESETS["tiny"], *(RNNConfig(attention=name) for name in ("none", *SCORES))]
+    "shape", [TINY, *(RNNConfig(attention=name) for name in ("none", *SCORES))]
 )
 def test_a_training_step_never_waits_for_the_device(
     monkeypatch: pytest.MonkeyPatch, clip: float | None, processes: int, shape: ModelConfig
@@ -83,7 +84,7 @@ def test_batches_are_pinned_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> 
         return tensor
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
-    module = Seq2SeqModule(PRESETS["tiny"])
+    module = Seq2SeqModule(TINY)
     given = batch(2, 3, 4)
     module.on_before_batch_transfer(given, 0)
     assert not pinned
@@ -97,7 +98,7 @@ def test_batches_are_pinned_for_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> 
 def test_one_graph_serves_all_shapes(training: bool) -> None:
     """Whole, without a break; another one when the tables of positions had to grow."""
     torch._dynamo.reset()
-    network = PRESETS["tiny"].build(SIZE, SIZE).train(training)
+    network = TINY.build(SIZE, SIZE).train(training)
     shapes = [(3, 4, 5), (2, 9, 6), (7, 16, 3), (5, 300, 8), (4, 12, 270), (16, 8, 8), (9, 64, 64)]
     batches = [batch(*shape) for shape in shapes]
     expected = [network(b.src, b.src_lengths, b.tgt_in) for b in batches]

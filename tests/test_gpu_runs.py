@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.papers import BIG, TINY
 from lightning.pytorch import Callback, Trainer
 from toys import FixedData, fit, module, recipe, trainer
 
@@ -19,7 +20,7 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
-from transformer.models import PRESETS
+from transformer.models import TransformerConfig
 from transformer.training.meter import prepare
 from transformer.training.module import Seq2SeqModule
 
@@ -135,20 +136,20 @@ def large_batch(rows: int) -> Batch:
 
 @needs_gpu
 def test_batches_travel_from_pinned_memory(device: str) -> None:
-    found = Seq2SeqModule(PRESETS["tiny"]).to(device)
+    found = Seq2SeqModule(TINY).to(device)
     prepared = found.on_before_batch_transfer(large_batch(4), 0)
     assert all(tensor.is_pinned() for tensor in (*prepared.batch, prepared.rows))
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["base", "big"])
+@pytest.mark.parametrize("shape", [TransformerConfig(), BIG], ids=["base", "big"])
 def test_a_validation_takes_less_memory_than_a_step(
-    name: str, device: str, record_property: Any
+    shape: TransformerConfig, device: str, record_property: Any
 ) -> None:
     """The step with 25,000 tokens a side, the validation with its own budget and four beams."""
     budget = DataModule(src="de", tgt="en").eval_max_tokens
     how = SearchConfig(beam=4, min_length=LENGTH + 49)  # as long as a hypothesis can be
-    found = Seq2SeqModule(PRESETS[name], search=how)
+    found = Seq2SeqModule(shape, search=how)
     tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), lambda: ["ab"], lambda: ["cd"])
     found.network = found.config.build(VOCABULARY, VOCABULARY).to(device)
 

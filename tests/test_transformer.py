@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.papers import BIG
 from toys import copy_attention, dropouts
 
-from transformer.models import PRESETS, Transformer, TransformerConfig
+from transformer.models import Transformer, TransformerConfig
 from transformer.models.attention import padding_mask
 
 SMALL = TransformerConfig(d_model=16, d_ff=32, num_heads=4, num_layers=2)
@@ -28,8 +29,8 @@ def millions(config: TransformerConfig) -> float:
 
 
 def test_parameter_counts_of_base_and_big() -> None:
-    assert millions(PRESETS["base"]) == pytest.approx(65, rel=0.07)
-    assert millions(PRESETS["big"]) == pytest.approx(213, rel=0.07)
+    assert millions(TransformerConfig()) == pytest.approx(65, rel=0.07)
+    assert millions(BIG) == pytest.approx(213, rel=0.07)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_parameter_counts_of_base_and_big() -> None:
 def test_rows_of_table_3_differ_from_base_as_published(
     row: str, changes: dict[str, Any], parameters: int
 ) -> None:
-    difference = millions(replace(PRESETS["base"], **changes)) - millions(PRESETS["base"])
+    difference = millions(replace(TransformerConfig(), **changes)) - millions(TransformerConfig())
     # Published counts are rounded to a million; one million each, and 5 % of the difference.
     assert difference == pytest.approx(parameters - 65, rel=0.05, abs=2), row
 

@@ -11,12 +11,11 @@ if TYPE_CHECKING:
     from transformer.data.tokenizer import Tokenizer, TokenizerConfig
     from transformer.inference.search import SearchConfig
     from transformer.inference.translator import Translator
-    from transformer.models import PRESETS, Transformer, TransformerConfig
+    from transformer.models import Transformer, TransformerConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "PRESETS",
     "SearchConfig",
     "Tokenizer",
     "TokenizerConfig",
@@ -32,7 +31,7 @@ _HOMES = {
     "transformer.data.tokenizer": ("Tokenizer", "TokenizerConfig"),
     "transformer.inference.search": ("SearchConfig",),
     "transformer.inference.translator": ("Translator",),
-    "transformer.models": ("PRESETS", "Transformer", "TransformerConfig"),
+    "transformer.models": ("Transformer", "TransformerConfig"),
 }
 
 

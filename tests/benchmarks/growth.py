@@ -15,9 +15,11 @@ from torch import Tensor
 from transformer.data.tokenizer import BOS
 from transformer.inference.search import SearchConfig, search
 from transformer.kernels.process import keep_freed_memory
-from transformer.models import PRESETS, Seq2Seq
+from transformer.models import Seq2Seq
 from transformer.training.objective import label_smoothed_loss, target_rows
 from transformer.training.runs import choose_precision
+
+from .papers import TINY
 
 LENGTH, VOCABULARY, TOKENS, BEAM, SENTENCES = 32, 10_000, 4096, 5, 16
 #: What grows -> its values; everything else stands as above.
@@ -75,7 +77,7 @@ def _timed(act: Callable[[], None]) -> float:
 
 def _model(vocabulary: int, device: str) -> Seq2Seq:
     torch.manual_seed(1)
-    return PRESETS["tiny"].build(vocabulary, vocabulary).to(device)
+    return TINY.build(vocabulary, vocabulary).to(device)
 
 
 def _ids(rows: int, length: int, vocabulary: int, device: str) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from transformer.kernels.process import keep_freed_memory
-from transformer.models import PRESETS
 from transformer.training.callbacks import TrainingLog
 from transformer.training.meter import prepare
 from transformer.training.module import Seq2SeqModule
@@ -22,6 +21,7 @@ from transformer.training.runs import be_quiet, choose_precision
 from transformer.training.stopping import StopSafely
 
 from .arena import environment, spread
+from .papers import TINY
 from .workload import Text
 
 WARM_UP, STEPS = 10, 60
@@ -107,7 +107,7 @@ def _train(corpus: str | None, max_tokens: int, bench: str, count: int) -> None:
             use_distributed_sampler=False, default_root_dir=folder,
         )  # fmt: skip
         data = Text(corpus, max_tokens).data(Path(bench) / "cache")
-        trainer.fit(Seq2SeqModule(PRESETS["tiny"]), datamodule=data)
+        trainer.fit(Seq2SeqModule(TINY), datamodule=data)
         found = clock.read(trainer)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print(json.dumps(found))

@@ -7,10 +7,10 @@ from lightning.pytorch import Callback, Trainer
 from transformer.bundle import save_bundle
 from transformer.data.dataset import digest
 from transformer.inference.search import SearchConfig
-from transformer.models import PRESETS
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import be_quiet
 
+from .papers import TINY
 from .workload import Text
 
 STEPS = 600
@@ -41,7 +41,7 @@ def train_once(text: Text, workload: Path, bench: Path, device: str) -> Path:
     be_quiet()
     data = text.data(bench / "cache")
     module = Seq2SeqModule(
-        PRESETS["tiny"], schedule="inverse_sqrt", learning_rate=0.005, warmup_steps=STEPS // 2,
+        TINY, schedule="inverse_sqrt", learning_rate=0.005, warmup_steps=STEPS // 2,
         search=SearchConfig(beam=5, length_norm="power"),
     )  # fmt: skip
     Trainer(

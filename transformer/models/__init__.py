@@ -1,6 +1,6 @@
 """The models, from the ground up: attention, positions, the RNN, the Transformer."""
 
-from transformer.models.config import PRESETS, RNNConfig, TransformerConfig
+from transformer.models.config import RNNConfig, TransformerConfig
 from transformer.models.rnn import RNN
 from transformer.models.seq2seq import Memory, ModelConfig, Seq2Seq, State
 from transformer.models.transformer import Transformer
@@ -19,7 +19,6 @@ def architecture_of(shape: ModelConfig) -> str:
 
 __all__ = [
     "ARCHITECTURES",
-    "PRESETS",
     "RNN",
     "Memory",
     "ModelConfig",

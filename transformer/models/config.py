@@ -80,14 +80,6 @@ class TransformerConfig:
         return Transformer(self, src_vocab_size, tgt_vocab_size)
 
 
-PRESETS = {
-    # Wu et al. 2021, for corpora of the size of Multi30k
-    "tiny": TransformerConfig(d_model=128, d_ff=256, num_heads=4, num_layers=4, dropout=0.3),
-    "base": TransformerConfig(),
-    "big": TransformerConfig(d_model=1024, d_ff=4096, num_heads=16, dropout=0.3),
-}
-
-
 @dataclass(frozen=True)
 class RNNConfig:
     """The shape of a recurrent encoder–decoder.
