@@ -16,11 +16,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from transformer.commands.recipes import (
     CONFIG_OPTIONS,
     check_groups,
-    find,
+    content,
     find_recipe,
+    look_up,
     place,
     read,
-    value,
 )
 from transformer.errors import UserError
 
@@ -164,9 +164,8 @@ class OptionParser(Parser):
                 others.append(arg)  # also "- hello": a line of a dialogue
                 continue
             options.append(arg)
-            many = nargs.get(arg, 0) == "+"
-            take = len(left) if many else 1 if nargs.get(arg, 0) is None else 0
-            values = list(takewhile(lambda v: not v.startswith("--"), left[:take]))
+            most = {0: 0, "+": len(left)}.get(nargs.get(arg, 0), 1)
+            values = list(takewhile(lambda value: not value.startswith("--"), left[:most]))
             options += values
             del left[: len(values)]
             last = len(options) - 1 if len(values) > 1 else last
@@ -224,10 +223,10 @@ def given(args: Sequence[str], key: str) -> tuple[str | None, str]:
     if option.value is not None:  # null takes back what a recipe sets
         return None if option.value == "null" else option.value, "--"
     for file in map(find_recipe, reversed(option.config)):
-        found = find(read(file), key)
-        content = found and value(found[1])
-        if content is not None:
-            return str(content), f"{file}: "
+        found = look_up(read(file), key)
+        value = found and content(found[1])
+        if value is not None:
+            return str(value), f"{file}: "
     return None, ""
 
 

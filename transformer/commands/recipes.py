@@ -58,7 +58,7 @@ def read(file: str | Path) -> yaml.MappingNode:
     return node
 
 
-def find(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:
+def look_up(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:
     """Finds a dotted key below a node: its line and its value; None if it is not set."""
     found = None
     for part in key.split("."):
@@ -70,7 +70,7 @@ def find(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:
     return found
 
 
-def value(node: yaml.Node) -> Any:
+def content(node: yaml.Node) -> Any:
     """Returns what a node holds."""
     return yaml.SafeLoader("").construct_object(node, deep=True)
 
@@ -82,13 +82,13 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
     the command line.
     """
     for file in reversed([*files]):
-        found = find(read(file), key)
+        found = look_up(read(file), key)
         if found is None:
             continue
         line, node = found
         if given is None or not isinstance(node, yaml.ScalarNode):
             return f"{file}:{line}: "
-        if given in (node.value, str(value(node))):
+        if given in (node.value, str(content(node))):
             return f"{file}:{line}: "
     return ""
 
@@ -101,9 +101,9 @@ def check_groups(file: str, groups: Iterable[str]) -> None:
     """
     root = read(file)
     for key in groups:
-        found = find(root, key)
+        found = look_up(root, key)
         if found and not isinstance(found[1], yaml.MappingNode):
             raise UserError(
-                f"{file}:{found[0]}: {key} is {value(found[1])!r}, not a group of settings: "
+                f"{file}:{found[0]}: {key} is {content(found[1])!r}, not a group of settings: "
                 "indent settings below it, or leave it out"
             )

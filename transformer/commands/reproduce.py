@@ -9,7 +9,7 @@ from typing import Any
 
 from transformer.commands.arguments import Peek
 from transformer.commands.fit import lightning_errors, prepared
-from transformer.commands.recipes import CONFIG_OPTIONS, find_recipe, read, recipes_folder, value
+from transformer.commands.recipes import CONFIG_OPTIONS, content, find_recipe, read, recipes_folder
 from transformer.errors import UserError
 from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
 from transformer.training.train import FORGOTTEN, Run, train
@@ -136,7 +136,7 @@ def keep_picture(run: Run, folder: Path) -> None:
 
 def moved(recipe: Path, corpus: Path | None) -> list[str]:
     """Returns options that take the files of a recipe from another folder."""
-    data = value(read(recipe)).get("data")
+    data = content(read(recipe)).get("data")
     if corpus is None or not isinstance(data, dict):  # fit says what is wrong with it
         return []
     named = {split: data[split] for split in ("train", "val", "test") if data.get(split)}
