@@ -424,7 +424,7 @@ def test_a_tag_is_aligned_with_nothing(trained: Path, monkeypatch: pytest.Monkey
     weights = torch.zeros(1, 1, 1, len(tgt) + 1, len(src))
     weights[..., 0], weights[..., -2] = 0.6, 0.4  # the tag, and the end of "baum"
     monkeypatch.setattr(forced, "cross_attention", lambda *_: weights)
-    assert forced.align(translator.model, translator.tokenizer, [src], [tgt]) == [[(1, 0)]]
+    assert forced.align(translator.model, translator.tokenizer, [(src, tgt)]) == [[(1, 0)]]
 
 
 def test_the_test_uses_the_tag_of_its_target(

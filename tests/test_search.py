@@ -7,8 +7,9 @@ from threading import Event
 import pytest
 import torch
 
+from transformer.inference.batches import pad
 from transformer.inference.continuations import banned_tokens, best_continuations
-from transformer.inference.search import SearchConfig, length_penalty, pad, search
+from transformer.inference.search import SearchConfig, length_penalty, search
 from transformer.kernels import tensors
 from transformer.models import Transformer, TransformerConfig
 

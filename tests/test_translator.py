@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from transformer.bundle import load_bundle, save_bundle
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
-from transformer.inference.batches import like_length
+from transformer.inference.batches import like_length, pad
 from transformer.inference.forced import align, cross_attention
 from transformer.inference.lines import LineError, split
-from transformer.inference.search import SearchConfig, pad
+from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.kernels import has_bfloat16
 from transformer.kernels.process import in_threads
@@ -249,8 +249,8 @@ def test_batches_side_by_side_give_the_same_translations(monkeypatch: pytest.Mon
         asked.append((len(items), workers))
         return in_threads(function, items, workers)
 
-    monkeypatch.setattr("transformer.inference.translator.in_threads", watched)
-    monkeypatch.setattr("transformer.inference.translator.count_workers", lambda device: 2)
+    monkeypatch.setattr("transformer.inference.search.in_threads", watched)
+    monkeypatch.setattr("transformer.inference.search.count_workers", lambda device: 2)
     found = translator(max_tokens=300).n_best(lines, n_best=2)
     for line, others in zip(found, expected, strict=True):
         assert [t.text for t in line] == [t.text for t in others]
@@ -312,9 +312,9 @@ def test_an_unknown_word_is_not_in_the_text_and_not_aligned() -> None:
     (dog, *_), (cat, *_) = tokenizer.encode_tgt(["DOG", "CAT"])
     targets = [[UNK, dog, UNK, cat], [dog], [UNK], []]
     assert tokenizer.decode(targets) == ["DOG CAT", "DOG", "", ""]
-    found = align(model, tokenizer, [src] * 4, targets)
+    found = align(model, tokenizer, [(src, tgt) for tgt in targets])
     assert [[t for _, t in pairs] for pairs in found] == [[0, 1], [0], [], []]
-    weights = cross_attention(model, [src], [[*targets[0], EOS]])[0].mean((0, 1))
+    weights = cross_attention(model, [(src, [*targets[0], EOS])])[0].mean((0, 1))
     assert [s for s, _ in found[0]] == weights[[1, 3], :3].argmax(-1).tolist()
 
 

@@ -22,8 +22,9 @@ from transformer.commands.text import (
 )
 from transformer.errors import UserError
 from transformer.inference.guard import Flaw, Verdict
+from transformer.inference.results import Checked, Translation
 from transformer.inference.search import SearchConfig
-from transformer.inference.translator import Checked, Translation, Translator
+from transformer.inference.translator import Translator
 from transformer.kernels import Precision
 from transformer.kernels.process import keep_freed_memory
 

@@ -3,8 +3,26 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from transformer.data.tokenizer import PAD
+
 Result = TypeVar("Result")
-Ids = list[int]
+Pair = tuple[list[int], list[int]]  # source and target ids
+
+
+def pad(
+    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu", value: int = PAD
+) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one tensor (B, longest), padded at the end, and their lengths (B,)."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    padded = [[*row, *[value] * (longest - len(row))] for row in rows]
+    return (
+        torch.tensor(padded, dtype=torch.long, device=device),
+        torch.tensor(lengths, device=device),
+    )
 
 
 def like_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -28,19 +46,10 @@ def like_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def of_pairs(
-    compute: Callable[[Sequence[Ids], Sequence[Ids]], list[Result]],
-    pairs: Sequence[tuple[Ids, Ids]],
-    max_tokens: int,
+    compute: Callable[[list[Pair]], list[Result]], pairs: Sequence[Pair], max_tokens: int
 ) -> list[Result]:
-    """What is computed of sentence pairs, batch by batch.
-
-    Args:
-        compute: is given the source ids and the target ids of a batch.
-        pairs: source and target ids.
-        max_tokens: padded tokens of the longer side in a batch.
-    """
+    """Computes something of sentence pairs, in batches of `max_tokens` padded tokens a side."""
     results: dict[int, Result] = {}
     for batch in like_length([max(map(len, pair)) for pair in pairs], max_tokens):
-        src_ids, tgt_ids = zip(*(pairs[index] for index in batch), strict=True)
-        results.update(zip(batch, compute(src_ids, tgt_ids), strict=True))
+        results.update(zip(batch, compute([pairs[index] for index in batch]), strict=True))
     return [results[index] for index in range(len(pairs))]

@@ -6,58 +6,57 @@ import torch
 from torch import Tensor
 
 from transformer.data.tokenizer import BOS, EOS, Tokenizer
-from transformer.inference.search import pad
+from transformer.inference.batches import Pair, pad
 from transformer.models import Seq2Seq
 
 
 @torch.inference_mode()
-def log_probs(
-    model: Seq2Seq, src_ids: Sequence[list[int]], tgt_ids: Sequence[list[int]]
-) -> list[float]:
+def log_probs(model: Seq2Seq, pairs: Sequence[Pair]) -> list[float]:
     """The log-probability of each target, in nats.
 
     Args:
         model: in evaluation mode.
-        src_ids: of each source sentence, EOS last.
-        tgt_ids: of each target sentence, EOS last.
+        pairs: source and target ids, EOS last in both.
     """
-    device = next(model.parameters()).device
-    src, src_lengths = pad(src_ids, device)
-    tgt_in, _ = pad([[BOS, *row[:-1]] for row in tgt_ids], device)
-    tgt_out, tgt_lengths = pad(tgt_ids, device)
+    src, src_lengths, tgt_in = _inputs(model, pairs)
+    tgt_out, tgt_lengths = pad([tgt for _, tgt in pairs], src.device)
     logits = model.project(model(src, src_lengths, tgt_in)).float()
     chosen = logits.gather(-1, tgt_out[:, :, None]).squeeze(-1) - logits.logsumexp(-1)
-    real = torch.arange(tgt_in.size(1), device=device) < tgt_lengths[:, None]
+    real = torch.arange(tgt_in.size(1), device=src.device) < tgt_lengths[:, None]
     return (chosen * real).sum(1).tolist()
 
 
 @torch.inference_mode()
-def cross_attention(
-    model: Seq2Seq, src_ids: Sequence[list[int]], tgt_ids: Sequence[list[int]]
-) -> Tensor:
-    """The weights (B, L, H, T, S) of sentence pairs whose sides end with EOS."""
+def cross_attention(model: Seq2Seq, pairs: Sequence[Pair]) -> Tensor:
+    """The weights (B, L, H, T, S) of pairs of source and target ids, EOS last in both."""
+    return model.cross_attention(*_inputs(model, pairs)).float()
+
+
+def _inputs(model: Seq2Seq, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+    """Source ids (B, S), their lengths (B,), and target ids (B, T) that begin with BOS."""
     device = next(model.parameters()).device
-    src, lengths = pad(src_ids, device)
-    tgt_in, _ = pad([[BOS, *row[:-1]] for row in tgt_ids], device)
-    return model.cross_attention(src, lengths, tgt_in).float()
+    tgt_in, _ = pad([[BOS, *tgt[:-1]] for _, tgt in pairs], device)
+    return *pad([src for src, _ in pairs], device), tgt_in
 
 
 def align(
-    model: Seq2Seq, tokenizer: Tokenizer, src_ids: Sequence[list[int]], tgt_ids: Sequence[list[int]]
+    model: Seq2Seq, tokenizer: Tokenizer, pairs: Sequence[Pair]
 ) -> list[list[tuple[int, int]]]:
     """For each word of each target the source word with the most attention, over layers and heads.
 
     Args:
         model: in evaluation mode.
         tokenizer: of the ids.
-        src_ids: of each source sentence, EOS last.
-        tgt_ids: of each target sentence, without EOS.
+        pairs: source ids, EOS last, and target ids without EOS.
 
     Returns:
         Pairs (source word, target word), counted from 0.
     """
-    weights = cross_attention(model, src_ids, [[*tgt, EOS] for tgt in tgt_ids]).mean((1, 2)).cpu()
-    return [_word_pairs(tokenizer, *pair) for pair in zip(weights, src_ids, tgt_ids, strict=True)]
+    weights = cross_attention(model, [(src, [*tgt, EOS]) for src, tgt in pairs]).mean((1, 2)).cpu()
+    return [
+        _word_pairs(tokenizer, its_weights, *pair)
+        for its_weights, pair in zip(weights, pairs, strict=True)
+    ]
 
 
 def _word_pairs(

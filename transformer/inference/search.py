@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.data.tokenizer import BOS, EOS
 from transformer.errors import UserError
+from transformer.inference.batches import like_length, pad
 from transformer.inference.continuations import (
     NEVER,
     NOT_A_NUMBER,
@@ -23,6 +24,7 @@ from transformer.inference.continuations import (
     best_continuations,
     sampled_continuations,
 )
+from transformer.kernels.process import SMALLEST_BATCH, count_workers, in_threads
 from transformer.kernels.tensors import sentence_blocks
 from transformer.models import Seq2Seq
 
@@ -62,8 +64,8 @@ class SearchConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        least = {"beam": 1, "n_best": 1, "max_extra": 0, "min_length": 0, "no_repeat_ngram": 0}
-        for name, smallest in {**least, "top_k": 0}.items():
+        for name in ("beam", "n_best", "max_extra", "min_length", "no_repeat_ngram", "top_k"):
+            smallest = 1 if name in ("beam", "n_best") else 0
             if getattr(self, name) < smallest:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be {smallest} or more")
         if self.n_best > self.beam and not self.sample:
@@ -111,38 +113,6 @@ def length_penalty(length: int, config: SearchConfig) -> float:
     return float(length**config.alpha) if config.length_norm == "power" else 1.0
 
 
-class _Open:
-    """The sentences that are still being decoded, as tensors whose first size is B."""
-
-    def __init__(
-        self, model: Seq2Seq, src: Tensor, lengths: Tensor, beams: int, limits: Tensor
-    ) -> None:
-        self.state = model.start(model.encode(src, lengths), beams)
-        self.sentences = list(range(len(src)))  # their places in the batch that came in
-        if model.max_length is not None:
-            limits = limits.clamp(max=model.max_length)
-        self.limits = limits.tolist()
-        self.tokens = src.new_full((len(src), beams, 1), BOS)
-        # The beams of a sentence begin alike, so all but the first are out of the race.
-        self.scores = torch.full((len(src), beams), NEVER, device=src.device)
-        self.scores[:, 0] = 0.0
-
-    def advance(self, scores: Tensor, parents: Tensor, tokens: Tensor) -> None:
-        """Let beam n go on from parent n with token n; all (B, N)."""
-        self.state.reorder(parents)
-        index = parents[:, :, None].expand_as(self.tokens)
-        self.tokens = torch.cat([self.tokens.gather(1, index), tokens[:, :, None]], 2)
-        self.scores = scores
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these sentences, in this order."""
-        index = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
-        self.state.keep(index)
-        self.sentences = [self.sentences[row] for row in rows]
-        self.limits = [self.limits[row] for row in rows]
-        self.tokens, self.scores = self.tokens[index], self.scores[index]
-
-
 @torch.inference_mode()
 def search(
     model: Seq2Seq,
@@ -171,92 +141,150 @@ def search(
     Returns:
         For each sentence its `n_best` hypotheses, best first.
     """
-    beams = config.width
     expand: Continuations = best_continuations
     if config.sample:
         expand = sampled_continuations(config.temperature, config.top_k, config.top_p, generator)
-    forced = _prefix_table(prefix, src)
-    limits = torch.maximum(src_lengths, (forced >= 0).sum(1)) + config.max_extra
-    todo = _Open(model, src, src_lengths, beams, limits)
-    if config.sample:
-        todo.scores.zero_()
-    finished: list[list[Hypothesis]] = [[] for _ in range(len(src))]
-    length = 0
-    while todo.sentences and not (stop and stop.is_set()):
-        length += 1
-        hidden, todo.state = model.step(todo.tokens[:, :, -1], todo.state)
-        must = forced[todo.sentences, length - 1] if length <= forced.size(1) else None
-        candidates = _in_blocks(expand, model, todo, hidden, must, config)
-        ends = (candidates.tokens == EOS) & (candidates.scores > NEVER)
-        _collect(todo, candidates, ends[:, :beams], length, config, finished)
-        scores, index = candidates.scores.masked_fill(ends, NEVER).topk(beams, -1)
-        todo.advance(
-            scores, candidates.parents.gather(1, index), candidates.tokens.gather(1, index)
-        )
-        _close(todo, length, config, finished)
-    if not (all(finished) or (stop and stop.is_set())):
+    forced, _ = pad(prefix or [()] * len(src), src.device, -1)
+    beams = _Beams(model, src, src_lengths, config, forced)
+    while beams.sentences and not (stop and stop.is_set()):
+        beams.step(expand)
+    if not (all(beams.finished) or (stop and stop.is_set())):
         raise UserError(NOT_A_NUMBER)
-    return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]
+    return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in beams.finished]
 
 
-def _in_blocks(
-    expand: Continuations,
+def search_all(
     model: Seq2Seq,
-    todo: _Open,
-    hidden: Tensor,
-    must: Tensor | None,
+    ids: Sequence[list[int]],
     config: SearchConfig,
-) -> Candidates:
-    """Project and choose for some sentences at a time."""
-    scores, rules = todo.scores, (config.no_repeat_ngram, config.min_length)
-    parts = []
-    for block in sentence_blocks(scores):
-        logits = model.project(hidden[block]).float()
-        prefix = None if must is None else must[block]
-        banned = banned_tokens(todo.tokens[block], logits.size(-1), prefix, *rules)
-        parts.append(expand(scores[block], logits, banned))
-    return parts[0] if len(parts) == 1 else Candidates(*map(torch.cat, zip(*parts, strict=True)))
+    max_tokens: int,
+    prefix: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+) -> list[list[Hypothesis]]:
+    """Translate any number of sentences, in batches; CPU cores work on a batch each.
+
+    Args:
+        model: in evaluation mode.
+        ids: of each source sentence, EOS last.
+        config: beam, length normalisation, sampling.
+        max_tokens: padded source tokens in a batch.
+        prefix: target ids with which every hypothesis begins.
+        generator: source of randomness of the sampling.
+    """
+    device = next(model.parameters()).device
+
+    def search_batch(batch: list[int], stop: Event) -> list[list[Hypothesis]]:
+        src, lengths = pad([ids[index] for index in batch], device)
+        return search(model, src, lengths, config, [prefix] * len(batch), generator, stop)
+
+    # Samples are drawn in a fixed order, so that they depend on the seed alone.
+    workers = 1 if config.sample else count_workers(device)
+    lengths = [len(row) for row in ids]
+    budget = min(max_tokens, max(sum(lengths) // workers, SMALLEST_BATCH))
+    batches = list(like_length(lengths, budget))[::-1]  # the longest first
+    found: list[list[Hypothesis]] = [[] for _ in ids]
+    for batch, results in zip(batches, in_threads(search_batch, batches, workers), strict=True):
+        for index, hypotheses in zip(batch, results, strict=True):
+            found[index] = hypotheses
+    return found
 
 
-def _collect(
-    todo: _Open,
-    candidates: Candidates,
-    ends: Tensor,
-    length: int,
-    config: SearchConfig,
-    finished: list[list[Hypothesis]],
-) -> None:
-    """Store the hypotheses that end with this step; ends: (B, N)."""
-    rows, columns = ends.nonzero(as_tuple=True)
-    if not len(rows):
-        return
-    ids = todo.tokens[rows, candidates.parents[rows, columns], 1:].tolist()
-    log_probs = candidates.scores[rows, columns].tolist()
-    penalty = length_penalty(length, config)
-    for row, its_ids, log_prob in zip(rows.tolist(), ids, log_probs, strict=True):
-        found = finished[todo.sentences[row]]
-        if len(found) < config.width:
-            found.append(Hypothesis(its_ids, log_prob / penalty, log_prob))
+class _Beams:
+    """N beams for each sentence that is still being decoded, and all finished hypotheses.
 
+    Args:
+        forced: (B, longest prefix), the tokens that must come first, -1 where a sentence is free.
+    """
 
-def _close(
-    todo: _Open, length: int, config: SearchConfig, finished: list[list[Hypothesis]]
-) -> None:
-    """Let sentences leave that have all their hypotheses or have reached their maximum length."""
-    rows = []
-    for row, sentence in enumerate(todo.sentences):
-        found = finished[sentence]
-        if len(found) < config.width and length >= todo.limits[row]:
-            for ids, log_prob in zip(
-                todo.tokens[row, :, 1:].tolist(), todo.scores[row].tolist(), strict=True
-            ):
-                if log_prob > NEVER and len(found) < config.width:
-                    score = log_prob / length_penalty(length, config)
-                    found.append(Hypothesis(ids, score, log_prob, ended=False))
-        elif len(found) < config.width:
-            rows.append(row)
-    if len(rows) < len(todo.sentences):
-        todo.keep(_without_gaps(rows))
+    def __init__(
+        self, model: Seq2Seq, src: Tensor, lengths: Tensor, config: SearchConfig, forced: Tensor
+    ) -> None:
+        self.model, self.config, self.forced = model, config, forced
+        self.length = 0
+        self.sentences = list(range(len(src)))  # their places in the batch that came in
+        self.finished: list[list[Hypothesis]] = [[] for _ in self.sentences]
+        limits = torch.maximum(lengths, (forced >= 0).sum(1)) + config.max_extra
+        if model.max_length is not None:
+            limits = limits.clamp(max=model.max_length)
+        self.limits = limits.tolist()
+        self.state = model.start(model.encode(src, lengths), config.width)
+        self.tokens = src.new_full((len(src), config.width, 1), BOS)
+        self.scores = torch.zeros(len(src), config.width, device=src.device)
+        if not config.sample:
+            # The beams of a sentence begin alike, so all but the first are out of the race.
+            self.scores[:, 1:] = NEVER
+
+    def step(self, expand: Continuations) -> None:
+        """Let each beam write a token, and sentences leave that are finished."""
+        self.length += 1
+        hidden, self.state = self.model.step(self.tokens[:, :, -1], self.state)
+        found = self._candidates(expand, hidden)
+        ends = (found.tokens == EOS) & (found.scores > NEVER)
+        self._collect(found, ends[:, : self.config.width])
+        self.scores, index = found.scores.masked_fill(ends, NEVER).topk(self.config.width, -1)
+        parents = found.parents.gather(1, index)
+        self.state.reorder(parents)
+        past = self.tokens.gather(1, parents[:, :, None].expand_as(self.tokens))
+        self.tokens = torch.cat([past, found.tokens.gather(1, index)[:, :, None]], 2)
+        self._close()
+
+    def _candidates(self, expand: Continuations, hidden: Tensor) -> Candidates:
+        """Continuations of hidden states (B, N, D), made of some sentences at a time."""
+        must = None
+        if self.length <= self.forced.size(1):
+            must = self.forced[self.sentences, self.length - 1]
+        parts = []
+        for block in sentence_blocks(self.scores):
+            logits = self.model.project(hidden[block]).float()
+            banned = banned_tokens(
+                self.tokens[block],
+                logits.size(-1),
+                None if must is None else must[block],
+                self.config.no_repeat_ngram,
+                self.config.min_length,
+            )
+            parts.append(expand(self.scores[block], logits, banned))
+        if len(parts) == 1:
+            return parts[0]
+        return Candidates(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _collect(self, found: Candidates, ends: Tensor) -> None:
+        """Store the hypotheses that end with this step; ends: (B, N)."""
+        rows, columns = ends.nonzero(as_tuple=True)
+        if len(rows):
+            ids = self.tokens[rows, found.parents[rows, columns], 1:].tolist()
+            log_probs = found.scores[rows, columns].tolist()
+            for row, beam, log_prob in zip(rows.tolist(), ids, log_probs, strict=True):
+                self._finish(self.sentences[row], beam, log_prob, ended=True)
+
+    def _finish(self, sentence: int, ids: list[int], log_prob: float, ended: bool) -> None:
+        if len(self.finished[sentence]) < self.config.width:
+            score = log_prob / length_penalty(self.length, self.config)
+            self.finished[sentence].append(Hypothesis(ids, score, log_prob, ended))
+
+    def _close(self) -> None:
+        """Let sentences leave that have N hypotheses or have reached their maximum length."""
+        stay = []
+        for row, sentence in enumerate(self.sentences):
+            if len(self.finished[sentence]) == self.config.width:
+                continue
+            if self.length < self.limits[row]:
+                stay.append(row)
+                continue
+            ids, log_probs = self.tokens[row, :, 1:].tolist(), self.scores[row].tolist()
+            for beam, log_prob in zip(ids, log_probs, strict=True):
+                if log_prob > NEVER:
+                    self._finish(sentence, beam, log_prob, ended=False)
+        if len(stay) < len(self.sentences):
+            self._keep(_without_gaps(stay))
+
+    def _keep(self, rows: list[int]) -> None:
+        """Go on with these sentences, in this order."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.tokens.device)
+        self.state.keep(index)
+        self.sentences = [self.sentences[row] for row in rows]
+        self.limits = [self.limits[row] for row in rows]
+        self.tokens, self.scores = self.tokens[index], self.scores[index]
 
 
 def _without_gaps(rows: list[int]) -> list[int]:
@@ -264,21 +292,3 @@ def _without_gaps(rows: list[int]) -> list[int]:
     last = [row for row in rows if row >= len(rows)]
     stay = set(rows)
     return [row if row in stay else last.pop() for row in range(len(rows))]
-
-
-def _prefix_table(prefix: Sequence[Sequence[int]] | None, src: Tensor) -> Tensor:
-    """The forced tokens, (B, longest prefix), -1 where a sentence is free."""
-    return pad(prefix or [()] * len(src), src.device, -1)[0]
-
-
-def pad(
-    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu", value: int = PAD
-) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one tensor (B, longest), padded at the end, and their lengths (B,)."""
-    lengths = [len(row) for row in rows]
-    longest = max(lengths, default=0)
-    padded = [[*row, *[value] * (longest - len(row))] for row in rows]
-    return (
-        torch.tensor(padded, dtype=torch.long, device=device),
-        torch.tensor(lengths, device=device),
-    )

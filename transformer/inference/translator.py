@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from threading import Event
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,48 +13,24 @@ from torch import Tensor
 from transformer.bundle import load_bundle
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import UserError
-from transformer.inference.batches import like_length, of_pairs
+from transformer.inference.batches import Pair, of_pairs
 from transformer.inference.forced import align, cross_attention, log_probs
-from transformer.inference.guard import Flaw, Verdict, badness, find_flaw, least_bad, stricter
+from transformer.inference.guard import Verdict, find_flaw, least_bad, stricter
 from transformer.inference.lines import listed, refuse_long, split
-from transformer.inference.search import Hypothesis, SearchConfig, pad, search
+from transformer.inference.results import Alignment, Checked, Scored, Translation, joined
+from transformer.inference.search import Hypothesis, SearchConfig, search_all
 from transformer.kernels import Precision, find_device, find_precision
-from transformer.kernels.process import SMALLEST_BATCH, count_workers, in_threads
 from transformer.kernels.tensors import transpose_weights
 from transformer.models import Seq2Seq
 from transformer.settings import settings
 
-Alignment = list[tuple[int, int]]
 
+class _Line(NamedTuple):
+    """The source ids of a line, and its hypotheses, best first, with what is wrong with them."""
 
-class Translation(NamedTuple):
-    """One translation of a line.
-
-    text: detokenised. score: length-normalised log-probability. log_prob: in nats. pieces: the
-    target tokens. alignment: pairs (source word, target word), where asked for; words are what
-    spaces separate, counted from 0. verdict: what is wrong with it.
-    """
-
-    text: str
-    score: float
-    log_prob: float
-    pieces: list[str]
-    alignment: Alignment | None = None
-    verdict: Verdict = Verdict()
-
-
-class Checked(NamedTuple):
-    """The best translation of a line, detokenised, and what is wrong with it."""
-
-    text: str
-    verdict: Verdict
-
-
-class Scored(NamedTuple):
-    """A given translation under the model: log-probability in nats, and its number of tokens."""
-
-    log_prob: float
-    tokens: int
+    src: list[int]
+    hypotheses: list[Hypothesis]
+    verdicts: list[Verdict]
 
 
 class Translator:
@@ -86,8 +61,7 @@ class Translator:
         for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be 1 or more")
-        self.model = model.eval()
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model.eval(), tokenizer
         self.config = config or SearchConfig()
         self.max_tokens = max_tokens
         self.max_length = min(max_length, model.max_length or max_length)
@@ -145,34 +119,19 @@ class Translator:
         refuse_long(ids, limit)
         return ids
 
-    def translate(
-        self,
-        lines: Sequence[str],
-        *,
-        to: str | None = None,
-        too_long: Literal["refuse", "split"] = "refuse",
-        guard: bool = False,
-        **overrides: Any,
-    ) -> list[str]:
+    def translate(self, lines: Sequence[str], **options: Any) -> list[str]:
         """The best translation of each line; an empty line stays empty.
 
         Args:
             lines: source sentences, untokenised.
-            to: language to translate into, of a model with tags; the bundle's when left out.
-            too_long: what becomes of a line above `max_length`: refused with its number, or split
-                at sentence ends (else at spaces) into parts that are translated one by one.
-            guard: decode again, with `stricter` settings, what loops, is empty or blows up; the
-                least bad translation is taken.
-            overrides: fields of `SearchConfig`, such as beam=1; `prefix` and `generator` as in
-                `n_best`, but no prefix with split lines.
+            options: as for `checked`: `to`, `too_long`, `guard`, and fields of `SearchConfig`.
 
         Raises:
             TypeError: for a text in place of a list.
             LineError: when a line is no text, or too long and not to be split; a ValueError.
             ValueError: when `to` is unknown.
         """
-        found = self.checked(lines, to=to, too_long=too_long, guard=guard, **overrides)
-        return [line.text for line in found]
+        return [line.text for line in self.checked(lines, **options)]
 
     def checked(
         self,
@@ -183,18 +142,32 @@ class Translator:
         guard: bool = False,
         **overrides: Any,
     ) -> list[Checked]:
-        """The same as `translate`, with what is wrong: in a split line the worst of its parts."""
+        """As `translate`, with what is wrong: in a split line the worst of its parts.
+
+        Args:
+            lines: source sentences, untokenised.
+            to: language to translate into, of a model with tags; the bundle's when left out.
+            too_long: what becomes of a line above `max_length`: refused with its number, or split
+                at sentence ends (else at spaces) into parts that are translated one by one.
+            guard: decode again, with `stricter` settings, what loops, is empty or blows up; the
+                least bad translation is taken.
+            overrides: fields of `SearchConfig`; `prefix` (not with split lines) and `generator`.
+        """
+
+        def fits(part: str) -> bool:
+            return len(self.encode([part], to)[0]) <= self.max_length
+
         lines = listed(lines)
         if too_long == "split" and overrides.get("prefix"):
             raise UserError("a prefix goes with whole lines: leave it out, or too_long='split'")
         parts = [[line] for line in lines]
         if too_long == "split":
-            parts = [split(line, lambda part: self._fits(part, to)) for line in lines]
+            parts = [split(line, fits) for line in lines]
         flat = [part for line in parts for part in line]
-        _, found, verdicts = self._search(flat, to=to, guard=guard, **overrides)
-        texts = self.tokenizer.decode([hypotheses[0].ids for hypotheses in found])
-        best = zip(texts, (verdict for verdict, *_ in verdicts), strict=True)
-        return [_joined([next(best) for _ in line]) for line in parts]
+        found = self._search(flat, to, guard, **overrides)
+        texts = self.tokenizer.decode([line.hypotheses[0].ids for line in found])
+        best = zip(texts, (line.verdicts[0] for line in found), strict=True)
+        return [joined([next(best) for _ in line]) for line in parts]
 
     def n_best(
         self,
@@ -223,59 +196,46 @@ class Translator:
             LineError: when a line is no text, or too long; a ValueError.
             ValueError: when `to` is unknown, or `guard` goes with several translations.
         """
-        ids, found, verdicts = self._search(
-            lines, to=to, prefix=prefix, generator=generator, guard=guard, **overrides
-        )
-        aligned = self._alignments(ids, found) if alignments else repeat(None)
-        return [self._translations(*line, aligned) for line in zip(found, verdicts, strict=True)]
+        found = self._search(lines, to, guard, prefix, generator, **overrides)
+        aligned: Iterator[Alignment | None] = repeat(None)
+        if alignments:
+            pairs = [(line.src, hypothesis.ids) for line in found for hypothesis in line.hypotheses]
+            compute = partial(align, self.model, self.tokenizer)
+            aligned = iter([*of_pairs(compute, pairs, self.max_tokens)])
+        return [self._translations(line, aligned) for line in found]
 
     def _search(
         self,
         lines: Sequence[str],
-        *,
-        to: str | None = None,
+        to: str | None,
+        guard: bool,
         prefix: str = "",
         generator: torch.Generator | None = None,
-        guard: bool = False,
         **overrides: Any,
-    ) -> tuple[list[list[int]], list[list[Hypothesis]], list[list[Verdict]]]:
-        """The source ids, hypotheses and verdicts of each line, as `n_best` describes them."""
+    ) -> list[_Line]:
+        """What was found for each line, as `n_best` describes it."""
         config = replace(self.config, **overrides)
         if guard and config.n_best > 1:
             raise UserError(f"guard takes the best alone, n_best is {config.n_best}: leave one out")
         lines = listed(lines)
         ids = self.encode(lines, to, self.max_length)
         forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))[0][:-1]
-        filled = [index for index, line in enumerate(lines) if not is_blank(line)]
-        found = [[Hypothesis([], 0.0, 0.0)] for _ in lines]
-        verdicts = [[Verdict()] for _ in lines]
-        rows = [ids[index] for index in filled]
-        results = self.search(rows, config, forced, generator)
-        before = self._decode_again(rows, results, config, forced, generator) if guard else {}
-        for place, (index, hypotheses) in enumerate(zip(filled, results, strict=True)):
-            flaws = [find_flaw([*forced, *ids[index]], hypothesis) for hypothesis in hypotheses]
-            found[index] = hypotheses
-            verdicts[index] = [Verdict(flaw, before.get(place)) for flaw in flaws]
-        return ids, found, verdicts
-
-    def _decode_again(
-        self,
-        rows: list[list[int]],
-        found: list[list[Hypothesis]],
-        config: SearchConfig,
-        forced: list[int],
-        generator: torch.Generator | None,
-    ) -> dict[int, Flaw]:
-        """Replace each best hypothesis that has a flaw; which flaws the rows had before."""
-        given = [[*forced, *row] for row in rows]
-        flaws = [find_flaw(ids, best) for ids, (best, *_) in zip(given, found, strict=True)]
-        before = {index: flaw for index, flaw in enumerate(flaws) if flaw}
-        results = self.search(
-            [rows[index] for index in before], stricter(config), forced, generator
-        )
-        for index, others in zip(before, results, strict=True):
-            found[index] = [least_bad(given[index], [found[index][0], *others])]
-        return before
+        rows = {place: row for place, row in enumerate(ids) if not is_blank(lines[place])}
+        found = [_Line(row, [Hypothesis([], 0.0, 0.0)], [Verdict()]) for row in ids]
+        results = self.search(list(rows.values()), config, forced, generator)
+        for (place, row), hypotheses in zip(rows.items(), results, strict=True):
+            verdicts = [Verdict(find_flaw([*forced, *row], one)) for one in hypotheses]
+            found[place] = _Line(row, hypotheses, verdicts)
+        if not guard:
+            return found
+        again = {place: row for place, row in rows.items() if found[place].verdicts[0].flaw}
+        results = self.search(list(again.values()), stricter(config), forced, generator)
+        for (place, row), hypotheses in zip(again.items(), results, strict=True):
+            given, before = [*forced, *row], found[place]
+            best = least_bad(given, [before.hypotheses[0], *hypotheses])
+            verdict = Verdict(find_flaw(given, best), before.verdicts[0].flaw)
+            found[place] = _Line(row, [best], [verdict])
+        return found
 
     def search(
         self,
@@ -284,30 +244,8 @@ class Translator:
         prefix: Sequence[int] = (),
         generator: torch.Generator | None = None,
     ) -> list[list[Hypothesis]]:
-        """The hypotheses of sentences that are token ids already, best first.
-
-        Args:
-            ids: of each source sentence, EOS last.
-            config: search settings.
-            prefix: target ids with which every hypothesis begins.
-            generator: source of randomness when sampling.
-        """
-
-        def search_batch(batch: list[int], stop: Event) -> list[list[Hypothesis]]:
-            src, lengths = pad([ids[index] for index in batch], self.device)
-            prefixes = [list(prefix)] * len(batch)
-            return search(self.model, src, lengths, config, prefixes, generator, stop)
-
-        # Samples are drawn in a fixed order, so that they depend on the seed alone.
-        workers = 1 if config.sample else count_workers(self.device)
-        lengths = [len(row) for row in ids]
-        budget = min(self.max_tokens, max(sum(lengths) // workers, SMALLEST_BATCH))
-        batches = list(like_length(lengths, budget))[::-1]  # the longest first
-        found: list[list[Hypothesis]] = [[] for _ in ids]
-        for batch, results in zip(batches, in_threads(search_batch, batches, workers), strict=True):
-            for index, hypotheses in zip(batch, results, strict=True):
-                found[index] = hypotheses
-        return found
+        """The hypotheses of sentences that are token ids already: `search_all` with this model."""
+        return search_all(self.model, ids, config, self.max_tokens, prefix, generator)
 
     def score(
         self, src_lines: Sequence[str], tgt_lines: Sequence[str], to: str | None = None
@@ -319,8 +257,7 @@ class Translator:
 
         Raises:
             TypeError: for a text in place of a list.
-            LineError: when a line is no text, or has more tokens than there are positions; a
-                ValueError.
+            LineError: when a line is no text, or has more tokens than the model has positions.
             ValueError: when there are not as many targets as sources, or `to` is unknown.
         """
         pairs = self.encode_pairs(src_lines, tgt_lines, to)
@@ -329,7 +266,7 @@ class Translator:
 
     def encode_pairs(
         self, src_lines: Iterable[str], tgt_lines: Iterable[str], to: str | None = None
-    ) -> list[tuple[list[int], list[int]]]:
+    ) -> list[Pair]:
         """Source and target ids of given translations; raises what `score` does."""
         limit = self.model.max_length
         src, targets = self.encode(src_lines, to, limit), listed(tgt_lines, side="target")
@@ -350,44 +287,14 @@ class Translator:
         Returns:
             Weights (L, H, T, S), the S source pieces and the T target pieces.
         """
-        src = self.encode([src_line], to)[0]
-        tgt = self.tokenizer.encode_tgt([tgt_line])[0]
-        (weights,) = cross_attention(self.model, [src], [tgt])
+        [(src, tgt)] = self.encode_pairs([src_line], [tgt_line], to)
+        (weights,) = cross_attention(self.model, [(src, tgt)])
         return weights, self.tokenizer.src_pieces(src), self.tokenizer.tgt_pieces(tgt)
 
-    def _translations(
-        self,
-        hypotheses: list[Hypothesis],
-        verdicts: list[Verdict],
-        aligned: Iterator[Alignment | None],
-    ) -> list[Translation]:
-        texts = self.tokenizer.decode([hypothesis.ids for hypothesis in hypotheses])
+    def _translations(self, line: _Line, aligned: Iterator[Alignment | None]) -> list[Translation]:
+        pieces = self.tokenizer.tgt_pieces
+        texts = self.tokenizer.decode([one.ids for one in line.hypotheses])
         return [
-            Translation(
-                text,
-                hypothesis.score,
-                hypothesis.log_prob,
-                self.tokenizer.tgt_pieces(hypothesis.ids),
-                next(aligned),
-                verdict,
-            )
-            for text, hypothesis, verdict in zip(texts, hypotheses, verdicts, strict=True)
+            Translation(text, one.score, one.log_prob, pieces(one.ids), next(aligned), verdict)
+            for text, one, verdict in zip(texts, line.hypotheses, line.verdicts, strict=True)
         ]
-
-    def _alignments(
-        self, ids: list[list[int]], found: list[list[Hypothesis]]
-    ) -> Iterator[Alignment]:
-        """That of each hypothesis of each line, in their order."""
-        lines = zip(ids, found, strict=True)
-        pairs = [(src, hypothesis.ids) for src, line in lines for hypothesis in line]
-        return iter(of_pairs(partial(align, self.model, self.tokenizer), pairs, self.max_tokens))
-
-    def _fits(self, line: str, to: str | None) -> bool:
-        return len(self.encode([line], to)[0]) <= self.max_length
-
-
-def _joined(parts: Sequence[tuple[str, Verdict]]) -> Checked:
-    """The parts of a line as one; of each kind of flaw the worst."""
-    texts, verdicts = zip(*parts, strict=True)
-    flaws = zip(*verdicts, strict=True)
-    return Checked(" ".join(texts), Verdict(*(max(kind, key=badness) for kind in flaws)))
