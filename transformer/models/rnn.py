@@ -226,15 +226,17 @@ class RNN(Seq2Seq):
             x = layer(self.dropout(x), src_lengths)
         return Memory(x, src_lengths, padding_mask(src_lengths, src.size(1)))
 
-    def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
-        state = self.start(self.encode(src, src_lengths))
-        return self._decode(tgt_in, state)[0]
-
-    def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
-        state = self.start(self.encode(src, src_lengths))
-        weights = self._decode(tgt_in, state, need_weights=True)[1]
-        assert weights is not None
-        return weights[:, None]
+    def decode(
+        self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        state = self.start(memory)
+        # All steps at once, where none waits for the one before.
+        size = 1 if self.config.input_feeding else tgt_in.size(1)
+        parts = [
+            self._advance(tokens[:, None], state, need_weights) for tokens in tgt_in.split(size, 1)
+        ]
+        hidden, weights = zip(*parts, strict=True)
+        return torch.cat(hidden, 1), torch.cat(weights, 2)[:, None] if need_weights else None
 
     def start(self, memory: Memory, beams: int = 1) -> RNNState:
         first = torch.tanh(self.bridge(context_vector(memory)))
@@ -250,17 +252,6 @@ class RNN(Seq2Seq):
     def combine(self, context: Tensor, states: Tensor) -> Tensor:
         """tanh(W_c [a_t; s_t]) (Luong et al. 2015, equation 5); all (B, T, D)."""
         return torch.tanh(self.output_projection(torch.cat([context, states], -1)))
-
-    def _decode(
-        self, tgt_in: Tensor, state: RNNState, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """All target steps of one beam, at once where none waits for the one before."""
-        size = 1 if self.config.input_feeding else tgt_in.size(1)
-        parts = [
-            self._advance(tokens[:, None], state, need_weights) for tokens in tgt_in.split(size, 1)
-        ]
-        hidden, weights = zip(*parts, strict=True)
-        return torch.cat(hidden, 1), torch.cat(weights, 2) if need_weights else None
 
     def _advance(
         self, tokens: Tensor, state: RNNState, need_weights: bool = False

@@ -70,6 +70,17 @@ class Seq2Seq(nn.Module, ABC):
         """Read the source: token ids (B, S) with lengths (B,)."""
 
     @abstractmethod
+    def decode(
+        self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """All target steps: hidden states (B, T, D), and attention weights if asked for.
+
+        Args:
+            tgt_in: (B, T) token ids, beginning with the start symbol.
+            memory: as `encode` makes it.
+            need_weights: also return the weights of cross-attention, (B, L, H, T, S).
+        """
+
     def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         """Hidden states (B, T, D), each of which predicts the token after its own.
 
@@ -78,6 +89,7 @@ class Seq2Seq(nn.Module, ABC):
             src_lengths: (B,), tokens.
             tgt_in: (B, T) token ids, beginning with the start symbol.
         """
+        return self.decode(tgt_in, self.encode(src, src_lengths))[0]
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) over the target vocabulary for any hidden states (..., D)."""
@@ -94,9 +106,11 @@ class Seq2Seq(nn.Module, ABC):
         The state that came in is used up.
         """
 
-    @abstractmethod
     def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         """How much each target step looked at each source token: weights (B, L, H, T, S)."""
+        _, weights = self.decode(tgt_in, self.encode(src, src_lengths), need_weights=True)
+        assert weights is not None
+        return weights
 
     def tie(self) -> None:
         """Make one of the matrices that the model shares, after its weights were replaced."""

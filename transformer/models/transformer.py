@@ -202,17 +202,9 @@ class Transformer(Seq2Seq):
             x = layer(x, mask)
         return Memory(self.encoder_norm(x), src_lengths, mask)
 
-    def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
-        return self._decode(tgt_in, self.encode(src, src_lengths))[0]
-
-    def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
-        memory = self.encode(src, src_lengths)
-        return torch.stack(self._decode(tgt_in, memory, need_weights=True)[1], 1)
-
-    def _decode(
+    def decode(
         self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
-        """All target steps at once: hidden states (B, T, D), cross-attention of each layer."""
+    ) -> tuple[Tensor, Tensor | None]:
         x = self.tgt_embedding(tgt_in)
         mask = causal_mask(tgt_in.size(1), x.device)
         weights = []
@@ -221,7 +213,7 @@ class Transformer(Seq2Seq):
                 x, memory.hidden, mask=mask, memory_mask=memory.mask, need_weights=need_weights
             )
             weights.append(layer_weights)
-        return self.decoder_norm(x), weights
+        return self.decoder_norm(x), torch.stack(weights, 1) if need_weights else None
 
     def start(self, memory: Memory, beams: int = 1) -> TransformerState:
         projected = [layer.cross_attention.project_memory(memory.hidden) for layer in self.decoder]
