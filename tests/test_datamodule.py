@@ -19,10 +19,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import raising
 
-from transformer.data import datamodule as module_under_test
-from transformer.data import loaders
+from transformer.data import dataset, loaders
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
+from transformer.data.learning import tokenizer_path
 from transformer.data.mixture import ExtraCorpus
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.writing import is_part, part
@@ -107,7 +107,7 @@ def test_limit_takes_the_first_training_pairs(corpus: Path) -> None:
 
 def test_a_second_run_reads_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ready(corpus)
-    monkeypatch.setattr(module_under_test, "write_table", raising(AssertionError()))
+    monkeypatch.setattr(dataset, "write_table", raising(AssertionError()))
     monkeypatch.setattr(Tokenizer, "train", None)
     start = time.perf_counter()
     second = ready(corpus)
@@ -122,7 +122,7 @@ def test_the_same_text_is_read_once_wherever_it_lies(
 ) -> None:
     first = ready(corpus)
     shutil.copytree(corpus, tmp_path / "other", ignore=shutil.ignore_patterns("cache", "other"))
-    monkeypatch.setattr(module_under_test, "write_table", raising(AssertionError()))
+    monkeypatch.setattr(dataset, "write_table", raising(AssertionError()))
     monkeypatch.setattr(Tokenizer, "train", None)
     assert paths(ready(tmp_path / "other", cache=f"{corpus}/cache")) == paths(first)
 
@@ -222,7 +222,7 @@ def test_the_cache_is_not_used_for_other_content(corpus: Path, options: dict[str
 
 def test_another_length_reads_no_text_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ready(corpus)
-    monkeypatch.setattr(module_under_test, "write_table", raising(AssertionError()))
+    monkeypatch.setattr(dataset, "write_table", raising(AssertionError()))
     after = ready(corpus, max_length=12)
     assert paths(after) == paths(before)
     assert after.counts.pairs + after.counts.too_long == before.counts.pairs == 400
@@ -246,7 +246,10 @@ def test_two_runs_may_learn_the_same_vocabulary_at_once(corpus: Path) -> None:
     second.cache = corpus / "elsewhere"
     second.prepare_data()
     first.prepare_data()
-    shutil.copy(second._tokenizer_path(), first._tokenizer_path())
+    shutil.copy(
+        tokenizer_path(second.cache, *second._learned_from()),
+        tokenizer_path(first.cache, *first._learned_from()),
+    )
     first.setup()
     assert first.counts.pairs == 400
     assert len(list((corpus / "cache").glob("tokenizer-*"))) == 1

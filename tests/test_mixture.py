@@ -23,6 +23,7 @@ from transformer.data.batching import Plan, collate
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.datamodule import DataModule
 from transformer.data.dataset import Counts, TokenTable, digest, select, write_table
+from transformer.data.learning import tokenizer_path
 from transformer.data.loaders import CachedLoader
 from transformer.data.mixture import ExtraCorpus, Mixture, proportions, walk
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
@@ -253,14 +254,18 @@ def test_caches_depend_on_the_mixture_and_those_without_one_stay(corpus: Path) -
     plain = make(corpus)
     [text] = plain._text("train")
     about = ["TwoFiles", "en", "de", text.identity(), None, vars(plain.tokenizer_config)]
-    assert plain._tokenizer_path().name == f"tokenizer-{digest(about)}.json"
+    assert (
+        tokenizer_path(plain.cache, *plain._learned_from()).name
+        == f"tokenizer-{digest(about)}.json"
+    )
     options: list[dict[str, Any]] = [
         {}, {"tags": True}, {"extra_corpora": [further(corpus, tgt="de", src="fr")]},
         {"extra_corpora": [further(corpus, tgt="de", src="fr", limit=9)]},
         {"extra_corpora": [further(corpus, tgt="de", src="fr")], "tags": True},
         {"extra_corpora": [further(corpus)], "tags": True},
     ]  # fmt: skip
-    assert len({make(corpus, **given)._tokenizer_path() for given in options}) == len(options)
+    made = [make(corpus, **given) for given in options]
+    assert len({tokenizer_path(data.cache, *data._learned_from()) for data in made}) == len(options)
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None:

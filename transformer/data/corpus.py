@@ -65,6 +65,10 @@ class Corpus:
         """What changes when the text changes, and does not when it lies somewhere else."""
         raise NotImplementedError
 
+    def content(self) -> list[Any]:
+        """What changes when the pairs do."""
+        return [type(self).__name__, self.src, self.tgt, self.identity(), self.limit]
+
     def pairs(self, start: int = 0) -> Iterator[Pair]:
         """The pairs, from number `start` on, up to number `limit`.
 
@@ -220,7 +224,7 @@ class Table(Corpus):
 
 @dataclass(frozen=True)
 class Hub(Corpus):
-    """A data set of the Hugging Face hub, or a local folder that `datasets` understands."""
+    """A data set of the Hugging Face hub, or of a folder that `datasets` understands."""
 
     name: str
     config: str | None
@@ -238,17 +242,14 @@ class Hub(Corpus):
         try:
             return load(self.name, self.config, self.split, self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, no such split
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"{self.key}: {self.spec} cannot be loaded ({reason}): check its name and the "
-                "network, or give local files"
+                f"{self.key}: {self.spec} cannot be loaded ({' '.join(str(error).split())}): check "
+                "its name and the network, or give local files"
             ) from error
 
     def _rows(self, start: int) -> Iterator[dict[str, Any]]:
-        data = self._load()
-        if start:  # `datasets` skips without reading what it can
-            data = data.skip(start)
-        return self._arrow_rows(data.with_format("arrow").iter(batch_size=1000), start)
+        rest = self._load().skip(start) if start else self._load()  # without reading, if it can
+        return self._arrow_rows(rest.with_format("arrow").iter(batch_size=1000), start)
 
 
 def open_corpus(
@@ -291,3 +292,8 @@ def open_corpus(
         return Table(spec, src, tgt, key, file, tuple(columns) if columns else None, limit=limit)
     sides = find_side(path, src, key), find_side(path, tgt, key)
     return TwoFiles(spec, src, tgt, key, sides, limit=limit)
+
+
+def names(corpora: Sequence[Corpus]) -> str:
+    """Names corpora, and where they stand in a recipe, for messages."""
+    return ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +11,8 @@ from lightning.pytorch import LightningDataModule
 
 from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
-from transformer.data.dataset import (
-    Counts,
-    TokenTable,
-    cached,
-    digest,
-    learn_tokenizer,
-    read_tokenizer,
-    table_path,
-    tokenizer_path,
-    write_table,
-)
+from transformer.data.dataset import Counts, TokenTable, digest, open_table
+from transformer.data.learning import open_tokenizer
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture, check_tags, choose
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
@@ -125,7 +115,7 @@ class DataModule(LightningDataModule):
     def corpora(self) -> list[Corpus]:
         """The corpora that are named, found but not read yet."""
         self._check()
-        named = [split for split, spec in self.specs.items() if spec]
+        named = (split for split, spec in self.specs.items() if spec)
         return [corpus for split in named for corpus in self._text(split)]
 
     def shares(self) -> list[tuple[str, str, float]]:
@@ -153,8 +143,7 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
-        rank, world = self._processes()
-        corpora = self._text("train")
+        (rank, world), corpora = self._processes(), self._text("train")
         text = digest([corpus.identity() for corpus in corpora])[:12]
         plan = Plan(self.max_tokens, self.seed, world, text)
         if self.streaming:
@@ -246,19 +235,16 @@ class DataModule(LightningDataModule):
 
     def _cached(self) -> list[tuple[Split, list[Corpus]]]:
         """The splits that are tokenised before they are read."""
-        named = [split for split, spec in self.specs.items() if spec is not None]
-        return [
-            (split, self._text(split)) for split in named if split != "train" or not self.streaming
-        ]
+        named = [split for split, spec in self.specs.items() if spec]
+        return [(name, self._text(name)) for name in named if name != "train" or not self.streaming]
 
     def _open(self, tokenizer: Tokenizer) -> None:
         """Opens the tokenised corpora; those that the cache does not have are made."""
         check_tags(self._named, self.tags, tokenizer)
         for split, corpora in self._cached():
-            path = table_path(self.cache, corpora, tokenizer)
-            if split not in self._tables or self._tables[split].source != path:
-                make = partial(write_table, corpora, tokenizer)
-                self._tables[split] = cached(path, TokenTable, make)
+            before, table = self._tables.get(split), open_table(self.cache, corpora, tokenizer)
+            if before is None or before.source != table.source:
+                self._tables[split] = table
                 self._look_through(split, corpora)
 
     def _look_through(self, split: Split, corpora: list[Corpus]) -> None:
@@ -277,10 +263,8 @@ class DataModule(LightningDataModule):
             )  # fmt: skip
 
     def _learned(self) -> Tokenizer:
-        """The tokenizer of the cache, learned unless it is there."""
         if self._vocabulary is None:
-            learn = partial(learn_tokenizer, *self._learned_from())
-            self._vocabulary = cached(self._tokenizer_path(), read_tokenizer, learn)
+            self._vocabulary = open_tokenizer(self.cache, *self._learned_from())
         return self._vocabulary
 
     def _learned_from(self) -> tuple[TokenizerConfig, list[Corpus], list[str]]:
@@ -288,21 +272,17 @@ class DataModule(LightningDataModule):
         tagged = sorted({corpus.tgt for corpus in self._named.values()}) if self.tags else []
         return self.tokenizer_config, self._text("train"), tagged
 
-    def _tokenizer_path(self) -> Path:
-        return tokenizer_path(self.cache, *self._learned_from())
-
     def _first_tokenizer(self) -> Tokenizer:
         """The tokenizer of the first process: two nodes may have learned two of them."""
         rank, world = self._processes()
-        found = None if rank else self._learned()
-        if world > 1:
-            trainer: Any = self.trainer
-            found = Tokenizer.from_text(trainer.strategy.broadcast(found and found.to_text()))
-            if trainer.local_rank == 0:
-                self._open(found)
-            trainer.strategy.barrier()
-        assert found
-        return found
+        if world == 1:
+            return self._learned()
+        trainer: Any = self.trainer
+        text = trainer.strategy.broadcast(None if rank else self._learned().to_text())
+        if trainer.local_rank == 0:
+            self._open(Tokenizer.from_text(text))
+        trainer.strategy.barrier()
+        return Tokenizer.from_text(text)
 
     def _eval_loader(self, split: Split) -> EvalLoader | list[Any]:
         if self.specs[split] is None:

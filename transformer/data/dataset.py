@@ -13,7 +13,8 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from transformer.data.corpus import Corpus, Pair
-from transformer.data.tokenizer import Lines, Tokenizer, TokenizerConfig, is_blank
+from transformer.data.corpus import Corpus, Pair, names
+from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import UserError
-from transformer.writing import whole, write
+from transformer.writing import whole
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -126,7 +127,7 @@ class TokenTable:
 
 def write_table(corpora: Sequence[Corpus], tokenizer: Tokenizer, path: Path) -> None:
     """Tokenises corpora into an Arrow file; the file appears under its name when it is whole."""
-    log.info("Tokenising %s", _names(corpora))
+    log.info("Tokenising %s", names(corpora))
     with whole(path) as stream:
         _write(stream, [(corpus.tgt, corpus.pairs()) for corpus in corpora], tokenizer)
 
@@ -221,59 +222,15 @@ def nothing_left(corpus: Corpus, counts: Counts) -> UserError:
     )
 
 
-def learn_tokenizer(
-    config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str], path: Path
-) -> None:
-    """Learns the vocabulary of a run from its training text, and keeps it in one file.
-
-    Args:
-        config: How it is learned.
-        corpora: The text.
-        languages: Target languages that have a tag.
-        path: The file.
-    """
-    log.info("Training a tokenizer on %s", _names(corpora))
-
-    def pairs() -> Iterator[Pair]:
-        return chain.from_iterable(corpus.pairs() for corpus in corpora)
-
-    sides: tuple[Lines, Lines] = (
-        lambda: (pair.src for pair in pairs()), lambda: (pair.tgt for pair in pairs())
-    )  # fmt: skip
-    if config.shared:  # which side a line is of does not matter: read once
-        sides = lambda: chain.from_iterable(pairs()), lambda: ()
-    write(path, json.dumps(Tokenizer.train(config, *sides, languages).to_text()))
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads what `learn_tokenizer` wrote."""
-    return Tokenizer.from_text(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _names(corpora: Sequence[Corpus]) -> str:
-    return ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
-
-
-def table_path(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> Path:
-    """Names a file of the cache: the name changes with all that its content does."""
-    about = [FORMAT, [_content(corpus) for corpus in corpora], tokenizer.to_text()]
-    return cache / f"tokens-{digest(about)}.arrow"
-
-
-def tokenizer_path(
-    cache: Path, config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
-) -> Path:
-    """The same for what `learn_tokenizer` learns."""
-    about = list(chain.from_iterable(_content(corpus) for corpus in corpora))
-    return cache / f"tokenizer-{digest([*about, *languages, vars(config)])}.json"
-
-
-def _content(corpus: Corpus) -> list[Any]:
-    return [type(corpus).__name__, corpus.src, corpus.tgt, corpus.identity(), corpus.limit]
+def open_table(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> TokenTable:
+    """Opens the tokenised corpora of the cache; makes them unless they are there."""
+    about = [FORMAT, [corpus.content() for corpus in corpora], tokenizer.to_text()]
+    path = cache / f"tokens-{digest(about)}.arrow"
+    return cached(path, TokenTable, partial(write_table, corpora, tokenizer))
 
 
 def digest(about: Any) -> str:
-    """A short name for JSON content."""
+    """A short name for JSON content, which changes with it."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -38,12 +38,8 @@ class Position(NamedTuple):
     batch: int = 0
 
 
-class Pool(NamedTuple):
-    """Pairs that are sorted together: their number is a key of their order."""
-
-    number: int
-    table: TokenTable
-    rows: Ints
+#: Pairs that are sorted together: a number as key of their order, their table, and their rows.
+Pool = tuple[int, TokenTable, Ints]
 
 
 class TrainLoader:
@@ -78,16 +74,15 @@ class TrainLoader:
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
         done = start.batch
-        for place, pool in enumerate(self._pools(start.epoch, start.pool), start.pool):
-            for number, rows in enumerate(self._batches(start.epoch, pool)[done:], done + 1):
-                self._given.append(Position(start.epoch, place, number))
-                yield collate(pool.table, rows)
+        pools = self._pools(start.epoch, start.pool)
+        for place, (key, table, rows) in enumerate(pools, start.pool):
+            batches = self.plan.batches(table, rows, (start.epoch, key))
+            mine = batches[self.rank :: self.plan.world]
+            for number in range(done, len(mine)):
+                self._given.append(Position(start.epoch, place, number + 1))
+                yield collate(table, mine[number])
             done = 0
         self._given.append(Position(start.epoch + 1))
-
-    def _batches(self, epoch: int, pool: Pool) -> list[Ints]:
-        batches = self.plan.batches(pool.table, pool.rows, (epoch, pool.number))
-        return batches[self.rank :: self.plan.world]
 
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         """The pools of an epoch in their order, from the one in this place on."""
@@ -129,11 +124,9 @@ class CachedLoader(TrainLoader):
     Args:
         table: The tokenised corpora.
         mixture: Which of their rows are in an epoch.
-        plan: How batches are cut.
-        rank: Number of this process.
+        plan, rank, ahead: As in `TrainLoader`.
         limit: Where an epoch of one corpus ends: after this many batches, or this share of them
             (`limit_train_batches`).
-        ahead: Tells how many delivered batches the caller has set aside and not used yet.
     """
 
     def __init__(
@@ -164,7 +157,7 @@ class CachedLoader(TrainLoader):
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         rows = self.mixture.rows(epoch, self.plan.seed)
         for pool in self.plan.order(epoch, self.pools)[start:].tolist():
-            yield Pool(pool, self.table, rows[pool :: self.pools])
+            yield pool, self.table, rows[pool :: self.pools]
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
         batches = super()._deliver(start)
@@ -190,10 +183,8 @@ class StreamLoader(TrainLoader):
         tokenizer: The tokenizer.
         max_length: Longest side of a pair in tokens, EOS included.
         refuse: A longer pair is an error; else it is left out.
-        plan: How batches are cut.
-        rank: Number of this process.
+        plan, rank, ahead: As in `TrainLoader`.
         num_workers: Worker processes that read and tokenise.
-        ahead: Tells how many delivered batches the caller has set aside and not used yet.
     """
 
     def __init__(
@@ -222,12 +213,12 @@ class StreamLoader(TrainLoader):
         corpus = self._text[0]
         # Without a generator of its own a loader draws from that of the process.
         tables = DataLoader(
-            _Tokenised(*self._text, start), batch_size=None, collate_fn=_same,
-            num_workers=self.num_workers, generator=torch.Generator(),
+            _Tokenised(*self._text, start), batch_size=None, num_workers=self.num_workers,
+            generator=torch.Generator(),
         )  # fmt: skip
         for number, table in enumerate(tables, start):
             rows, self._counted[number] = select(table, corpus, *self._rule)
-            yield Pool(number, table, rows)
+            yield number, table, rows
         if not self.counts.pairs:
             raise nothing_left(corpus, self.counts)
 
@@ -247,7 +238,3 @@ class _Tokenised(IterableDataset[TokenTable]):
                 return
             if (pool - self.start) % workers == mine:
                 yield table_in_memory(some, pool * STREAM_POOL, self.corpus, self.tokenizer)
-
-
-def _same(item: Any) -> Any:
-    return item

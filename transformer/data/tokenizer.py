@@ -9,31 +9,24 @@ special id.
 from __future__ import annotations
 
 import codecs
-import logging
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers as hf
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models
 
-from transformer.data.background import Fail, in_background
 from transformer.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 256, "word": 5}
-# Learning BPE takes time that grows with the square of what no space divides: from words of 2,000
-# letters it is 2.5 times as long as from the same text in words of 500, of 10,000 letters 9 times.
-LONGEST_WORD = 2000  # characters
 SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
 
 Lines = Callable[[], Iterable[str]]
 Side = Literal["src", "tgt"]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ class Tokenizer:
             and writing it again would change the last digits of unigram scores.
 
     Raises:
-        ValueError: A file is missing or is not a tokenizer of this project.
+        UserError: A file is missing or is not a tokenizer of this project.
     """
 
     def __init__(self, files: dict[str, str]) -> None:
@@ -116,18 +109,17 @@ class Tokenizer:
             tgt_lines: The same for the target lines.
             languages: Target languages that a tag tells apart.
 
-        Returns:
-            The tokenizer.
-
         Raises:
-            ValueError: The configuration cannot be trained.
+            UserError: The configuration cannot be trained.
         """
+        from transformer.data.learning import learn
+
         config.check(len(languages))
         tags = [f"<2{language}>" for language in sorted(languages)]
         if config.shared:
-            both = _train(config, lambda: chain(src_lines(), tgt_lines()), "shared", tags)
+            both = learn(config, lambda: chain(src_lines(), tgt_lines()), "shared", tags)
             return cls({SHARED_FILE: both})
-        src, tgt = _train(config, src_lines, "source", tags), _train(config, tgt_lines, "target")
+        src, tgt = learn(config, src_lines, "source", tags), learn(config, tgt_lines, "target")
         return cls({SRC_FILE: src, TGT_FILE: tgt})
 
     def side(self, side: Side) -> hf.Tokenizer:
@@ -148,7 +140,7 @@ class Tokenizer:
         """The ids of each source line, EOS last and, where there are tags, the tag of `to` first.
 
         Raises:
-            ValueError: There are tags, and none of the language `to`.
+            UserError: There are tags, and none of the language `to`.
         """
         ids = _encode(self._src, lines)
         if not self.tags:
@@ -165,14 +157,7 @@ class Tokenizer:
         return _encode(self._tgt, lines)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """The text of target ids: each list ends at its first EOS, other special ids are dropped.
-
-        Args:
-            ids: One list of target ids for each sentence.
-
-        Returns:
-            One line of text for each list.
-        """
+        """The text of lists of target ids: ends at the first EOS, without other special ids."""
         texts: list[str] = self._tgt.decode_batch([_until_eos(line) for line in ids])
         return texts
 
@@ -203,11 +188,7 @@ class Tokenizer:
 
     @classmethod
     def from_text(cls, files: dict[str, str]) -> Tokenizer:
-        """The inverse of `to_text`.
-
-        Raises:
-            ValueError: A file is missing or is not a tokenizer of this project.
-        """
+        """The inverse of `to_text`."""
         return cls(files)
 
     def save(self, folder: str | Path) -> None:
@@ -218,11 +199,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: The folder holds no tokenizer of this project.
-        """
+        """Reads what `save` wrote."""
         paths = [Path(folder) / name for name in (SHARED_FILE, SRC_FILE, TGT_FILE)]
         texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
         try:
@@ -258,81 +235,6 @@ def _parse(name: str, text: str) -> hf.Tokenizer:
 def _specials(side: hf.Tokenizer) -> dict[int, str]:
     """Special id -> how it is written: the four, then the tags."""
     return {i: token.content for i, token in sorted(side.get_added_tokens_decoder().items())}
-
-
-def _train(config: TokenizerConfig, lines: Lines, side: str, tags: Sequence[str] = ()) -> str:
-    specials = [*SPECIALS, *tags]
-    tokenizer, trainer = _untrained(config, specials)
-    lower = [normalizers.Lowercase()] if config.lowercase else []
-    tokenizer.normalizer = normalizers.Sequence([*lower, normalizers.NFC()])
-    splitter = tokenizer.pre_tokenizer
-    if config.kind == "word":  # one that spells a special token would take its place
-        spelled = hf.Regex(f"^(?:{'|'.join(map(re.escape, specials))})$")
-        dropped = pre_tokenizers.Split(spelled, "removed")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, dropped])
-    left_out = _learn(tokenizer, trainer, lines)
-    if left_out:
-        log.info(
-            "The %s vocabulary was learned without %d words of more than %d characters",
-            side, left_out, LONGEST_WORD,
-        )  # fmt: skip
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
-    )
-    if tokenizer.get_vocab_size() < config.vocab_size:
-        log.info(
-            "The %s vocabulary has %d entries, fewer than data.tokenizer.vocab_size = %d: "
-            "the text has no more.", side, tokenizer.get_vocab_size(), config.vocab_size,
-        )  # fmt: skip
-    return str(tokenizer.to_str(pretty=True))
-
-
-def _untrained(config: TokenizerConfig, specials: list[str]) -> tuple[hf.Tokenizer, Any]:
-    common: dict[str, Any] = {
-        "vocab_size": config.vocab_size, "special_tokens": specials, "show_progress": False
-    }  # fmt: skip
-    if config.kind == "word":
-        tokenizer = hf.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNK]))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return tokenizer, trainers.WordLevelTrainer(min_frequency=config.min_frequency, **common)
-    common["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if config.kind == "bpe":
-        tokenizer = hf.Tokenizer(models.BPE())
-        trainer: Any = trainers.BpeTrainer(min_frequency=config.min_frequency, **common)
-    else:
-        tokenizer = hf.Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(unk_token=SPECIALS[UNK], **common)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, trainer
-
-
-def _learn(tokenizer: hf.Tokenizer, trainer: Any, lines: Lines) -> int:
-    """Learns from all but the longest words; how many these were."""
-    left_out = 0
-
-    def kept(line: str) -> str:
-        nonlocal left_out
-        if len(line) <= LONGEST_WORD:
-            return line
-        words = line.split()
-        short = [word for word in words if len(word) <= LONGEST_WORD]
-        left_out += len(words) - len(short)
-        return line if len(short) == len(words) else " ".join(short)
-
-    def lists(fail: Fail) -> Iterator[list[str]]:
-        try:
-            # A list of lines crosses into the library faster than the same lines one by one.
-            iterator = map(kept, lines())
-            while some := list(islice(iterator, 1000)):
-                yield some
-        except BaseException as error:
-            fail(error)  # the library would learn from what it has before it says so
-            raise
-
-    in_background(lambda fail: tokenizer.train_from_iterator(lists(fail), trainer))
-    return left_out
 
 
 def _encode(side: hf.Tokenizer, lines: list[str]) -> list[list[int]]:

@@ -1,0 +1,150 @@
+"""A vocabulary is learned from the text of a run, once."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from transformer.data.background import Fail, in_background
+from transformer.data.corpus import Corpus, Pair, names
+from transformer.data.dataset import cached, digest
+from transformer.data.tokenizer import EOS, SPECIALS, UNK, Lines, Tokenizer, TokenizerConfig
+from transformer.writing import write
+
+# Learning BPE takes time that grows with the square of what no space divides: from words of 2,000
+# letters it is 2.5 times as long as from the same text in words of 500, of 10,000 letters 9 times.
+LONGEST_WORD = 2000  # characters
+log = logging.getLogger(__name__)
+
+
+def open_tokenizer(
+    cache: Path, config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
+) -> Tokenizer:
+    """Reads the tokenizer of a training text from the cache; learns it unless it is there.
+
+    Args:
+        cache: Folder of the file.
+        config: How it is learned.
+        corpora: The text.
+        languages: Target languages that have a tag.
+    """
+    path = tokenizer_path(cache, config, corpora, languages)
+    return cached(path, _read, partial(_write, config, corpora, languages))
+
+
+def tokenizer_path(
+    cache: Path, config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
+) -> Path:
+    """Names the file of a tokenizer: the name changes with all that its content does."""
+    about = [*chain.from_iterable(corpus.content() for corpus in corpora), *languages]
+    return cache / f"tokenizer-{digest([*about, vars(config)])}.json"
+
+
+def _read(path: Path) -> Tokenizer:
+    return Tokenizer.from_text(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _write(
+    config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str], path: Path
+) -> None:
+    log.info("Training a tokenizer on %s", names(corpora))
+
+    def pairs() -> Iterator[Pair]:
+        return chain.from_iterable(corpus.pairs() for corpus in corpora)
+
+    sides: tuple[Lines, Lines] = (
+        lambda: (pair.src for pair in pairs()), lambda: (pair.tgt for pair in pairs())
+    )  # fmt: skip
+    if config.shared:  # which side a line is of does not matter: read once
+        sides = lambda: chain.from_iterable(pairs()), lambda: ()
+    write(path, json.dumps(Tokenizer.train(config, *sides, languages).to_text()))
+
+
+def learn(config: TokenizerConfig, lines: Lines, side: str, tags: Sequence[str] = ()) -> str:
+    """Learns one vocabulary; its JSON text.
+
+    Args:
+        config: How.
+        lines: Gives a fresh iterator over the text.
+        side: What to call it in messages.
+        tags: Tokens that tell target languages apart.
+    """
+    specials = [*SPECIALS, *tags]
+    tokenizer, trainer = _untrained(config, specials)
+    lower = [normalizers.Lowercase()] if config.lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([*lower, normalizers.NFC()])
+    splitter = tokenizer.pre_tokenizer
+    if config.kind == "word":  # one that spells a special token would take its place
+        spelled = hf.Regex(f"^(?:{'|'.join(map(re.escape, specials))})$")
+        dropped = pre_tokenizers.Split(spelled, "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, dropped])
+    left_out = _learn(tokenizer, trainer, lines)
+    if left_out:
+        log.info(
+            "The %s vocabulary was learned without %d words of more than %d characters",
+            side, left_out, LONGEST_WORD,
+        )  # fmt: skip
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
+    )
+    if tokenizer.get_vocab_size() < config.vocab_size:
+        log.info(
+            "The %s vocabulary has %d entries, fewer than data.tokenizer.vocab_size = %d: "
+            "the text has no more.", side, tokenizer.get_vocab_size(), config.vocab_size,
+        )  # fmt: skip
+    return str(tokenizer.to_str(pretty=True))
+
+
+def _untrained(config: TokenizerConfig, specials: list[str]) -> tuple[hf.Tokenizer, Any]:
+    common: dict[str, Any] = {
+        "vocab_size": config.vocab_size, "special_tokens": specials, "show_progress": False
+    }  # fmt: skip
+    if config.kind == "word":
+        tokenizer = hf.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNK]))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer, trainers.WordLevelTrainer(min_frequency=config.min_frequency, **common)
+    common["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if config.kind == "bpe":
+        tokenizer = hf.Tokenizer(models.BPE())
+        trainer: Any = trainers.BpeTrainer(min_frequency=config.min_frequency, **common)
+    else:
+        tokenizer = hf.Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(unk_token=SPECIALS[UNK], **common)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, trainer
+
+
+def _learn(tokenizer: hf.Tokenizer, trainer: Any, lines: Lines) -> int:
+    """Learns from all but the longest words; how many these were."""
+    left_out = 0
+
+    def kept(line: str) -> str:
+        nonlocal left_out
+        if len(line) <= LONGEST_WORD:
+            return line
+        words = line.split()
+        short = [word for word in words if len(word) <= LONGEST_WORD]
+        left_out += len(words) - len(short)
+        return line if len(short) == len(words) else " ".join(short)
+
+    def lists(fail: Fail) -> Iterator[list[str]]:
+        try:
+            # A list of lines crosses into the library faster than the same lines one by one.
+            iterator = map(kept, lines())
+            while some := list(islice(iterator, 1000)):
+                yield some
+        except BaseException as error:
+            fail(error)  # the library would learn from what it has before it says so
+            raise
+
+    in_background(lambda fail: tokenizer.train_from_iterator(lists(fail), trainer))
+    return left_out
