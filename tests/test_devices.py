@@ -34,12 +34,12 @@ from transformer.inference.continuations import (
 from transformer.inference.translator import Translator
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training import module as training
-from transformer.training.adapters import LoRAConfig, merge
-from transformer.training.averaging import average_checkpoints
-from transformer.training.callbacks import TrainingLog
-from transformer.training.meter import Prepared, prepare
+from transformer.training.checkpoints import average_checkpoints
+from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.objective import Prepared, prepare
 from transformer.training.scoring import Scorer
+from transformer.training.transfer import LoRAConfig, merge
 
 SHAPES: list[ModelConfig] = [
     TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1),
@@ -149,7 +149,7 @@ def test_old_weights_come_from_the_cpu(
     old = shape.build(OLD.src_vocab_size, OLD.tgt_vocab_size)
     config = {"src": "de", "tgt": "en"}
     monkeypatch.setattr(
-        "transformer.training.module.load_bundle", lambda folder: Bundle(old, OLD, config)
+        "transformer.training.transfer.load_bundle", lambda folder: Bundle(old, OLD, config)
     )
     configured(module(shape, init_from="bundle"))
 

@@ -159,7 +159,7 @@ def test_an_architecture_brings_its_own_settings(
         ),
         (["--trainer.default_root_dir=x"], "trainer.default_root_dir is not used here: take run"),
         (["--trainer.overfit_batches=1"], "trainer.overfit_batches is not used here: take data.l"),
-        (["--old_pair.max_drop=1"], "old_pair.max_drop 1.0 does nothing without old_pair.test"),
+        (["--parent.max_drop=1"], "parent.max_drop 1.0 does nothing without parent.test"),
         (["stray.yaml"], "'stray.yaml': a recipe is given as --config stray.yaml"),
     ],
 )
@@ -210,7 +210,7 @@ def test_text_that_yaml_reads_as_something_else(
     assert f"corpus/train.{value} nor train.{value}.gz exists" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["model", "data", "trainer", "old_pair"])
+@pytest.mark.parametrize("key", ["model", "data", "trainer", "parent"])
 def test_a_group_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
     path = recipe(tmp_path)
     lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{key}:")]

@@ -14,9 +14,8 @@ from transformer.kernels import has_bfloat16
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.models.attention import SCORES
 from transformer.models.positions import SinusoidalPositions
-from transformer.training.meter import Prepared, prepare
 from transformer.training.module import Seq2SeqModule
-from transformer.training.objective import label_smoothed_loss, target_rows
+from transformer.training.objective import Prepared, label_smoothed_loss, prepare, target_rows
 
 SIZE = 50  # of the vocabulary
 

@@ -21,8 +21,8 @@ from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models import TransformerConfig
-from transformer.training.meter import prepare
 from transformer.training.module import Seq2SeqModule
+from transformer.training.objective import prepare
 
 pytestmark = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

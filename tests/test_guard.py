@@ -24,7 +24,7 @@ from transformer.inference.search import Hypothesis, SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models.attention import padding_mask
 from transformer.models.seq2seq import Memory, Seq2Seq
-from transformer.training.callbacks import TrainingLog
+from transformer.training.logging import TrainingLog
 
 WORDS = ["loops", "empties", "wanders", "salad", "fin", "dot.", *(f"w{i}" for i in range(80))]
 KIND = TokenizerConfig(kind="word", min_frequency=1)

@@ -19,9 +19,9 @@ from lightning.pytorch import Callback, Trainer
 from toys import datamodule, fit, module, recipe, trainer
 
 from transformer.models import TransformerConfig
-from transformer.training.callbacks import TrainingLog
-from transformer.training.checkpoints import Checkpoints
+from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.saving import Checkpoints
 from transformer.training.scoring import TranslationScore
 from transformer.training.stopping import StopSafely
 from transformer.writing import is_part
@@ -248,6 +248,7 @@ def test_where_nothing_is_left_to_train_nothing_is_changed(
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert f"nothing is left to train: trainer.{name} is {limit}, and {LAST} was" in said
+        assert said.endswith("; its bundle is runs/toy/bundle\n")
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
     # A run that was stopped in its test has nothing left to train either, but has not ended.
     Path("runs/toy/results.json").unlink()

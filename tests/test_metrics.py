@@ -15,7 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from transformer.evaluation.metrics import TranslationScore, paired_bootstrap
+from transformer.evaluation.metrics import (
+    TranslationScore,
+    bleu_by_length,
+    bleu_of_longest_third,
+    paired_bootstrap,
+)
 
 KOREAN = importlib.util.find_spec("mecab_ko") is not None
 HYPOTHESES = [
@@ -165,3 +170,19 @@ def test_paired_bootstrap_is_sacrebleus_command(tmp_path: Path) -> None:
     for mine, row in zip(((found[0], found[1]), (found[2], found[3])), theirs, strict=True):
         assert mine == pytest.approx((row["score"], row["ci"]))
     assert found.p_value == pytest.approx(theirs[1]["p_value"], abs=1e-4)
+
+
+def test_bleu_by_length_is_sacrebleus_of_each_bin() -> None:
+    sources = ["a", "a b c d e", "a b c d e f", " ".join("abcdefghijkl")]
+    references = ["one two three four five", "the cat sat on the mat", "x y z w v", "p q r s t u"]
+    hypotheses = ["one two three four six", "the cat sat on a mat", "x y z w v", "p q r u t s"]
+    score = TranslationScore(tokenize="none")
+    bins = bleu_by_length(score, sources, hypotheses, references)
+    assert [b[:3] for b in bins] == [(1, 5, 2), (6, 10, 1), (11, 15, 1)]
+    for bin_, rows_ in zip(bins, ([0, 1], [2], [3]), strict=True):
+        expected = sacrebleu.corpus_bleu(
+            [hypotheses[i] for i in rows_], [[references[i] for i in rows_]], tokenize="none"
+        )
+        assert bin_.bleu == pytest.approx(expected.score)
+    longest = sacrebleu.corpus_bleu(hypotheses[2:], [references[2:]], tokenize="none").score
+    assert bleu_of_longest_third(score, sources, hypotheses, references) == pytest.approx(longest)

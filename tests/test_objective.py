@@ -90,7 +90,7 @@ def test_padding_is_left_out_and_few_numbers_of_rows_are_projected(
 
 def test_noam_is_equation_3() -> None:
     def lr(step: int, peak: float = 1.0) -> float:
-        return learning_rate("noam", step, peak=peak, warmup_steps=4000, d_model=512)
+        return learning_rate("noam", step, factor=peak, warmup_steps=4000, d_model=512)
 
     assert lr(1) == pytest.approx(512**-0.5 * 1 * 4000**-1.5)
     assert lr(4000) == pytest.approx(512**-0.5 * 4000**-0.5) == pytest.approx(6.98771e-4)
@@ -100,7 +100,7 @@ def test_noam_is_equation_3() -> None:
 
 def test_inverse_sqrt_and_constant() -> None:
     def lr(schedule: Schedule, step: int, warmup: int = 2000) -> float:
-        return learning_rate(schedule, step, peak=0.005, warmup_steps=warmup, d_model=128)
+        return learning_rate(schedule, step, factor=0.005, warmup_steps=warmup, d_model=128)
 
     assert lr("inverse_sqrt", 1) == pytest.approx(0.0000025)
     assert lr("inverse_sqrt", 1000) == pytest.approx(0.0025)

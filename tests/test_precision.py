@@ -24,6 +24,7 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.kernels import find_precision, has_bfloat16
 from transformer.models import TransformerConfig
+from transformer.training.logging import Meter
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import OnePrecision, choose_precision
 
@@ -40,7 +41,7 @@ class Curve(Callback):
         if trainer.global_step % WINDOW == 0:
             reading = pl_module.meter.read(trainer)
             self.windows.append(reading.nll / reading.tgt_tokens)
-            pl_module.meter.clear()
+            pl_module.meter = Meter()
 
 
 def curve(folder: Path, seed: int, precision: Any) -> torch.Tensor:
@@ -199,7 +200,7 @@ def compare(rank: int, store: str, precision: str, answers: Any) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     both: Any = SimpleNamespace(world_size=2, precision=precision)
     try:
-        answers.put(OnePrecision().setup(both, None, "fit"))  # type: ignore[arg-type,func-returns-value]
+        answers.put(OnePrecision().setup(both, None, "fit"))  # type: ignore[func-returns-value]
     except ValueError as error:
         answers.put(str(error))
     finally:

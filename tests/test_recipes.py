@@ -44,9 +44,9 @@ def begun_from_a_toy(name: str, folder: Path) -> list[str]:
     if "extra_corpora" in content["data"]:
         also = [{**entry, "train": f"{corpus}/train"} for entry in content["data"]["extra_corpora"]]
         options.append(f"--data.extra_corpora={json.dumps(also)}")
-    if "old_pair" in content:
-        options.append(f"--old_pair.test={corpus}/test")
-        options.append("--old_pair.max_drop=null")  # one batch is enough to forget
+    if "parent" in content:
+        options.append(f"--parent.test={corpus}/test")
+        options.append("--parent.max_drop=null")  # one batch is enough to forget
     return options
 
 
@@ -152,6 +152,6 @@ def test_defaults_are_the_papers() -> None:
     module = Seq2SeqModule()
     assert module.adam == {"betas": (0.9, 0.98), "eps": 1e-9, "weight_decay": 0.0}
     assert (module.label_smoothing, module.schedule, module.warmup_steps) == (0.1, "noam", 4000)
-    peak = learning_rate("noam", 4000, peak=module.peak, warmup_steps=4000, d_model=512)
+    peak = learning_rate("noam", 4000, module.learning_rate, warmup_steps=4000, d_model=512)
     assert peak == pytest.approx(512**-0.5 * 4000**-0.5)
     assert SearchConfig() == SearchConfig(beam=4, length_norm="gnmt", alpha=0.6, max_extra=50)

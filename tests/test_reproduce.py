@@ -11,23 +11,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sacrebleu
 from lightning.pytorch import Trainer
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
 from transformer.commands.reproduce import changes
 from transformer.commands.table import by_length, groups
-from transformer.evaluation.metrics import TranslationScore, bleu_by_length, bleu_of_longest_third
 from transformer.training.reproduction import (
     CHECKSUMS,
-    NEEDED,
     Curve,
-    add_row,
     mean_curve,
-    read_rows,
     where,
 )
+from transformer.training.results import NEEDED, add_row, read_rows
 from transformer.training.stopping import StopSafely
 
 
@@ -147,6 +143,8 @@ def test_no_row_is_appended_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="results.jsonl, a new line: no 'bleu'"):
         add_row(tmp_path / "results.jsonl", {**row, "bleu": None})
     assert read_rows(tmp_path / "results.jsonl") == [row]
+    (tmp_path / "older.jsonl").write_text(json.dumps({**row, "old_pair": {"before": 1.0}}))
+    assert read_rows(tmp_path / "older.jsonl") == [{**row, "parent": {"before": 1.0}}]
 
 
 def test_a_run_without_validation_is_a_changed_one() -> None:
@@ -291,19 +289,3 @@ def test_runs_that_differ_in_their_seed_are_one_line_and_one_curve() -> None:
         [seeds[0], {**seeds[1], "test": "b/t"}], [other],
     ]  # fmt: skip
     assert by_length(seeds) == [[1, 5, 2, 13.0], [6, 10, 3, 20.5]]
-
-
-def test_bleu_by_length_is_sacrebleus_of_each_bin() -> None:
-    sources = ["a", "a b c d e", "a b c d e f", " ".join("abcdefghijkl")]
-    references = ["one two three four five", "the cat sat on the mat", "x y z w v", "p q r s t u"]
-    hypotheses = ["one two three four six", "the cat sat on a mat", "x y z w v", "p q r u t s"]
-    score = TranslationScore(tokenize="none")
-    bins = bleu_by_length(score, sources, hypotheses, references)
-    assert [b[:3] for b in bins] == [(1, 5, 2), (6, 10, 1), (11, 15, 1)]
-    for bin_, rows_ in zip(bins, ([0, 1], [2], [3]), strict=True):
-        expected = sacrebleu.corpus_bleu(
-            [hypotheses[i] for i in rows_], [[references[i] for i in rows_]], tokenize="none"
-        )
-        assert bin_.bleu == pytest.approx(expected.score)
-    longest = sacrebleu.corpus_bleu(hypotheses[2:], [references[2:]], tokenize="none").score
-    assert bleu_of_longest_third(score, sources, hypotheses, references) == pytest.approx(longest)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from toys import recipe, start
 
-from transformer.training import tracking
+from transformer.training.logging import make_logger
+from transformer.training.tracking import has_wandb_key
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -88,14 +89,14 @@ def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
 
 def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
-    assert not tracking.has_wandb_key()
+    assert not has_wandb_key()
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert tracking.has_wandb_key()
+    assert has_wandb_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking.has_wandb_key()
+    assert not has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
-    assert tracking.has_wandb_key()
-    logger = tracking.make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
+    assert has_wandb_key()
+    logger = make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
     assert logger is not None
     assert logger.version == "abc123"
 
@@ -106,5 +107,5 @@ def test_wandb_is_online_where_there_is_a_key(
 ) -> None:
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    logger: Any = tracking.make_logger("wandb", tmp_path, "name", None)
+    logger: Any = make_logger("wandb", tmp_path, "name", None)
     assert logger._wandb_init.get("mode") == mode

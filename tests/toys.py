@@ -25,7 +25,7 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
 from transformer.inference.search import SearchConfig
 from transformer.models import TransformerConfig
-from transformer.training.callbacks import TrainingLog
+from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.stopping import Interrupted, StopSafely
 

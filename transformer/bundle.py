@@ -36,7 +36,7 @@ INITIALISERS = (
 #: What a bundle knows of its training, and `results.json` repeats; `seconds` include validation.
 TRAINING = (
     "recipe", "epochs", "steps", "seconds", "src_tokens_per_second", "tgt_tokens_per_second",
-    "old_pair",
+    "parent",
 )  # fmt: skip
 
 
@@ -255,6 +255,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{', '.join(ARCHITECTURES)}"
         )
     settings(ARCHITECTURES[config["architecture"]], config["network"], path, "network")
+    if "old_pair" in config["training"]:  # its name before
+        config["training"]["parent"] = config["training"].pop("old_pair")
     if config["max_length"] < 1:
         raise UserError(f"{path}: max_length is {config['max_length']}: it must be 1 or more")
     return config

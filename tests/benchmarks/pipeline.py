@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from transformer.kernels.process import keep_freed_memory
-from transformer.training.callbacks import TrainingLog
-from transformer.training.meter import prepare
+from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.objective import prepare
 from transformer.training.runs import be_quiet, choose_precision
 from transformer.training.stopping import StopSafely
 

@@ -25,7 +25,9 @@ from transformer.commands.recipes import (
 from transformer.errors import UserError
 
 #: Keys of recipes that had another name before.
-RENAMED = {"data.also": "data.extra_corpora"}
+RENAMED = {"data.also": "data.extra_corpora", "old_pair": "parent"} | {
+    f"old_pair.{key}": f"parent.{key}" for key in ("test", "src", "tgt", "columns", "max_drop")
+}
 
 # The words of jsonargparse: the key that a message is about, what was expected of its value, the
 # value itself, and what is wrong with a class that was named.

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError
-from transformer.training.averaging import average_checkpoints, checkpoint_to_bundle
+from transformer.training.checkpoints import average_checkpoints, checkpoint_to_bundle
 from transformer.training.runs import program
 
 DESCRIPTION = """Average the weights of checkpoints of one run (paper, section 6.1) and make a

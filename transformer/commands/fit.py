@@ -92,7 +92,7 @@ def build(run: Run, parser: Parser, checkpoint: dict[str, Any] | None) -> None:
     keep_few_kernels(run.config.model.network.d_model)
     built = parser.instantiate(run.config)
     text = parser.dump(run.config, skip_unset=False)
-    run.module, run.data, run.old_pair = built.model, built.data, built.old_pair
+    run.module, run.data, run.parent = built.model, built.data, built.parent
     run.module.recipe = {"name": run.name, "config": yaml.safe_load(text)}
     if checkpoint:
         run.module.init_from = None  # the checkpoint has all weights

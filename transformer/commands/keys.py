@@ -12,9 +12,9 @@ from transformer.commands.arguments import Parser, Recipe
 from transformer.commands.recipes import CONFIG_OPTIONS
 from transformer.data.datamodule import DataModule
 from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
-from transformer.training.forgetting import OldPair
-from transformer.training.module import module_of
-from transformer.training.tracking import LoggerName
+from transformer.training.checks import module_of
+from transformer.training.forgetting import ParentPair
+from transformer.training.logging import LoggerName
 
 #: Of Lightning's Trainer.
 DEFAULTS = {
@@ -92,7 +92,7 @@ def parser_of(network: ModelConfig) -> Parser:
     options: dict[str, Any] = {"fail_untyped": False, "sub_configs": True}
     parser.add_class_arguments(module_of(network), "model", **options)
     parser.add_class_arguments(DataModule, "data", **options)
-    add("--old_pair", type=OldPair, default=OldPair())
+    add("--parent", type=ParentPair, default=ParentPair())
     parser.link_arguments("seed_everything", "model.seed")
     parser.link_arguments("seed_everything", "data.seed")
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={*LIMITS}, **options)

@@ -11,7 +11,8 @@ from transformer.commands.arguments import Peek
 from transformer.commands.fit import lightning_errors, prepared
 from transformer.commands.recipes import CONFIG_OPTIONS, content, find_recipe, read, recipes_folder
 from transformer.errors import UserError
-from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
+from transformer.training.reproduction import Curve, check_data, mean_curve
+from transformer.training.results import add_row, read_rows
 from transformer.training.train import FORGOTTEN, Run, train
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the

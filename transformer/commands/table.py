@@ -12,7 +12,7 @@ from typing import Any
 
 from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError
-from transformer.training.reproduction import read_rows
+from transformer.training.results import read_rows
 from transformer.writing import write
 
 DESCRIPTION = """Writes what `transformer reproduce` has appended to a file of results into a
@@ -141,11 +141,12 @@ class Group:
         learned, all_ = self["learned_parameters"], self["parameters"]
         return "all" if learned == all_ else f"{learned:,} ({learned / all_:.1%})"
 
-    def old_pair(self) -> str:
-        """Writes BLEU of the pair that the bundle knew, before and after."""
-        if not (old := self["old_pair"]):
+    def parent(self) -> str:
+        """Writes BLEU on the parent's pair, before and after."""
+        if not (pair := self["parent"]):
             return "–"
-        return f"{old['pair']} {old['before']:.2f} → {old['after']:.2f} (p = {old['p_value']:.3f})"
+        change = f"{pair['before']:.2f} → {pair['after']:.2f}"
+        return f"{pair['pair']} {change} (p = {pair['p_value']:.3f})"
 
 
 def of_tokens(row: Row | Group) -> bool:
@@ -177,7 +178,7 @@ TRANSFER: dict[str, Callable[[Group], str]] = {
     "steps": lambda g: f"{g['steps']:,}",
     "BLEU": lambda g: g.spread("bleu"),
     "perplexity": SYSTEMS["perplexity"],
-    "old pair": Group.old_pair,
+    "parent's pair": Group.parent,
     "minutes": SYSTEMS["minutes"],
     "machine": SYSTEMS["machine"],
     "seeds": SYSTEMS["seeds"],

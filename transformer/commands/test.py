@@ -20,7 +20,7 @@ from transformer.inference.search import SearchConfig
 from transformer.kernels import Precision, find_device, find_precision
 from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
-from transformer.training.report import bleus, detokenized, versions
+from transformer.training.results import bleus, versions
 from transformer.training.runs import be_quiet
 from transformer.writing import write
 
@@ -91,15 +91,8 @@ def score_bundle(
     module = Seq2SeqModule(model.config, search=how, **evaluation)
     module.network = model
     seconds = run(module, datamodule, device, precision)
-    scorer = module.scorer
     numbers = {
-        "bleu": scorer.scores["bleu"],
-        "chrf": scorer.scores["chrf"],
-        "signature": scorer.text.signature,
-        "chrf_signature": scorer.text.chrf_signature,
-        **detokenized(module, scorer.scores),
-        "loss": scorer.scores["loss"],
-        "perplexity": scorer.scores["perplexity"],
+        **module.scorer.results(),
         "test": data["test"],
         "test_seconds": round(seconds, 3),
         "bundle": str(bundle),

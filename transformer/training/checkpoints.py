@@ -1,20 +1,26 @@
-"""The checkpoints of a run: when they are written, which of them are kept, and how."""
+"""Checkpoint files: written whole, read, averaged, made into a bundle.
 
-import math
-from collections.abc import Iterable
+A checkpoint holds, beside Lightning's own: `bundle`, all of a bundle but its weights; `recipe`, the
+name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` and `wandb_id`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 
-from transformer.training.callbacks import of_training
-from transformer.training.module import RANK
+from transformer.bundle import save_bundle
+from transformer.data.tokenizer import Tokenizer
+from transformer.errors import UserError
+from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
+from transformer.models.renamed import with_new_names
+from transformer.training.transfer import merged
 from transformer.writing import whole
 
-WEIGHTS, BEST, LAST = "weights-step", "best-step", "last.ckpt"
+PREFIX = "network."
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -33,165 +39,122 @@ class WholeFiles(TorchCheckpointIO):
                 raise
 
 
-class AfterSteps(Checkpoint):
-    """Acts after each optimizer step or, where a validation follows it, after that.
-
-    A run that is resumed from the state of such a moment repeats and skips nothing: no gradient is
-    half accumulated, and what the validation found is part of the state. As a `Checkpoint` it runs
-    after the other callbacks.
-    """
-
-    def __init__(self) -> None:
-        self._last_step = 0
-
-    def after_step(self, trainer: Trainer, validated: bool) -> None:
-        """Act.
-
-        Args:
-            trainer: its state may be saved.
-            validated: whether a validation followed the step.
-        """
-        raise NotImplementedError
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Whatever is saved, is saved whole."""
-        trainer.strategy.checkpoint_io = WholeFiles()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step after which a resumed run was saved is not taken again."""
-        self._last_step = trainer.global_step
-        epoch: Any = trainer.fit_loop.epoch_progress.current
-        if epoch.completed == epoch.started:  # saved after the last step of an epoch
-            trainer.fit_loop.reset_restart_stage()  # else Lightning would not count the next one
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Act where a step ends that no validation follows."""
-        if trainer.global_step == self._last_step:
-            return
-        self._last_step = trainer.global_step
-        if not _validates_now(trainer):
-            self.after_step(trainer, validated=False)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act where a validation ends that followed a step."""
-        if of_training(trainer) and not trainer.fit_loop._should_accumulate():
-            self.after_step(trainer, validated=True)
-
-
-def _validates_now(trainer: Trainer) -> bool:
-    """Lightning's own decision, which it makes after the callbacks of the batch."""
-    loop = trainer.fit_loop.epoch_loop
-    fetcher = trainer.fit_loop._data_fetcher
-    if fetcher is None or not loop._should_check_val_fx(fetcher):
-        return False
-    loop.val_loop.setup_data()
-    return not loop.val_loop.skip
-
-
-class Checkpoints(AfterSteps):
-    """Writes `weights-*` (to be averaged), `best-*` and `last.ckpt`.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a training checkpoint onto the CPU, adapters merged; nothing in it is executed.
 
     Args:
-        folder: where they go.
-        keep_best: how many of the checkpoints with the highest BLEU to keep.
-        average: how many checkpoints the final model is the mean of; below 2 for none.
-        save_every: optimizer steps between checkpoints; None for once an epoch.
+        path: a `.ckpt` file that `transformer fit` wrote.
+
+    Raises:
+        ValueError: when it is missing, damaged, or not a checkpoint of this project.
     """
-
-    def __init__(self, folder: Path, *, keep_best: int, average: int, save_every: int | None):
-        super().__init__()
-        self.folder, self.save_every = folder, save_every
-        self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
-        #: Names of the best checkpoints, and by what they were chosen.
-        self.ranks: dict[str, float] = {}
-        #: Names of the checkpoints to average, the newest last.
-        self.weights: list[str] = []
-
-    @property
-    def best(self) -> str | None:
-        """Name of the checkpoint with the highest BLEU, the first of several."""
-        return max(self.ranks, key=lambda name: self.ranks[name], default=None)
-
-    def after_step(self, trainer: Trainer, validated: bool) -> None:
-        """Write what is due."""
-        if cast(Any, trainer).fast_dev_run:
-            return
-        if self.save_every:
-            due = trainer.global_step % self.save_every == 0
-        else:
-            over = trainer.global_step == trainer.max_steps or (validated and trainer.should_stop)
-            due = over or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        if due and self.keep_weights:
-            name = f"{WEIGHTS}{trainer.global_step}.ckpt"
-            names = [*(other for other in self.weights if other != name), name]
-            self.weights = names[-self.keep_weights :]
-            self._save(trainer, name, weights_only=True)
-            self._remove(trainer, names[: -self.keep_weights])
-        if validated and self.keep_best:
-            bleu, rank = (float(trainer.callback_metrics[key]) for key in ("val/bleu", RANK))
-            self._keep_best(trainer, f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt", rank)
-        if due:
-            self._save(trainer, LAST)
-
-    def _keep_best(self, trainer: Trainer, name: str, rank: float) -> None:
-        # A run that was resumed before this step may have a file of it that is better.
-        before = self.ranks.get(name, -math.inf)
-        ranks = {**self.ranks, name: max(rank, before)}
-        kept = sorted(ranks, key=lambda other: -ranks[other])[: self.keep_best]
-        gone = self.ranks.keys() - set(kept)
-        self.ranks = {other: ranks[other] for other in kept}
-        if name in kept and rank > before:
-            self._save(trainer, name)
-        self._remove(trainer, gone)
-
-    def _save(self, trainer: Trainer, name: str, weights_only: bool = False) -> None:
-        trainer.save_checkpoint(self.folder / name, weights_only)
-
-    def _remove(self, trainer: Trainer, names: Iterable[str]) -> None:
-        for name in names:
-            trainer.strategy.remove_checkpoint(self.folder / name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Names alone: the folder may be moved."""
-        return {"ranks": self.ranks, "weights": self.weights}
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Find what is there: the best of all that was saved, before this state and after it."""
-        if not trainer.is_global_zero:
-            found: Any = None
-        else:
-            weights = _state(checkpoint)["weights"]
-            best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
-            ranks = {path.name: _rank(path) for path in best}
-            found = (
-                [name for name in weights if (self.folder / name).exists()],
-                {name: rank for name, rank in ranks.items() if rank is not None},
-            )
-        self.weights, self.ranks = trainer.strategy.broadcast(found)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        other = newest_checkpoint(Path(path).parent)
+        hint = f": the newest whole one beside it is {other}" if other else ""
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}){hint}"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"bundle", "state_dict"} <= checkpoint.keys():
+        raise UserError(f"{path} is not a checkpoint that `transformer fit` wrote")
+    checkpoint["state_dict"] = merged(with_new_names(checkpoint["state_dict"]))
+    return checkpoint
 
 
-def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What `Checkpoints` knew, also in a file of version 0.1, where Lightning's callbacks did."""
-    states = checkpoint["callbacks"]
-    if ours := states.get(Checkpoints.__name__):
-        return dict(ours)
-    old = {s["monitor"]: s for key, s in states.items() if key.startswith("RunCheckpoint")}
-    kept = {key: old[key]["best_k_models"] if key in old else {} for key in (RANK, "step")}
-    weights = sorted(kept["step"], key=lambda path: int(kept["step"][path]))
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder that a run can be resumed from; None without one."""
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return next((file for file in files if _is_resumable(file)), None)
+
+
+def _is_resumable(file: Path) -> bool:
+    try:
+        return {"bundle", "optimizer_states"} <= mapped(file).keys()
+    except Exception:  # torch raises many kinds
+        return False
+
+
+def mapped(path: Path) -> dict[str, Any]:
+    """A checkpoint mapped, not read: that the file ends as it should is seen at once."""
+    checkpoint: dict[str, Any] = torch.load(path, "cpu", weights_only=True, mmap=True)
+    return checkpoint
+
+
+def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """Average the weights of several checkpoints (paper, section 6.1); of one, take its own.
+
+    Args:
+        paths: checkpoints of one run, or at least of one tokenizer and one network shape.
+
+    Returns:
+        The last checkpoint with the mean weights in its `state_dict`, summed in float64.
+
+    Raises:
+        ValueError: when there are none, or two of them do not belong together.
+    """
+    if not paths:
+        raise UserError("there are no checkpoints to average: give at least one .ckpt file")
+    checkpoint = read_checkpoint(paths[-1])
+    weights = checkpoint["state_dict"]
+    sums = {name: tensor.double() for name, tensor in weights.items()}
+    for path in paths[:-1]:
+        other = read_checkpoint(path)
+        if difference := _difference(checkpoint, other):
+            raise UserError(f"{path} and {paths[-1]} have different {difference}")
+        for name, tensor in other["state_dict"].items():
+            sums[name] += tensor
+    means = {name: (total / len(paths)).to(weights[name].dtype) for name, total in sums.items()}
+    return {**checkpoint, "state_dict": means}
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    for key, what in (("network", "network shapes"), ("tokenizer", "tokenizers")):
+        if one["bundle"][key] != other["bundle"][key]:
+            return f"{what}: average checkpoints of one run"
+    shapes = [{k: v.shape for k, v in c["state_dict"].items()} for c in (one, other)]
+    return "weights: are they damaged?" if shapes[0] != shapes[1] else None
+
+
+def bundle_of(module: Any) -> dict[str, Any]:
+    """All of the bundle of a `Seq2SeqModule` but its weights and its card, plain values."""
     return {
-        "ranks": {Path(path).name: float(rank) for path, rank in kept[RANK].items()},
-        "weights": [Path(path).name for path in weights],
+        "architecture": architecture_of(module.config),
+        "network": asdict(module.config),
+        "about": about(module),
+        "tokenizer": module.tokenizer.to_text(),
     }
 
 
-def _rank(path: Path) -> float | None:
-    """By what a best checkpoint was chosen, as it says itself; None if it cannot be read."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return float(_state(checkpoint)["ranks"][path.name])
-    except Exception:  # torch raises many kinds
-        return None
+def about(module: Any) -> dict[str, Any]:
+    """The settings of a bundle beside its shape, as `save_bundle` takes them."""
+    return {
+        "src": module.data.src,
+        "tgt": module.data.tgt,
+        "search": asdict(module.search_config),
+        "max_length": module.data.max_length,
+        "evaluation": module.evaluation,
+    }
+
+
+def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, card: str) -> None:
+    """Make a bundle of a checkpoint in a folder that does not exist yet; the card is Markdown."""
+    trained = checkpoint["bundle"]
+    tokenizer = Tokenizer.from_text(trained["tokenizer"])
+    config = ARCHITECTURES[trained["architecture"]](**trained["network"])
+    network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    load_network(network, checkpoint)
+    training = {
+        "recipe": checkpoint["recipe"].get("name"),
+        "epochs": checkpoint["epoch"] + 1,  # Lightning counts from 0
+        "steps": checkpoint.get("global_step"),
+    }
+    save_bundle(folder, network, tokenizer, card=card, training=training, **trained["about"])
+
+
+def load_network(network: Seq2Seq, checkpoint: dict[str, Any]) -> None:
+    """Put a checkpoint's weights into a network of its shape."""
+    weights = checkpoint["state_dict"].items()
+    network.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights if k.startswith(PREFIX)})

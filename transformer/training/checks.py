@@ -1,9 +1,11 @@
-"""Settings that a run cannot be trained with, refused before anything is built."""
+"""The settings of a run: those of its network, and refusals before anything is built."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from transformer.errors import UserError
+from transformer.models import ModelConfig
+from transformer.training.module import Seq2SeqModule
 
 #: Of one process, or of several that have the whole model each and report back.
 STRATEGIES = (
@@ -12,13 +14,30 @@ STRATEGIES = (
 )  # fmt: skip
 
 
+def module_of(default: ModelConfig) -> type[Seq2SeqModule]:
+    """The module whose signature has the settings of an architecture: options are made from it.
+
+    Args:
+        default: a shape of that architecture, of which a recipe says what differs.
+    """
+    shape = type(default)
+
+    class Module(Seq2SeqModule):
+        __doc__ = Seq2SeqModule.__doc__
+
+        def __init__(self, network: shape = default, **settings: Any) -> None:  # type: ignore[valid-type]
+            super().__init__(network=network, **settings)
+
+    return Module
+
+
 def check(config: Any) -> None:
     """Refuse settings that are out of their range or do not go together.
 
     Raises:
         ValueError: the first of them.
     """
-    # One after the other: what is out of its range is not computed with.
+    # One after the other: a number that is out of its range is not computed with.
     for find in (_ranges, _numerics, _groups, _strategy, _not_ours):
         for problem in find(config):
             raise UserError(problem)
@@ -73,22 +92,22 @@ def _numerics(config: Any) -> Iterator[str]:
 
 
 def _groups(config: Any) -> Iterator[str]:
-    """What does not go together, or needs something that is not given."""
+    """Settings that contradict each other, or need one that is not given."""
     network, longest = config.model.network, config.data.max_length
     if network.get("positions") == "learned" and longest > network.max_positions:
         yield (
             f"data.max_length is {longest}, but there are {network.max_positions} learned "
             "positions: lower it, or raise model.network.max_positions"
         )
-    old = config.old_pair
-    if old.test and not config.model.init_from:
+    parent = config.parent
+    if parent.test and not config.model.init_from:
         yield (
-            f"old_pair.test {old.test} is about the bundle that a run begins from: "
-            "give model.init_from, or leave old_pair out"
+            f"parent.test {parent.test} is about the bundle that a run begins from: "
+            "give model.init_from, or leave parent out"
         )
-    for key, value in vars(old).items():
-        if value is not None and not old.test:
-            yield f"old_pair.{key} {value} does nothing without old_pair.test: give the corpus, too"
+    for key, value in vars(parent).items():
+        if value is not None and not parent.test:
+            yield f"parent.{key} {value} does nothing without parent.test: give the corpus, too"
     if config.patience is not None and not config.data.val:
         yield (
             f"patience {config.patience} counts validations, but there is no data.val: give "

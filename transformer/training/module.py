@@ -1,7 +1,6 @@
-"""The LightningModule: one training step, one validation, and what a checkpoint carries."""
+"""The LightningModule: one training step, one validation, and its part of a checkpoint."""
 
 import hashlib
-from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
@@ -9,32 +8,26 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.nn.utils import get_total_norm, parametrize
+from torch.nn.utils import parametrize
 
-from transformer.bundle import load_bundle
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 from transformer.inference.search import SearchConfig, search
-from transformer.models import (
-    ARCHITECTURES,
-    ModelConfig,
-    Seq2Seq,
-    TransformerConfig,
-    architecture_of,
-)
+from transformer.models import ModelConfig, Seq2Seq, TransformerConfig
 from transformer.models.renamed import with_new_names
-from transformer.training.adapters import LoRAConfig, choose_what_learns
-from transformer.training.meter import Meter, Prepared, prepare
-from transformer.training.objective import Schedule, label_smoothed_loss, learning_rate
+from transformer.training import objective
+from transformer.training.checkpoints import bundle_of
+from transformer.training.logging import Meter
+from transformer.training.objective import Prepared, Schedule
 from transformer.training.scoring import Scorer, probe
 from transformer.training.transfer import (
-    DROPOUTS,
-    FREE,
+    LoRAConfig,
     NewRows,
-    check_shape,
-    transplant,
+    begin_from,
+    check_resumed,
+    choose_what_learns,
 )
 
 #: By which validations are compared: BLEU and, where it is the same (at first it is 0), the loss.
@@ -50,8 +43,7 @@ class Seq2SeqModule(LightningModule):
     Args:
         network: the shape of the model.
         label_smoothing: mass spread over the vocabulary in the target distribution (section 5.4).
-        schedule: `noam` is equation 3 of the paper; `inverse_sqrt` has the same form with its peak
-            given; `constant`.
+        schedule: `noam` (equation 3), `inverse_sqrt` (the same with its peak given) or `constant`.
         learning_rate: with `noam` a factor, 1 in the paper; else the highest learning rate.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         betas: Adam's decay rates of the two moments (section 5.3).
@@ -65,18 +57,13 @@ class Seq2SeqModule(LightningModule):
             detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
         init_from: bundle whose weights a new run begins with; rows of pieces that its vocabulary
             holds are copied, and the settings of the network are its own.
-        new_rows: how other pieces begin: as the `mean` of the old pieces that spell them, or with
-            `random` initial values.
-        freeze: patterns for names of parameters that shall not learn, such as `[encoder.*]`, or
-            `["*"]` for all.
+        new_rows: other pieces begin as the `mean` of the old pieces that spell them, or `random`.
+        freeze: patterns for names of parameters that do not learn: `[encoder.*]`, `["*"]` for all.
         lora: adapters that learn beside frozen matrices.
-        probes: after each validation also decode some 50 strange lines (single words, capitals,
-            digits, very long ones, the wrong language, ...) and log which share of the
-            translations repeats itself (`loop_rate`), is empty (`empty_rate`) or far too long
-            (`blow_up_rate`).
+        probes: also decode some 50 strange lines after each validation, and log the shares of
+            translations that repeat themselves, are empty or far too long.
         compile: translate the network and the loss into kernels of their own with torch.compile,
-            once for all shapes, in the first steps, which then take minutes: for long runs on a
-            GPU.
+            in the first steps, which then take minutes: for long runs on a GPU.
         seed: of the initial weights and of dropout.
     """
 
@@ -103,21 +90,14 @@ class Seq2SeqModule(LightningModule):
         seed: int = 1,
     ) -> None:
         super().__init__()
-        self.config = network
+        self.config, self.search_config = network, search
         self.label_smoothing = label_smoothing
-        self.schedule = schedule
-        self.peak = learning_rate
+        self.schedule, self.learning_rate = schedule, learning_rate
         self.warmup_steps = warmup_steps
         self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
-        self.search_config = search
-        #: Where the weights came from, in words, for the display and the model card.
-        self.origin: list[str] = []
-        #: How many of its numbers learn.
-        self.learned_parameters = 0
         self.init_from, self.new_rows = init_from, new_rows
-        self.frozen, self.lora = freeze, lora
-        self.probes = probes
-        self.compiles = compile
+        self.freeze_patterns, self.lora = freeze, lora
+        self.probes, self.compiled = probes, compile
         self.seed = seed
         #: How scores are computed, by the names of the arguments; a bundle carries it.
         self.evaluation = {
@@ -127,9 +107,13 @@ class Seq2SeqModule(LightningModule):
             "score_detokenized": score_detokenized,
         }
         self.scorer = Scorer(score_tokenize, score_lowercase, score_detokenized)
+        self.network: Seq2Seq | None = None
+        #: Where the weights came from, in words, for the display and the model card.
+        self.origin: list[str] = []
+        #: How many of its numbers learn.
+        self.learned_parameters = 0
         #: Name and settings of the run, plain values; every checkpoint carries them.
         self.recipe: dict[str, Any] = {}
-        self.network: Seq2Seq | None = None
         self.meter = Meter()
         self.micro_batches = 0
         self._step_tokens = 0
@@ -164,42 +148,26 @@ class Seq2SeqModule(LightningModule):
         sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
         self.network = self.config.build(*sizes)
         if self.init_from:
-            self._begin_from(self.init_from)
-        self.learned_parameters = choose_what_learns(self.network, self.frozen, self.lora)
-        if self.compiles:
+            self.origin = begin_from(self.init_from, self.model, self.tokenizer, self.new_rows)
+        self.learned_parameters = choose_what_learns(self.network, self.freeze_patterns, self.lora)
+        if self.compiled:
             self.network.compile(dynamic=True)  # each batch has a shape of its own
         # Buffers are constants here. Left to DDP, their broadcast would wait for processes that
         # have no validation batch left.
-        buffers = [name for name, _ in self.named_buffers()]
-        self._ddp_params_and_buffers_to_ignore = buffers
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
-    def _begin_from(self, folder: str) -> None:
-        old = load_bundle(folder)
-        fix = "leave it out of the recipe, or begin from another bundle"
-        check_shape(self.config, old.model.config, folder, FREE, fix)
-        rows = transplant(self.model, self.tokenizer, old, self.new_rows)
-        pair = f"{old.config['src']} → {old.config['tgt']}"
-        self.origin = [
-            f"begun from {folder} ({pair})",
-            *(f"{vocabulary} vocabulary: {counts}" for vocabulary, counts in rows.items()),
-        ]
+    def rate(self, step: int) -> float:
+        """The learning rate of an optimizer step, counted from 1."""
+        return objective.learning_rate(
+            self.schedule, step, self.learning_rate, self.warmup_steps, self.config.d_model
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with the recipe's schedule, which moves once for each optimizer step."""
         fused = self.device.type in ("cpu", "cuda", "mps")
         learning = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=1.0, fused=fused, **self.adam)
-
-        def rate(done: int) -> float:
-            return learning_rate(
-                self.schedule,
-                done + 1,
-                peak=self.peak,
-                warmup_steps=self.warmup_steps,
-                d_model=self.config.d_model,
-            )
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.rate(done + 1))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -207,9 +175,14 @@ class Seq2SeqModule(LightningModule):
 
     # Training
 
+    def on_fit_start(self) -> None:
+        """Refuse a line that the model cannot read or write before anything is learned."""
+        if self.model.max_length is not None:
+            self.data.check_lengths(self.model.max_length)
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
         """Count tokens on the host, where it costs the device nothing."""
-        prepared = prepare(batch)
+        prepared = objective.prepare(batch)
         # From pinned memory a batch travels while the GPU still works on the one before.
         return prepared.pin() if self.device.type == "cuda" else prepared
 
@@ -217,9 +190,9 @@ class Seq2SeqModule(LightningModule):
         """Label-smoothed loss and negative log-likelihood, in nats, summed over target tokens."""
         batch = prepared.batch
         hidden = self.model(batch.src, batch.src_lengths, batch.tgt_in)
-        return label_smoothed_loss(
+        return objective.label_smoothed_loss(
             self.model.project, hidden, batch.tgt_out, prepared.rows, self.label_smoothing,
-            self.compiles,
+            self.compiled,
         )  # fmt: skip
 
     def training_step(self, prepared: Prepared, batch_idx: int) -> Tensor:
@@ -230,11 +203,6 @@ class Seq2SeqModule(LightningModule):
         self.micro_batches += 1
         self._step_tokens += prepared.tgt_tokens
         return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Prepared, batch_idx: int) -> None:
-        """Let go of the gradients of a step that was taken; Lightning would keep them forward."""
-        if not self._step_tokens:
-            self.zero_grad()
 
     def configure_gradient_clipping(
         self,
@@ -252,7 +220,6 @@ class Seq2SeqModule(LightningModule):
                 "trainer.gradient_clip_algorithm is 'value', only 'norm' is known: leave it out"
             )
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        exact = torch.promote_types(gradients[0].dtype, torch.float32)
         # Filled on the device: a copy from the host would wait for it.
         tokens = torch.full((), self._step_tokens, device=gradients[0].device)
         self._step_tokens = 0
@@ -260,143 +227,72 @@ class Seq2SeqModule(LightningModule):
             # Queued behind the gradients. Lightning's `reduce` has a barrier, where hosts wait for
             # their GPUs.
             dist.all_reduce(tokens)
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens.to(exact)
-        norm = get_total_norm(gradients) * scale
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        norm = objective.divide_and_clip_(gradients, tokens, parts, gradient_clip_val)
         self.meter.norms.append(norm)
-        if gradient_clip_val:
-            scale = scale * (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+
+    def on_train_batch_end(self, outputs: Any, batch: Prepared, batch_idx: int) -> None:
+        """Let go of the gradients of a step that was taken; Lightning would keep them forward."""
+        if not self._step_tokens:
+            self.zero_grad()
 
     # Evaluation
 
-    def on_fit_start(self) -> None:
-        """Refuse a line that the model cannot read or write before anything is learned."""
-        if self.model.max_length is not None:
-            self.data.check_lengths(self.model.max_length)
-
-    def on_test_start(self) -> None:
-        """Refuse a line that the model cannot read or write before anything is translated."""
-        self.on_fit_start()
-
     def on_validation_epoch_start(self) -> None:
-        """Forget the last evaluation."""
-        self.scorer.begin(*self.data.texts("val"), self.data.tgt)
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the last evaluation."""
-        self.scorer.begin(*self.data.texts("test"), self.data.tgt)
+        self._split: Literal["val", "test"] = "test" if self.trainer.testing else "val"
+        self.scorer.begin(*self.data.texts(self._split), self.data.tgt)
 
     def validation_step(self, prepared: Prepared, batch_idx: int) -> None:
-        """Loss and translations of one batch of the validation set."""
-        self._evaluate(prepared)
-
-    def test_step(self, prepared: Prepared, batch_idx: int) -> None:
-        """Loss and translations of one batch of the test set."""
-        self._evaluate(prepared)
-
-    def on_validation_epoch_end(self) -> None:
-        """Scores of the whole validation set."""
-        self.scorer.finish(self.trainer)
-        if self.probes:
-            self.scorer.scores.update(probe(self.model, self.data, self.search_config))
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Scores of the whole test set."""
-        self.scorer.finish(self.trainer)
-        self._log_scores("test")
-
-    def _evaluate(self, prepared: Prepared) -> None:
         batch = prepared.batch
         if not len(batch.ids):
             return  # this process has none
         # On a CPU in full precision, as a bundle is evaluated there.
         device = self.device.type
-        precise = torch.autocast(
-            device, enabled=torch.is_autocast_enabled(device) and device != "cpu"
-        )
-        with precise, parametrize.cached():  # adapters are merged once for each batch
+        mixed = torch.is_autocast_enabled(device) and device != "cpu"
+        # Adapters are merged once for each batch.
+        with torch.autocast(device, enabled=mixed), parametrize.cached():
             loss, nll = self.loss(prepared)
             found = search(self.model, batch.src, batch.src_lengths, self.search_config)
         hypotheses = self.tokenizer.decode([best[0].ids for best in found])
-        self.scorer.add(
-            batch.ids.tolist(), hypotheses, loss.item(), nll.item(), prepared.tgt_tokens
-        )
+        ids = batch.ids.tolist()
+        self.scorer.add(ids, hypotheses, loss.item(), nll.item(), prepared.tgt_tokens)
 
-    def _log_scores(self, split: Literal["val", "test"]) -> None:
-        # Loggers get these from a callback, with the step of everything else.
-        found = self.scorer.scores
+    def on_validation_epoch_end(self) -> None:
+        """Scores of the whole set. Loggers get them from a callback, with the step of the rest."""
+        self.scorer.finish(self.trainer)
+        found, split = self.scorer.scores, self._split
+        if self.probes and split == "val":
+            found.update(probe(self.model, self.data, self.search_config))
         scores = {f"{split}/{key}": value for key, value in found.items()}
         if split == "val":
             scores[RANK] = found["bleu"] - 1e-6 * found["loss"]
         self.log_dict(scores, logger=False)
 
-    # Checkpoints
+    def on_test_start(self) -> None:
+        """The same before a test, unless it was done before training."""
+        if not self.micro_batches:
+            self.on_fit_start()
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """What a bundle of this run says beside its shape, as `save_bundle` takes it."""
-        return {
-            "src": self.data.src,
-            "tgt": self.data.tgt,
-            "search": asdict(self.search_config),
-            "max_length": self.data.max_length,
-            "evaluation": self.evaluation,
-        }
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add all that is needed to go on, or to make a bundle, without the recipe's files."""
         self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
-        checkpoint["bundle"] = {
-            "architecture": architecture_of(self.config),
-            "network": asdict(cast(Any, self.config)),
-            "about": self.about,
-            "tokenizer": self.tokenizer.to_text(),
-        }
+        checkpoint["bundle"] = bundle_of(self)
         checkpoint["origin"] = self.origin
         checkpoint["recipe"] = self.recipe
         checkpoint["micro_batches"] = self.micro_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the weights were trained with this vocabulary.
-
-        Raises:
-            ValueError: when they were not.
-        """
+        """Go on counting, with weights that were trained with this shape and this vocabulary."""
         checkpoint["state_dict"] = with_new_names(checkpoint["state_dict"])
+        check_resumed(checkpoint["bundle"], self.config, self.tokenizer)
         self.micro_batches = checkpoint["micro_batches"]
         self.origin = checkpoint["origin"]
-        trained = checkpoint["bundle"]
-        shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
-        fix = "resume with that, or begin a new run"
-        check_shape(self.config, shape, "the checkpoint", DROPOUTS, fix)
-        trained = Tokenizer.from_text(checkpoint["bundle"]["tokenizer"])
-        if trained.to_text() == self.tokenizer.to_text():
-            return
-        ours = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
-        raise UserError(
-            f"the vocabulary does not fit the checkpoint: this run has {ours[0]:,} source and "
-            f"{ours[1]:,} target entries, the checkpoint {trained.src_vocab_size:,} and "
-            f"{trained.tgt_vocab_size:,} of its own: resume with the checkpoint's tokenizer, or "
-            "begin a new run"
-        )
-
-
-def module_of(default: ModelConfig) -> type[Seq2SeqModule]:
-    """The module whose signature has the settings of an architecture: options are made from it.
-
-    Args:
-        default: a shape of that architecture, of which a recipe says what differs.
-    """
-    shape = type(default)
-
-    class Module(Seq2SeqModule):
-        __doc__ = Seq2SeqModule.__doc__
-
-        def __init__(self, network: shape = default, **settings: Any) -> None:  # type: ignore[valid-type]
-            super().__init__(network=network, **settings)
-
-    return Module
 
 
 def _key(*numbers: int) -> int:

@@ -1,24 +1,55 @@
-"""What training minimises, and how fast: the label-smoothed loss and the learning-rate schedules.
+"""The label-smoothed loss and the learning-rate schedules.
 
-Both are sums and functions of plain numbers; how they are normalised over micro-batches and
-processes is decided in `module.py`.
+The loss is a sum; `module.py` divides it by the target tokens of the whole optimizer step.
 """
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils import get_total_norm
 
+from transformer.data.batching import Batch
 from transformer.kernels.tensors import LOGIT_ROWS, logit_chunk
 
 Schedule = Literal["noam", "inverse_sqrt", "constant"]
 
 
+class Prepared(NamedTuple):
+    """A batch, and the numbers that are known before it leaves for the device.
+
+    batch: the batch. rows: (N,) long, where the real target tokens lie in the flattened (B, T).
+    src_tokens, tgt_tokens: real tokens. padded_tokens: tokens with padding, both sides together.
+    """
+
+    batch: Batch
+    rows: Tensor
+    src_tokens: int
+    tgt_tokens: int
+    padded_tokens: int
+
+    def pin(self) -> "Prepared":
+        """The same in pinned memory, from which a GPU can fetch it by itself."""
+        batch = Batch(*(tensor.pin_memory() for tensor in self.batch))
+        return self._replace(batch=batch, rows=self.rows.pin_memory())
+
+
+def prepare(batch: Batch) -> Prepared:
+    """Count a batch's tokens while it is still on the host."""
+    return Prepared(
+        batch=batch,
+        rows=target_rows(batch.tgt_lengths, batch.tgt_out.shape[1]),
+        src_tokens=int(batch.src_lengths.sum()),
+        tgt_tokens=int(batch.tgt_lengths.sum()),
+        padded_tokens=batch.src.numel() + batch.tgt_out.numel(),
+    )
+
+
 def target_rows(tgt_lengths: Tensor, width: int) -> Tensor:
-    """Where the real target tokens lie in a flattened (B, T) tensor.
+    """The positions of the real target tokens in a flattened (B, T) tensor.
 
     Args:
         tgt_lengths: (B,) long, tokens per target.
@@ -143,27 +174,46 @@ def _gradient_(softmax: Tensor, label: Tensor, smoothing: float) -> Tensor:
     return softmax.scatter_add_(1, label, softmax.new_full((1, 1), smoothing - 1).expand_as(label))
 
 
+def divide_and_clip_(
+    gradients: list[Tensor], tokens: Tensor, parts: int, clip: float | None
+) -> Tensor:
+    """Turn the gradients of a sum over tokens into those of their mean, and clip them, in place.
+
+    Args:
+        gradients: of an optimizer step, on one device.
+        tokens: scalar, the target tokens of the step, on the same device.
+        parts: by which the loss was divided already: micro-batches times processes.
+        clip: the largest norm that all gradients together may have; None or 0 for any.
+
+    Returns:
+        Scalar, their norm before clipping.
+    """
+    scale = parts / tokens.to(torch.promote_types(gradients[0].dtype, torch.float32))
+    norm = get_total_norm(gradients) * scale
+    if clip:
+        scale = scale * (clip / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))
+    return norm
+
+
 def learning_rate(
-    schedule: Schedule, step: int, *, peak: float, warmup_steps: int, d_model: int
+    schedule: Schedule, step: int, factor: float, warmup_steps: int, d_model: int
 ) -> float:
     """The learning rate of one optimizer step.
 
-    `noam` is the paper's equation 3; `inverse_sqrt` rises linearly to `peak` and then falls with
-    `sqrt(warmup_steps / step)`; `constant` rises linearly to `peak` and stays.
+    `noam` is the paper's equation 3; `inverse_sqrt` rises linearly to `factor` and then falls with
+    `sqrt(warmup_steps / step)`; `constant` rises linearly to `factor` and stays.
 
     Args:
         schedule: which of the three.
         step: the optimizer step, counted from 1.
-        peak: for `noam` a factor (1 in the paper), else the highest learning rate.
+        factor: for `noam` multiplies equation 3 (1 in the paper), else the highest learning rate.
         warmup_steps: optimizer steps of linear rise; 0 for none.
         d_model: the model's width.
-
-    Returns:
-        The learning rate.
     """
     warmup_steps = max(warmup_steps, 1)
     if schedule == "noam":
-        return peak * d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+        return factor * d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
     rise = min(1.0, step / warmup_steps)
     fall = (warmup_steps / step) ** 0.5 if schedule == "inverse_sqrt" else 1.0
-    return peak * min(rise, fall)
+    return factor * min(rise, fall)

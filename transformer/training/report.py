@@ -1,183 +1,39 @@
-"""The end of a run: its final weights, their scores, results.json, the model card, the summary."""
+"""The texts at the end of a run: the bundle with its model card, results.json, the summary."""
 
-import json
-import platform
-import re
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from lightning.pytorch import Trainer
-
-from transformer import __version__
 from transformer.bundle import TRAINING, save_bundle
-from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
-from transformer.training.adapters import merge
-from transformer.training.averaging import average_checkpoints, load_network, read_checkpoint
-from transformer.training.callbacks import TrainingLog
-from transformer.training.checkpoints import Checkpoints
+from transformer.training.checkpoints import about
 from transformer.training.forgetting import in_words
 from transformer.training.module import Seq2SeqModule
+from transformer.training.results import bleus, write_results
 from transformer.training.runs import program
-from transformer.training.tracking import attention_figure, samples
-from transformer.writing import whole, write
+from transformer.training.scoring import attention_figure
+from transformer.writing import whole
 
-Split = Literal["test", "val"]
 SHOWN = 5  # translations in the summary; the picture is of one of them
 
 
-def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
-    """Give the module the weights that the run ends with.
-
-    Returns:
-        What they are: the mean of checkpoints where the recipe asks for it, else the checkpoint
-        with the highest BLEU, else the last weights.
-    """
-    merge(module.model)
-    saved = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
-    if saved and saved.weights:
-        paths = [saved.folder / name for name in saved.weights]
-        load_network(module.model, average_checkpoints(paths))
-        return f"mean of the last {len(paths)} checkpoints"
-    if saved and saved.best:
-        load_network(module.model, read_checkpoint(saved.folder / saved.best))
-        return "checkpoint with the highest validation BLEU"
-    return "last weights"
-
-
-def evaluate(trainer: Trainer, module: Seq2SeqModule, split: Split) -> dict[str, float]:
-    """Loss, perplexity, BLEU and chrF of the module on one split; nothing if it has no batches."""
-    module.scorer.forget()
-    run = trainer.test if split == "test" else trainer.validate
-    run(module, datamodule=module.data, verbose=False)
-    return module.scorer.scores
-
-
-def results(
-    trainer: Trainer,
-    module: Seq2SeqModule,
-    log: TrainingLog,
-    scores: dict[str, float],
-    split: Split | None,
-    weights: str,
-) -> dict[str, Any]:
-    """What `results.json` holds; scores are null where there was nothing to test on.
-
-    Args:
-        trainer: after training.
-        module: with the final weights.
-        log: the totals of the run.
-        scores: of the final weights.
-        split: what they were scored on.
-        weights: which weights they are, in words.
-    """
-    totals = log.totals
-    seconds = max(totals["training_seconds"], 1e-9)
-    return {
-        "bleu": scores.get("bleu"),
-        "chrf": scores.get("chrf"),
-        "signature": module.scorer.text.signature,
-        "chrf_signature": module.scorer.text.chrf_signature,
-        **detokenized(module, scores),
-        "loss": scores.get("loss"),
-        "perplexity": scores.get("perplexity"),
-        **_by_length(module, split),
-        "split": split,
-        "test": module.data.specs[split] if split else None,
-        "src": module.data.src,
-        "tgt": module.data.tgt,
-        "pairs": module.data.counts.pairs,
-        "validation_bleu": log.curve,
-        "model": module.model.describe(),
-        "weights": weights,
-        "parameters": module.model.count_parameters(),
-        "learned_parameters": module.learned_parameters,
-        "origin": module.origin,
-        "old_pair": None,
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-        "seconds": round(totals["seconds"], 3),
-        "src_tokens_per_second": round(totals["src_tokens"] / seconds, 1),
-        "tgt_tokens_per_second": round(totals["tgt_tokens"] / seconds, 1),
-        "recipe": module.recipe.get("name"),
-        "seed": module.seed,
-        "precision": str(trainer.precision),
-        "machine": machine(trainer.strategy.root_device),  # the module was moved away already
-        "versions": versions(),
-    }
-
-
-def _by_length(module: Seq2SeqModule, split: Split | None) -> dict[str, Any]:
-    """BLEU by the words of the source, of the sentences that were translated."""
-    if not split:
-        return {}
-    sources, references = module.data.texts(split)
-    found = sorted(module.scorer.translations.items())
-    texts = [sources[i] for i, _ in found], [text for _, text in found]
-    args = module.scorer.text, *texts, [references[i] for i, _ in found]
-    return {
-        "bleu_by_length": [list(b) for b in bleu_by_length(*args)],
-        "bleu_longest_third": bleu_of_longest_third(*args),
-    }
-
-
-def machine(device: torch.device) -> str:
-    """The GPU, or the processor and how many threads it computes with."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    file = Path("/proc/cpuinfo")
-    info = file.read_text() if file.exists() else ""
-    found = re.search(r"model name\s*: (.*)", info)
-    name = found[1] if found else platform.processor() or platform.machine()
-    amx = ", AMX" if "amx_bf16" in info else ""
-    return f"{' '.join(name.split())}{amx}, {torch.get_num_threads()} threads"
-
-
-def detokenized(module: Seq2SeqModule, scores: dict[str, float]) -> dict[str, Any]:
-    """BLEU of the detokenised text, and its signature, where the recipe asks for them."""
-    if module.scorer.detokenized is None:
-        return {}
-    return {
-        "bleu_detokenized": scores.get("bleu_detokenized"),
-        "signature_detokenized": module.scorer.detokenized.signature,
-    }
-
-
-def bleus(numbers: dict[str, Any]) -> list[tuple[float, str]]:
-    """Each BLEU among some results with its signature, of the detokenised text last."""
-    kinds = ("bleu", "signature"), ("bleu_detokenized", "signature_detokenized")
-    return [(numbers[score], numbers[name]) for score, name in kinds if score in numbers]
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide about numbers."""
-    own = {"python": platform.python_version(), "transformer": __version__}
-    return own | {name: version(name) for name in ("torch", "lightning", "tokenizers", "sacrebleu")}
-
-
-def save_final(
-    folder: Path, module: Seq2SeqModule, numbers: dict[str, Any], weights: str
-) -> Path | None:
+def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> Path | None:
     """Write `bundle/`, `results.json` and `attention.png` into the run folder.
 
     Returns:
         The path of the picture, if there was a sentence to draw.
     """
     bundle = folder / "bundle"
-    card = model_card(module, numbers, weights)
     if bundle.exists():  # this run ended here before, and was resumed
         _put_aside(bundle)
     training = {key: numbers[key] for key in TRAINING}
+    card = model_card(module, numbers)
     save_bundle(
-        bundle, module.model, module.tokenizer, card=card, training=training, **module.about
+        bundle, module.model, module.tokenizer, card=card, training=training, **about(module)
     )
-    text = json.dumps(numbers, indent=2, ensure_ascii=False)
-    write(folder / "results.json", text + "\n")
-    shown = samples(module, numbers["split"], SHOWN) if numbers["split"] else []
-    if (figure := attention_figure(module, shown)) is None:
+    write_results(folder, numbers)
+    shown = module.scorer.samples(SHOWN)
+    if (figure := attention_figure(module.model, module.data, shown)) is None:
         return None
     picture = folder / "attention.png"
     with whole(picture) as stream:
@@ -193,7 +49,7 @@ def _put_aside(bundle: Path) -> None:
     print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
 
 
-def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> str:
+def model_card(module: Seq2SeqModule, numbers: dict[str, Any]) -> str:
     """The bundle's README.md."""
     data = module.data
     shape = module.config
@@ -205,12 +61,12 @@ def model_card(module: Seq2SeqModule, numbers: dict[str, Any], weights: str) -> 
         f"with the recipe `{numbers['recipe']}`.",
         "",
         *(_score_lines(numbers) if numbers["split"] else ["It was not tested.", ""]),
-        f"- weights: {weights}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
+        f"- weights: {numbers['weights']}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
         f"{numbers['seconds']:,.0f} seconds",
         f"- shape: {numbers['parameters']:,} parameters, {numbers['learned_parameters']:,} of them "
         f"learned in this run; {shape}",
         *(f"- {line}" for line in numbers["origin"]),
-        *([f"- {in_words(numbers['old_pair'])}"] if numbers["old_pair"] else []),
+        *([f"- {in_words(numbers['parent'])}"] if numbers["parent"] else []),
         *(_mixture_lines(data.shares()) if data.extra_corpora else []),
         "",
         "```python",
@@ -241,22 +97,23 @@ def _mixture_lines(shares: list[tuple[str, str, float]]) -> list[str]:
 
 
 def summary(
-    folder: Path, module: Seq2SeqModule, numbers: dict[str, Any], weights: str, picture: Path | None
+    folder: Path, module: Seq2SeqModule, numbers: dict[str, Any], picture: Path | None
 ) -> str:
-    """What `fit` prints at its end."""
+    """The last words of `fit`."""
     lines = [
         "",
-        f"Trained for {numbers['steps']:,} steps in {numbers['seconds']:,.0f} s ({weights}).",
+        f"Trained for {numbers['steps']:,} steps in {numbers['seconds']:,.0f} s "
+        f"({numbers['weights']}).",
     ]
     split = numbers["split"]
     if split:
         lines += [
             *(f"{split} BLEU {bleu:.2f}   {signature}" for bleu, signature in bleus(numbers)),
             f"{split} chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
-            *([in_words(numbers["old_pair"])] if numbers["old_pair"] else []),
+            *([in_words(numbers["parent"])] if numbers["parent"] else []),
             "",
         ]
-        for source, reference, translation in samples(module, split, SHOWN):
+        for source, reference, translation in module.scorer.samples(SHOWN):
             lines += [
                 f"  {source}",
                 f"    reference   {reference}",
@@ -264,12 +121,12 @@ def summary(
             ]
     if picture:
         lines += ["", f"Where the model looked: {picture}"]
-    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module, split)])
+    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module)])
 
 
-def next_commands(folder: Path, module: Seq2SeqModule, split: Split | None) -> list[str]:
+def next_commands(folder: Path, module: Seq2SeqModule) -> list[str]:
     """Commands that go on from here."""
-    shown = samples(module, split, SHOWN) if split else []
+    shown = module.scorer.samples(SHOWN)
     sentence = shlex.quote(shown[0][0]) if shown else "..."
     bundle = shlex.quote(str(folder / "bundle"))
     lines = [f"  {program()} translate {bundle} {sentence}"]

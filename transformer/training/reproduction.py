@@ -1,70 +1,23 @@
-"""Reproducing a recipe: is the data that of the measured run, and is the run on its curve?
-
-The measured runs are the rows of `recipes/results.jsonl`, each the `results.json` of a run with
-`changes`: the options in which it differed from its recipe.
-"""
+"""Reproducing a recipe: is the text that of the measured runs, and is the run on their curve?"""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from transformer.data.corpus import Corpus, TwoFiles
 from transformer.data.files import UNZIP_ERRORS, lines, unzipped
 from transformer.errors import UserError
-from transformer.training.callbacks import TrainingLog, of_training
+from transformer.training.logging import TrainingLog, of_training
 
-NEEDED = (
-    "recipe", "changes", "bleu", "signature", "validation_bleu", "bleu_by_length", "test",
-    "machine", "versions",
-)  # fmt: skip
 CHECKSUMS = "SHA256SUMS"
 #: How far from the measured run BLEU still counts as on its curve. The highest BLEU so far of two
 #: seeds of recipes/multi30k/transformer_small_de_en.yaml differs by up to 2.6 at the same epoch.
 TOLERANCE = 3.0
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The measured runs in a file; none where there is no file.
-
-    Raises:
-        ValueError: which line is not one.
-    """
-    rows = []
-    for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-        rows.append(_checked(row, f"{file}, line {number}"))
-    return rows
-
-
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    for key in NEEDED:
-        if not isinstance(row, dict) or row.get(key) is None:
-            raise UserError(
-                f"{where}: no {key!r}: it must be a row that `transformer reproduce` wrote, of a "
-                "recipe with a test set"
-            )
-    return dict(row)
-
-
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Append a run to a file, which is made if need be.
-
-    Raises:
-        ValueError: when `read_rows` would refuse it.
-    """
-    _checked(row, f"{file}, a new line")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
@@ -126,7 +79,7 @@ class Curve(Callback):
     def __init__(self, log: TrainingLog, reference: list[float]) -> None:
         self.own, self.reference = log, reference
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Print where it is."""
         done = len(self.own.curve)
         if not of_training(trainer) or not trainer.is_global_zero or done > len(self.reference):

@@ -1,4 +1,4 @@
-"""The surroundings of a run: its folder, what it resumes, what it is called, what is shown."""
+"""The surroundings of a run: its folder and name, the checkpoint to resume, its precision."""
 
 import fcntl
 import logging
@@ -13,12 +13,12 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from transformer.errors import UserError
 from transformer.kernels import refuse_emulated, trains_in_bfloat16
-from transformer.training.averaging import newest_checkpoint, read_checkpoint
-from transformer.writing import clear, is_part, write
+from transformer.training.checkpoints import newest_checkpoint, read_checkpoint
+from transformer.writing import clear, is_part
 
 #: Tells the processes that Lightning starts where the first one writes.
 RUN_DIR = "TRANSFORMER_RUN_DIR"
@@ -30,13 +30,13 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def claim(config: Any, name: str) -> tuple[Path, bool]:
-    """The folder of the run, made here; that of its checkpoint when it is resumed.
+    """Take the folder of the run, or return to it when the run is resumed.
 
     Returns:
         The folder, and whether this process has made it for itself.
 
     Raises:
-        ValueError: when it is taken.
+        ValueError: when another run has it.
     """
     folder = Path(config.run_dir or Path("runs", name))
     if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
@@ -112,13 +112,12 @@ def let_go(folder: Path) -> None:
 
 
 def resumable(config: Any) -> dict[str, Any]:
-    """What is needed of the checkpoint to resume before Lightning reads it again.
+    """Read the parts of the checkpoint to resume that are needed before Lightning reads it again.
 
-    Returns:
-        Its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
+    They are its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
 
     Raises:
-        ValueError: when it cannot be, or other parameters were trained in it.
+        ValueError: when it cannot be resumed, or other parameters were trained in it.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     if "optimizer_states" not in checkpoint:
@@ -139,26 +138,24 @@ def resumable(config: Any) -> dict[str, Any]:
 
 
 def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse to resume where nothing is left to train; a run that did not end goes on to its test.
-
-    Raises:
-        ValueError: which setting is at or below what was trained.
-    """
+    """Refuse to resume where nothing is left to train, unless its test is left."""
     at_home = Path(config.ckpt_path).parent.name == "checkpoints"
-    ended = at_home and (_folder_of(config) / "results.json").exists()
+    folder = _folder_of(config) if at_home else Path()
+    ended = at_home and (folder / "results.json").exists()
     loops = checkpoint["loops"]["fit_loop"]
     # The last epoch that was begun is over when its last batch is.
     over = loops["epoch_loop.batch_progress"]["is_last_batch"]
     epochs = loops["epoch_progress"]["total"]["started"] - (not over)
-    done = {"max_steps": checkpoint["global_step"], "max_epochs": epochs}
-    for key, count in done.items():
+    for key, count in {"max_steps": checkpoint["global_step"], "max_epochs": epochs}.items():
         limit = getattr(config.trainer, key)
         if limit is None or limit < 0 or limit > count or (limit == count and not ended):
             continue
+        bundle = f"`{program()} average --help` says how to make a bundle of it"
+        if ended:
+            bundle = f"its bundle is {folder / 'bundle'}"
         raise UserError(
             f"nothing is left to train: trainer.{key} is {limit}, and {config.ckpt_path} was saved "
-            f"after {count}: give more with --trainer.{key}, or see `{program()} average --help` "
-            "for a bundle of it"
+            f"after {count}: give more with --trainer.{key}; {bundle}"
         )
 
 
@@ -205,7 +202,7 @@ def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) ->
     Raises:
         ValueError: for bfloat16 on a CPU that only emulates it.
     """
-    torch.set_float32_matmul_precision("high")  # TF32 for what is computed in float32
+    torch.set_float32_matmul_precision("high")  # TF32 in float32's place
     device = str(accelerator)
     if device in ("auto", "gpu"):
         mps = device == "gpu" or torch.backends.mps.is_available()
@@ -220,12 +217,8 @@ def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) ->
 class OnePrecision(Callback):
     """Refuses processes that were started on different machines and chose different precisions."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare them, as soon as the processes know each other.
-
-        Raises:
-            ValueError: in each process, when they differ.
-        """
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Compare them, as soon as the processes know each other."""
         if trainer.world_size == 1:
             return
         found: list[Any] = [None] * trainer.world_size
@@ -238,7 +231,7 @@ class OnePrecision(Callback):
 
 
 def program(name: str = "transformer") -> str:
-    """What to type for a program of this environment, which need not be on the PATH."""
+    """The command for a program of this environment, which need not be on the PATH."""
     path = Path(sys.argv[0])
     if path.name == "__main__.py":
         return f"python -m {name}"
@@ -247,24 +240,6 @@ def program(name: str = "transformer") -> str:
     if not here.exists() or (found and here.samefile(found)):
         return name
     return shlex.quote(os.path.relpath(here))
-
-
-class SaveConfig(Callback):
-    """Writes config.yaml, as soon as training begins.
-
-    Args:
-        folder: the run folder.
-        text: all settings of the run.
-    """
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self.path, self.text = folder / "config.yaml", text
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        if trainer.is_global_zero:
-            write(self.path, self.text)
-            let_go(self.path.parent)
 
 
 def be_quiet() -> None:

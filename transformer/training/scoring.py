@@ -1,11 +1,11 @@
-"""What a validation or test gathers, batch by batch, and what comes out of it."""
+"""Scores and translations of a validation or test set, gathered batch by batch."""
 
-import math
+import random
 from dataclasses import replace
+from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Trainer
-from torch import nn
 
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import is_blank
@@ -14,11 +14,13 @@ from transformer.inference.guard import flaw_rates, probes
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models import Seq2Seq
-from transformer.training.meter import sum_over_processes
+from transformer.training.logging import perplexity, sum_over_processes
+
+DRAWN = 200  # characters, at most as many pieces: a picture can show them
 
 
-class Scorer(nn.Module):
-    """Loss, scores and translations of a validation or test set.
+class Scorer:
+    """Loss, scores and translations of the last evaluation.
 
     Args:
         tokenize: sacreBLEU's tokenizer.
@@ -27,82 +29,88 @@ class Scorer(nn.Module):
     """
 
     def __init__(self, tokenize: str, lowercase: bool, detokenized: bool) -> None:
-        super().__init__()
-        self.text = TranslationScore(tokenize=tokenize, lowercase=lowercase)
-        self.detokenized = TranslationScore(lowercase=lowercase) if detokenized else None
-        #: Of the last evaluation, by their index in the corpus.
-        self.translations: dict[int, str] = {}
-        #: Of the last evaluation, in full precision.
-        self.scores: dict[str, float] = {}
-        self._sources: list[str] = []
-        self._references: list[str] = []
-        self._tgt = ""
-        self._sums = [0.0, 0.0, 0.0]
+        # Each process has all translations at the end: there is nothing to add up.
+        self.text = TranslationScore(tokenize, lowercase, sync_on_compute=False)
+        plain = TranslationScore(lowercase=lowercase, sync_on_compute=False)
+        self.detokenized = plain if detokenized else None
+        self.begin([], [], "")
 
     def begin(self, sources: list[str], references: list[str], tgt: str) -> None:
-        """Forget the last evaluation.
-
-        Args:
-            sources: of the whole corpus.
-            references: of the whole corpus.
-            tgt: their language.
-        """
-        self.forget()
-        self._sources, self._references, self._tgt = sources, references, tgt
+        """Forget the last evaluation; the texts are the whole corpus, `tgt` is their language."""
+        self.sources, self.references, self._tgt = sources, references, tgt
+        #: By their index in the corpus, of all processes at the end.
+        self.translations: dict[int, str] = {}
+        #: In full precision; nothing before the end.
+        self.scores: dict[str, float] = {}
         self._sums = [0.0, 0.0, 0.0]
-
-    def forget(self) -> None:
-        """There are no scores and no translations."""
-        self.scores, self.translations = {}, {}
 
     def add(
         self, ids: list[int], hypotheses: list[str], loss: float, nll: float, tokens: int
     ) -> None:
-        """Take in a batch.
+        """Take in a batch; an empty source has the empty translation.
 
         Args:
             ids: indices of its sentences in the corpus.
-            hypotheses: what the search found; an empty source has the empty translation instead.
+            hypotheses: a translation of each.
             loss: smoothed, in nats, summed over its target tokens.
             nll: negative log-likelihood, in nats, summed over its target tokens.
-            tokens: how many these are.
+            tokens: number of its target tokens.
         """
-        for index, value in enumerate((loss, nll, tokens)):
-            self._sums[index] += value
-        hypotheses = [
-            "" if is_blank(self._sources[index]) else hypothesis
-            for index, hypothesis in zip(ids, hypotheses, strict=True)
-        ]
-        references = [self._references[index] for index in ids]
-        self.text.update(hypotheses, references)
-        if self.detokenized:
-            detokenize = moses_detokenizer(self._tgt)
-            self.detokenized.update(detokenize(hypotheses), detokenize(references))
-        self.translations.update(zip(ids, hypotheses, strict=True))
+        added = zip(self._sums, (loss, nll, tokens), strict=True)
+        self._sums = [total + value for total, value in added]
+        for index, hypothesis in zip(ids, hypotheses, strict=True):
+            self.translations[index] = "" if is_blank(self.sources[index]) else hypothesis
 
     def finish(self, trainer: Trainer) -> None:
-        """Compute `scores`, and gather `translations`, of the batches of all processes."""
+        """Compute `scores` of the translations of all processes, which each of them then has."""
         if trainer.world_size > 1:
             parts: list[dict[int, str]] = [{}] * trainer.world_size
             dist.all_gather_object(parts, self.translations)
             self.translations = {index: text for part in parts for index, text in part.items()}
         loss, nll, tokens = sum_over_processes(trainer, self._sums)
         tokens = max(tokens, 1.0)
+        _, references, hypotheses = self.texts()
         self.scores = {
             "loss": loss / tokens,
             "nll": nll / tokens,
             "perplexity": perplexity(nll / tokens),
-            **self.text.compute(),
+            **_scores(self.text, hypotheses, references),
         }
-        self.text.reset()
         if self.detokenized:
-            self.scores["bleu_detokenized"] = self.detokenized.compute()["bleu"]
-            self.detokenized.reset()
+            plain = map(moses_detokenizer(self._tgt), (hypotheses, references))
+            self.scores["bleu_detokenized"] = _scores(self.detokenized, *plain)["bleu"]
+
+    def results(self) -> dict[str, Any]:
+        """The scores and their signatures, for `results.json`; null where nothing was scored."""
+        found = {
+            "bleu": self.scores.get("bleu"),
+            "chrf": self.scores.get("chrf"),
+            "signature": self.text.signature,
+            "chrf_signature": self.text.chrf_signature,
+        }
+        if self.detokenized:
+            found["bleu_detokenized"] = self.scores.get("bleu_detokenized")
+            found["signature_detokenized"] = self.detokenized.signature
+        return {**found, **{key: self.scores.get(key) for key in ("loss", "perplexity")}}
+
+    def texts(self) -> tuple[list[str], list[str], list[str]]:
+        """Sources, references and translations of all sentences that were translated."""
+        known = sorted(self.translations)
+        sources, references = ([side[i] for i in known] for side in (self.sources, self.references))
+        return sources, references, [self.translations[i] for i in known]
+
+    def samples(self, count: int) -> list[tuple[str, str, str]]:
+        """Source, reference and translation of some sentences, the same ones every time."""
+        rows = list(zip(*self.texts(), strict=True))
+        return random.Random(0).sample(rows, min(count, len(rows)))
 
 
-def perplexity(nll: float) -> float:
-    """exp of a negative log-likelihood in nats per token, as far as there are numbers for it."""
-    return math.exp(min(nll, 700.0))
+def _scores(
+    score: TranslationScore, hypotheses: list[str], references: list[str]
+) -> dict[str, float]:
+    score.reset()
+    score.update(hypotheses, references)
+    return score.compute()
 
 
 def probe(model: Seq2Seq, data: DataModule, config: SearchConfig) -> dict[str, float]:
@@ -120,3 +128,19 @@ def probe(model: Seq2Seq, data: DataModule, config: SearchConfig) -> dict[str, f
     kinds = probes(translator.encode, *data.texts("val"), translator.max_length)
     found = translator.checked([line for lines in kinds.values() for line in lines])
     return flaw_rates([line.verdict.flaw for line in found])
+
+
+def attention_figure(model: Seq2Seq, data: DataModule, rows: list[tuple[str, str, str]]) -> Any:
+    """Cross-attention of the last layer for a translation, as a matplotlib figure.
+
+    It is the first of some `samples` that fits on a page; None where all are longer.
+    """
+    from transformer.evaluation.plots import attention_heatmap
+
+    short = (row for row in rows if max(len(row[0]), len(row[2])) <= DRAWN)
+    if (row := next(short, None)) is None:
+        return None
+    translator = Translator(model, data.tokenizer, tgt=data.tgt)
+    weights, src_pieces, tgt_pieces = translator.attention(row[0], row[2])
+    title = model.describe() + (", last layer" if len(weights) > 1 else "")
+    return attention_heatmap(weights[-1].cpu(), src_pieces, tgt_pieces, title)

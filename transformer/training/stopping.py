@@ -12,26 +12,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from transformer.errors import UserError
-from transformer.training.averaging import newest_checkpoint
-from transformer.training.checkpoints import AfterSteps
-from transformer.training.meter import NotFinite
+from transformer.training.checkpoints import newest_checkpoint
+from transformer.training.logging import NotFinite
 from transformer.training.runs import program
+from transformer.training.saving import AfterSteps
 
 INTERRUPTED = "interrupted.ckpt"
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, after its checkpoint was written.
-
-    Args:
-        signum: the signal.
-        checkpoint: from which training can be resumed.
-        step: optimizer steps taken.
-        epoch: epochs begun.
-    """
+    """Training was stopped by signal `signum`, in epoch `epoch`, after `checkpoint` was written."""
 
     def __init__(self, signum: int, checkpoint: Path, step: int, epoch: int) -> None:
         super().__init__(f"stopped by signal {signum} at step {step}")
@@ -50,7 +43,6 @@ class StopSafely(AfterSteps):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
         self.folder = folder
         self.signum = 0
         #: The optimizer step after which training began; None before it has.
@@ -73,7 +65,7 @@ class StopSafely(AfterSteps):
             for signum, handler in self._originals.items():
                 signal.signal(signum, handler)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
         super().on_train_start(trainer, pl_module)
         self._watch(signal.SIGTERM)
@@ -83,14 +75,14 @@ class StopSafely(AfterSteps):
             self._votes = _Votes()
             # Lightning asks the GPUs before every batch whether it saw the SIGTERM that it does
             # not get any more, and waits for the answer until they have nothing left to do.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def after_step(self, trainer: Trainer, validated: bool) -> None:
         """Stop if asked to."""
         if signum := self._votes.cast(self.signum) if self._votes else self.signum:
             self._stop(trainer, signum)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """A signal during the last validation: training is over, the final model is not made."""
         self._training = False
         signum = self.signum
@@ -126,7 +118,7 @@ class StopSafely(AfterSteps):
 
 
 class _Votes:
-    """What all processes say of stopping: the number of a signal, or 0 for going on.
+    """Votes of all processes on stopping: the number of a signal, or 0 for going on.
 
     They vote on the hosts, where nobody waits for a GPU, and a vote travels during the next step.
     """
@@ -157,13 +149,7 @@ def _nothing() -> None:
 
 
 def goodbye(stop: Interrupted, folder: Path, again: str | None = None) -> str:
-    """How to go on after an interruption.
-
-    Args:
-        stop: the interruption.
-        folder: of the run.
-        again: the command that began the run, where it was not `fit`.
-    """
+    """Commands that go on in a run folder; `again` is the one that began the run, if not `fit`."""
     checkpoint, bundle = (
         shlex.quote(str(name)) for name in (stop.checkpoint, folder / "bundle-interrupted")
     )
@@ -176,7 +162,7 @@ def goodbye(stop: Interrupted, folder: Path, again: str | None = None) -> str:
 
 
 def resume_command(checkpoint: Path, folder: Path, again: str | None) -> str:
-    """The command that goes on from a checkpoint; the other arguments are those of `goodbye`."""
+    """The command that goes on from a checkpoint."""
     again = again or f"fit --config {shlex.quote(str(folder / 'config.yaml'))}"
     return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
 
@@ -188,7 +174,7 @@ def is_of_a_lost_process(error: Exception) -> bool:
 
 
 def what_is_left(folder: Path, again: str | None) -> str:
-    """What a stop in the middle of something has left of a run, and how to go on."""
+    """The command that goes on after a stop in the middle of something, if any can."""
     newest = newest_checkpoint(folder / "checkpoints")
     if newest is None:
         return "nothing was saved before"
@@ -196,7 +182,7 @@ def what_is_left(folder: Path, again: str | None) -> str:
 
 
 def diverged(error: NotFinite, folder: Path, learning_rate: float) -> UserError:
-    """What to tell the user about a loss that became NaN."""
+    """The message about a loss that became NaN, for the user."""
     newest = newest_checkpoint(folder)
     good = f"the last good checkpoint is {newest}" if newest else "none was saved before"
     return UserError(

@@ -7,26 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
-from transformer.training.callbacks import EarlyStopping, TrainingLog
-from transformer.training.checkpoints import Checkpoints
-from transformer.training.forgetting import ForgettingGate, OldPair
-from transformer.training.meter import NotFinite
+from transformer.training.forgetting import ForgettingGate, ParentPair
+from transformer.training.logging import LoggerName, NotFinite, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import LiveProgress, progress
-from transformer.training.report import (
-    Split,
-    evaluate,
-    load_final_weights,
-    results,
-    save_final,
-    summary,
-)
-from transformer.training.runs import OnePrecision, SaveConfig, let_go
+from transformer.training.report import save_final, summary
+from transformer.training.results import Split, evaluate, load_final_weights, results
+from transformer.training.runs import OnePrecision, let_go
+from transformer.training.saving import Checkpoints, EarlyStopping
 from transformer.training.stopping import (
     Interrupted,
     StopSafely,
@@ -35,7 +28,8 @@ from transformer.training.stopping import (
     is_of_a_lost_process,
     what_is_left,
 )
-from transformer.training.tracking import LoggerName, WandbTracker, log_bundle, make_logger
+from transformer.training.tracking import WandbTracker, log_bundle
+from transformer.writing import write
 
 FORGOTTEN = 3  # the exit code
 
@@ -54,7 +48,7 @@ class Run:
 
     module: Seq2SeqModule
     data: DataModule
-    old_pair: OldPair
+    parent: ParentPair
     trainer: Trainer
 
     def __init__(
@@ -89,7 +83,7 @@ class Run:
         kind: LoggerName = "none" if given.fast_dev_run else config.logger
         # The log comes after what a validation does for W&B, for it starts the clock again.
         callbacks = [
-            OnePrecision(), WandbTracker(), self.log, SaveConfig(self.folder, text), Banner(self),
+            OnePrecision(), WandbTracker(), self.log, Beginning(self, text),
         ]  # fmt: skip
         if given.enable_progress_bar is not False:
             callbacks.append(progress(self.log))
@@ -113,25 +107,29 @@ class Run:
             raise UserError(f"trainer: {error}") from None
 
 
-class Banner(Callback):
-    """Says in three lines what is about to be trained.
+class Beginning(Callback):
+    """Writes config.yaml as soon as training begins, and says in three lines what is trained.
 
     Args:
         run: the run.
+        text: all its settings as YAML.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, text: str) -> None:
+        self.run, self.text = run, text
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print them."""
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         run = self.run
+        write(run.folder / "config.yaml", self.text)
+        let_go(run.folder)
         module, data = run.module, run.data
         vocabularies = {module.tokenizer.src_vocab_size, module.tokenizer.tgt_vocab_size}
         learns = module.learned_parameters
-        learned = f", {learns:,} of them learn," if module.frozen or module.lora.rank else ""
+        learned = (
+            f", {learns:,} of them learn," if module.freeze_patterns or module.lora.rank else ""
+        )
         origin = "".join(f"{line}\n" for line in module.origin)
         counts = data.counts
         skipped = f" ({counts.too_long:,} too long and skipped)" if counts.too_long else ""
@@ -156,7 +154,7 @@ def train(run: Run) -> int:
         forgotten = finish(run, gate)
         run.is_whole = True
     except NotFinite as error:
-        raise diverged(error, run.folder / "checkpoints", run.module.peak) from error
+        raise diverged(error, run.folder / "checkpoints", run.module.learning_rate) from error
     except Interrupted as stop:
         if not run.trainer.is_global_zero:
             return 0  # else Lightning kills the first process, which may still be printing
@@ -196,42 +194,43 @@ def how_to_go_on(run: Run) -> Iterator[None]:
 
 def forgetting_gate(run: Run) -> ForgettingGate | None:
     """Scores the pair that the bundle knows before anything is learned, if the recipe names one."""
-    if not run.old_pair.test or not run.trainer.is_global_zero:
+    if not run.parent.test or not run.trainer.is_global_zero:
         return None
-    gate = ForgettingGate(run.old_pair, run.config.model.init_from)
+    gate = ForgettingGate(run.parent, run.config.model.init_from)
     print(gate.score_before(run.module.search_config), flush=True)
     return gate
 
 
 def finish(run: Run, gate: ForgettingGate | None) -> bool:
-    """Scores the final model and writes everything down; whether it forgot its old pair."""
+    """Scores the final model and writes everything down; whether it forgot the parent's pair."""
     trainer, module = run.trainer, run.module
     weights = load_final_weights(trainer, module)
     try:
         numbers = scored(run, gate, weights)
     except BaseException:  # of hours of training there is a bundle, whatever became of the test
         if trainer.is_global_zero and not run.is_trial:
-            numbers = results(trainer, module, run.log, {}, None, weights)
-            save_final(run.folder, module, numbers, weights)
+            numbers = results(trainer, module, run.log, None, weights)
+            save_final(run.folder, module, numbers)
             print(f"\nThe model was not tested; it is in {run.folder / 'bundle'}", flush=True)
         raise
     if not trainer.is_global_zero:
         return False
-    picture = save_final(run.folder, module, numbers, weights)
-    print(summary(run.folder, module, numbers, weights, picture), flush=True)
+    picture = save_final(run.folder, module, numbers)
+    print(summary(run.folder, module, numbers, picture), flush=True)
     log_bundle(trainer, run.folder / "bundle", run.name, numbers)
     if run.is_trial:
         print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
-    return bool(gate and numbers["old_pair"]["forgotten"])
+    return bool(gate and numbers["parent"]["forgotten"])
 
 
 def scored(run: Run, gate: ForgettingGate | None, weights: str) -> dict[str, Any]:
-    """What `results.json` holds of the final model, after its test; the first process knows all."""
+    """Tests the final model; returns `results.json`, of which the first process knows all."""
     trainer, module = run.trainer, run.module
     split: Split | None = "test" if run.config.data.test else "val" if run.config.data.val else None
-    scores = evaluate(trainer, module, split) if split else {}
-    numbers = results(trainer, module, run.log, scores, split if scores else None, weights)
+    if split and not evaluate(trainer, module, split):
+        split = None
+    numbers = results(trainer, module, run.log, split, weights)
     if gate:
-        numbers["old_pair"] = gate.score_after(module)
-        gate.log(trainer, numbers["old_pair"])
+        numbers["parent"] = gate.score_after(module)
+        run.log.log_parent(trainer, numbers["parent"])
     return numbers

@@ -1,32 +1,36 @@
-"""Old weights -> new vocabulary: a trained model as the beginning of another one.
+"""Old weights -> new vocabulary, and which of them learn: all, some, or adapters beside them.
 
 Everything but the embeddings and the output projection fits as it is. Of those, a row of a piece
 that both vocabularies hold is copied. A new piece begins as the mean of the old pieces that spell
-it, as in fast vocabulary transfer (Gee et al. 2022). What the old vocabulary cannot spell keeps the
-initial values of a new model.
+it, as in fast vocabulary transfer (Gee et al. 2022). Pieces that the old vocabulary cannot spell
+keep the initial values of a new model. Low-rank adapters are those of Hu et al. (2022).
 """
 
-from dataclasses import asdict
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from math import sqrt
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
+from torch.nn.utils import parametrize
 
-from transformer.bundle import Bundle
+from transformer.bundle import Bundle, load_bundle
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import Side, Tokenizer
 from transformer.errors import UserError
-from transformer.models import ModelConfig, Seq2Seq, architecture_of
+from transformer.models import ARCHITECTURES, ModelConfig, Seq2Seq, architecture_of
 
 NewRows = Literal["mean", "random"]
-DROPOUTS = ("dropout", "activation_dropout", "attention_dropout")
 #: Settings of a network that may change: they say nothing about its weights.
-FREE = (*DROPOUTS, "tied")
+DROPOUTS = ("dropout", "activation_dropout", "attention_dropout")
 
 
 class Rows(NamedTuple):
-    """How many rows of a vocabulary came which way."""
+    """The number of rows of a vocabulary that came each way."""
 
     copied: int
     mean: int
@@ -39,21 +43,41 @@ class Rows(NamedTuple):
         )
 
 
-def check_shape(
-    ours: ModelConfig, theirs: ModelConfig, what: str, free: tuple[str, ...], fix: str
-) -> None:
-    """Refuses weights of another architecture or size.
+def begin_from(folder: str, model: Seq2Seq, tokenizer: Tokenizer, new_rows: NewRows) -> list[str]:
+    """Put the weights of a bundle of the same shape into a new model; returns their origin."""
+    old = load_bundle(folder)
+    fix = "leave it out of the recipe, or begin from another bundle"
+    _check_shape(model.config, old.model.config, folder, (*DROPOUTS, "tied"), fix)
+    rows = transplant(model, tokenizer, old, new_rows)
+    return [
+        f"begun from {folder} ({old.config['src']} → {old.config['tgt']})",
+        *(f"{vocabulary} vocabulary: {counts}" for vocabulary, counts in rows.items()),
+    ]
 
-    Args:
-        ours: the recipe's.
-        theirs: of the weights.
-        what: where they come from.
-        free: settings that may differ.
-        fix: what to do when another one does.
+
+def check_resumed(trained: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Refuse a checkpoint whose `bundle` was trained with another shape or vocabulary than a run's.
 
     Raises:
         ValueError: which setting differs.
     """
+    shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
+    fix = "resume with that, or begin a new run"
+    _check_shape(config, shape, "the checkpoint", DROPOUTS, fix)
+    theirs = Tokenizer.from_text(trained["tokenizer"])
+    if theirs.to_text() != tokenizer.to_text():
+        raise UserError(
+            "the vocabulary does not fit the checkpoint: this run has "
+            f"{tokenizer.src_vocab_size:,} source and {tokenizer.tgt_vocab_size:,} target entries, "
+            f"the checkpoint {theirs.src_vocab_size:,} and {theirs.tgt_vocab_size:,} of its own: "
+            "resume with the checkpoint's tokenizer, or begin a new run"
+        )
+
+
+def _check_shape(
+    ours: ModelConfig, theirs: ModelConfig, what: str, free: tuple[str, ...], fix: str
+) -> None:
+    """Refuse weights of another architecture or size; the settings in `free` may differ."""
     names = architecture_of(ours), architecture_of(theirs)
     if names[0] != names[1]:
         raise UserError(
@@ -120,8 +144,7 @@ def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
 def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
     """Sets row i of a parameter to the mean of the trained rows `spelled[i]`, if there are any.
 
-    The mean is computed where the trained rows lie, in float64; the parameter may have another
-    device and precision.
+    It is computed in float64 on their device; the parameter's precision and device may differ.
     """
     at, exact = trained.device, torch.float64
     ids = torch.tensor([i for row in spelled for i in row], dtype=torch.long, device=at)
@@ -135,3 +158,118 @@ def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
 def _count(spelled: list[list[int]]) -> Rows:
     copied, fresh = (sum(len(ids) == size for ids in spelled) for size in (1, 0))
     return Rows(copied, len(spelled) - copied - fresh, fresh)
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters: W + alpha / rank * B A, of which only A and B learn.
+
+    Args:
+        rank: rows of A and columns of B; 0 for no adapters.
+        alpha: how much of what the adapters say is added: alpha / rank times.
+        targets: patterns such as `*attention*` for the names of the matrices that get one; all
+            linear layers but the output projection when left out. The recurrences of an RNN cannot.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("*",)
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"model.lora.rank is {self.rank}: it must be 1 or more, or 0 for none")
+
+
+class LowRank(nn.Module):
+    """W -> W + scale * B A; A is (rank, in), B is (out, rank) and begins with zeros."""
+
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, config: LoRAConfig) -> None:
+        super().__init__()
+        self.a = nn.Parameter(weight.new_empty(config.rank, weight.size(1)))
+        self.b = nn.Parameter(weight.new_zeros(weight.size(0), config.rank))
+        nn.init.kaiming_uniform_(self.a, a=sqrt(5))
+        # A buffer, so that a checkpoint alone can be merged.
+        self.register_buffer("scale", weight.new_full((), config.alpha / config.rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that is used, of the same shape."""
+        return _adapted(weight, self.a, self.b, self.scale)
+
+
+def _adapted(weight: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    return weight + (scale * b) @ a
+
+
+def choose_what_learns(model: Seq2Seq, freeze: Iterable[str], lora: LoRAConfig) -> int:
+    """Freezes parameters, then gives linear layers adapters, whose own matrices freeze, too.
+
+    Args:
+        model: all of its parameters learn so far.
+        freeze: patterns such as `encoder.*` for their names; a tied matrix has several.
+        lora: which adapters.
+
+    Returns:
+        How many numbers learn.
+
+    Raises:
+        ValueError: when a pattern matches nothing, or nothing is left to learn.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in _matches("model.freeze", freeze, list(parameters)):
+        parameters[name].requires_grad_(False)
+    if lora.rank:
+        _adapt(model, lora)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not learning:
+        raise UserError(
+            "model.freeze: every parameter is frozen: leave some out, or set model.lora.rank"
+        )
+    return learning
+
+
+def _adapt(model: Seq2Seq, config: LoRAConfig) -> None:
+    layers = {
+        f"{name}.weight": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and f"{name}.weight" not in model.ROWS
+    }
+    for name in _matches("model.lora.targets", config.targets, list(layers)):
+        layer = layers[name]
+        layer.weight.requires_grad_(False)
+        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, config))
+
+
+def merge(model: Seq2Seq) -> None:
+    """Adds the adapters to their matrices: a plain model is left."""
+    for layer in list(model.modules()):
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same for a state dictionary: returns the plain model's."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        layer, adapted, rest = name.partition(".parametrizations.weight.")
+        if not adapted:
+            plain[name] = tensor
+        elif rest == "original":
+            a, b, scale = (weights[f"{layer}{adapted}0.{part}"] for part in ("a", "b", "scale"))
+            plain[f"{layer}.weight"] = _adapted(tensor, a, b, scale)
+    return plain
+
+
+def _matches(key: str, patterns: Iterable[str], names: list[str]) -> list[str]:
+    found = []
+    for pattern in patterns:
+        some = [name for name in names if fnmatchcase(name, pattern)]
+        if not some:
+            near = get_close_matches(pattern, names, n=1, cutoff=0.0)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise UserError(
+                f"{key}: {pattern!r} matches none of the {len(names)} names that there are{hint}"
+            )
+        found += some
+    return list(dict.fromkeys(found))

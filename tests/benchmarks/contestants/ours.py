@@ -23,11 +23,10 @@ from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import TransformerConfig
-from transformer.training.callbacks import TrainingLog
+from transformer.training.logging import TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import be_quiet, choose_precision
 from transformer.training.stopping import StopSafely
-from transformer.training.tracking import make_logger
 
 from ..worker import Handlers, Workload, claim_stdout, run, serve, translated
 

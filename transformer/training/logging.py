@@ -1,0 +1,265 @@
+"""Counting and logging: sums over training steps, the numbers of each window of them, the loggers.
+
+Losses are per target token, in nats; throughput counts real tokens over training time, without
+validation.
+"""
+
+import csv
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from transformer.errors import UserError
+from transformer.training.objective import Prepared
+
+LoggerName = Literal["wandb", "csv", "none"]
+WARM_UP = 20  # steps that say nothing of the pace: data workers start, kernels are made
+
+
+class NotFinite(UserError):
+    """The loss or the gradient of an optimizer step is NaN or infinite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss or its gradient became NaN or infinite at step {step:,}")
+        self.step = step
+
+
+class Reading(NamedTuple):
+    """Sums over a window of steps and all processes; losses in nats."""
+
+    loss: float
+    nll: float
+    src_tokens: int
+    tgt_tokens: int
+    padded_tokens: int
+
+
+@dataclass
+class Meter:
+    """Collects a window of training steps.
+
+    Losses and gradient norms stay separate scalars on the device until `read`: adding them up
+    would cost a kernel each, and would hide which step was the first to go wrong.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    nlls: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, nll: Tensor, prepared: Prepared, step: int) -> None:
+        """Count one micro-batch of optimizer step `step`; the losses are sums over its tokens."""
+        self.losses.append(loss.detach())
+        self.nlls.append(nll)
+        self.steps.append(step)
+        self.tokens.append((prepared.src_tokens, prepared.tgt_tokens, prepared.padded_tokens))
+
+    def read(self, trainer: Trainer) -> Reading | None:
+        """Add up the window over all processes, each of which must call this; None if it is empty.
+
+        Raises:
+            NotFinite: in every process, when any of them met a NaN or an infinite number.
+        """
+        if not self.losses:
+            return None
+        losses = torch.stack(self.losses).tolist()
+        nll = torch.stack(self.nlls).sum().item()
+        norms = torch.stack(self.norms).tolist() if self.norms else []
+        tokens = map(sum, zip(*self.tokens, strict=True))
+        local = [sum(losses), nll, sum(losses) + sum(norms), *tokens]
+        loss, nll, worst, *counts = sum_over_processes(trainer, local)
+        if not math.isfinite(worst):
+            raise NotFinite(self._first_bad_step(losses, norms))
+        return Reading(loss, nll, *map(round, counts))
+
+    def _first_bad_step(self, losses: list[float], norms: list[float]) -> int:
+        # Each optimizer step has one norm, and the last of them belongs to the last step.
+        first = self.steps[-1] - len(norms) + 1
+        numbers = [*zip(self.steps, losses, strict=True), *enumerate(norms, first)]
+        bad = [step for step, number in numbers if not math.isfinite(number)]
+        return min(bad, default=self.steps[-1])  # none of this process: then it is another's
+
+
+def sum_over_processes(trainer: Trainer, values: list[float]) -> list[float]:
+    """Sums of numbers over all processes, each of which must call this."""
+    if trainer.world_size == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+    reduced = trainer.strategy.reduce(tensor, reduce_op="sum")
+    assert isinstance(reduced, Tensor)
+    return reduced.tolist()
+
+
+def perplexity(nll: float) -> float:
+    """exp of a negative log-likelihood in nats per token, as far as there are numbers for it."""
+    return math.exp(min(nll, 700.0))
+
+
+def of_training(trainer: Trainer) -> bool:
+    """Whether a validation is one of training: not the test of it, nor a trial before it."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+class TrainingLog(Callback):
+    """Reads the module's meter every `log_every_n_steps` and tells every logger.
+
+    The totals survive an interruption.
+    """
+
+    def __init__(self) -> None:
+        self.totals = {"seconds": 0.0, "training_seconds": 0.0, "src_tokens": 0, "tgt_tokens": 0}
+        #: BLEU of each validation so far.
+        self.curve: list[float] = []
+        #: The newest numbers, by the names that the loggers get.
+        self.latest: dict[str, float] = {}
+        #: When, and after which optimizer step, this process began to train, or had warmed up.
+        self.started, self.first_step = time.monotonic(), 0
+        self._warm = WARM_UP
+        self._mark = self.started
+        self._window = 0.0
+        self._last_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start the clock."""
+        self.started = self._mark = time.monotonic()
+        self.first_step = self._last_step = trainer.global_step
+        self._warm = trainer.global_step + WARM_UP
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Log when enough optimizer steps have been taken."""
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        self._last_step = step
+        if step == self._warm:
+            self.started, self.first_step = time.monotonic(), step
+        # The very first step, too: it shows at once whether the run is alive.
+        if step % trainer.log_every_n_steps == 0 or step == 1:
+            self._read(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Stop the clock of training; nothing that is NaN is decoded."""
+        if of_training(trainer):
+            self._read(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Log the scores, and start the clock of training again."""
+        if of_training(trainer):
+            self._tick(training=False)
+            scores = pl_module.scorer.scores
+            self.curve.append(round(scores["bleu"], 2))
+            self._log(trainer, {f"val/{key}": value for key, value in scores.items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Count the steps after the last reading."""
+        self._read(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the totals into the checkpoint, with the steps that were not logged yet."""
+        reading = pl_module.meter.read(trainer)
+        self._tick(training=bool(trainer.training))
+        checkpoint["totals"] = self._totals_with(reading)
+        checkpoint["curve"] = list(self.curve)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on counting."""
+        self.totals = dict(checkpoint["totals"])
+        self.curve = list(checkpoint["curve"])
+
+    def log_parent(self, trainer: Trainer, result: dict[str, Any]) -> None:
+        """Log BLEU on the parent's pair before and after."""
+        numbers = {f"parent/{key}": result[key] for key in ("before", "after", "p_value")}
+        self._log(trainer, numbers)
+
+    def _totals_with(self, reading: Reading | None) -> dict[str, Any]:
+        counted = reading._asdict() if reading else {}
+        return {key: total + counted.get(key, 0) for key, total in self.totals.items()}
+
+    def _tick(self, training: bool) -> None:
+        now = time.monotonic()
+        elapsed, self._mark = now - self._mark, now
+        self.totals["seconds"] += elapsed
+        if training:
+            self.totals["training_seconds"] += elapsed
+            self._window += elapsed
+
+    def _read(self, trainer: Trainer, module: Any) -> None:
+        reading = module.meter.read(trainer)  # waits for the device, so the clock comes after it
+        self._tick(training=True)
+        if reading is None:
+            return
+        self.totals = self._totals_with(reading)
+        metrics = {
+            **_per_token(reading, self._window),
+            # Of the step just taken: the schedule has moved on already.
+            "learning_rate": module.rate(trainer.global_step),
+            "epoch": float(trainer.current_epoch),
+            "memory_gib": _peak_memory_gib(module.device),
+        }
+        if module.meter.norms:
+            metrics["gradient_norm"] = module.meter.norms[-1].item()
+        self._window, module.meter = 0.0, Meter()
+        self._log(trainer, {f"train/{key}": value for key, value in metrics.items()})
+
+    def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.latest.update(metrics)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _per_token(reading: Reading, seconds: float) -> dict[str, float]:
+    nll = reading.nll / max(reading.tgt_tokens, 1)
+    real = reading.src_tokens + reading.tgt_tokens
+    return {
+        "loss": reading.loss / max(reading.tgt_tokens, 1),
+        "nll": nll,
+        "perplexity": perplexity(nll),
+        "src_tokens_per_second": reading.src_tokens / max(seconds, 1e-9),
+        "tgt_tokens_per_second": reading.tgt_tokens / max(seconds, 1e-9),
+        "padding_share": 1 - real / max(reading.padded_tokens, 1),
+    }
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """On CUDA the most that tensors took; else the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def make_logger(kind: LoggerName, folder: Path, name: str, run_id: str | None) -> Logger | None:
+    """Make the logger of a run in its folder; W&B's goes on with the run of `run_id`, if given."""
+    if kind == "wandb":
+        from transformer.training.tracking import wandb_logger  # W&B is slow to import
+
+        return wandb_logger(folder, name, run_id)
+    return _csv_logger(folder) if kind == "csv" else None
+
+
+def _csv_logger(folder: Path) -> CSVLogger:
+    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    written = folder / "metrics.csv"
+    if written.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+        # A resumed run goes on in the same file, which Lightning would delete.
+        aside = written.rename(folder / "metrics.before.csv")
+        writer = logger.experiment
+        aside.rename(written)
+        with written.open(newline="") as file:
+            writer.metrics_keys = next(csv.reader(file), [])
+    return logger
