@@ -204,7 +204,9 @@ def test_a_whole_number_of_batches_is_no_share(given: str, read: type, tmp_path:
         assert (found, type(found)) == (read(float(given)), read)
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+@pytest.mark.parametrize(
+    ("old", "new"), [*RENAMED.items(), ("old_pair.max_drop", "parent.max_drop")]
+)
 def test_a_key_of_before_is_refused_with_its_new_name(old: str, new: str, tmp_path: Path) -> None:
     parser = parser_of(TransformerConfig())
     recipe = tmp_path / "recipe.yaml"

@@ -24,10 +24,8 @@ from transformer.commands.recipes import (
 )
 from transformer.errors import UserError
 
-#: Keys of recipes that had another name before.
-RENAMED = {"data.also": "data.extra_corpora", "old_pair": "parent"} | {
-    f"old_pair.{key}": f"parent.{key}" for key in ("test", "src", "tgt", "columns", "max_drop")
-}
+#: Keys of recipes, and groups of them, that had another name before.
+RENAMED = {"data.also": "data.extra_corpora", "old_pair": "parent"}
 
 # The words of jsonargparse: the key that a message is about, what was expected of its value, the
 # value itself, and what is wrong with a class that was named.
@@ -122,8 +120,9 @@ def valid_keys(parser: ArgumentParser) -> list[str]:
 
 def unknown(what: str, key: str, parser: ArgumentParser, dashes: str = "") -> str:
     """Says that a key does not exist, and its new name or which one is nearest."""
-    if key in RENAMED:
-        return f"{what} is '{dashes}{RENAMED[key]}' now"
+    for old, new in RENAMED.items():
+        if f"{key}.".startswith(f"{old}."):
+            return f"{what} is '{dashes}{new}{key.removeprefix(old)}' now"
     near = nearest(key, valid_keys(parser))
     return f"{what} does not exist" + (f", the nearest is '{dashes}{near}'" if near else "")
 

@@ -80,15 +80,13 @@ def score_bundle(
     model, tokenizer, config = load_bundle(bundle)
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
-    given = {
-        "score_tokenize": score_tokenize,
-        "score_lowercase": score_lowercase,
-        "score_detokenized": score_detokenized,
-    }
-    evaluation = config["evaluation"] | {k: v for k, v in given.items() if v is not None}
-    path = Path(bundle) / "config.json"
-    how = replace(settings(SearchConfig, config["search"], path, "search"), **search)
-    module = Seq2SeqModule(model.config, search=how, **evaluation)
+    given = {"tokenize": score_tokenize, "lowercase": score_lowercase}
+    given |= {"detokenized": score_detokenized}
+    scores = {f"score_{key}": value for key, value in given.items() if value is not None}
+    how = settings(SearchConfig, config["search"], Path(bundle) / "config.json", "search")
+    module = Seq2SeqModule(
+        model.config, search=replace(how, **search), **{**config["evaluation"], **scores}
+    )
     module.network = model
     seconds = run(module, datamodule, device, precision)
     numbers = {

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -44,36 +45,9 @@ FLAWED: dict[Flaw, str] = {
 }
 
 
-def main(args: Sequence[str]) -> int:
-    """Runs the command."""
-    parser = OptionParser(prog="transformer translate", description=DESCRIPTION)
-    parser.add(translate, {"bundle": None, "texts": "*", "--input": "+"})
-    parser.add(SearchConfig, {})
-    # Without defaults, so that those of the bundle apply.
-    translate(**vars(parser.parse_args(args, defaults=False)))
-    return 0
-
-
-def translate(
-    bundle: str,
-    texts: Sequence[str] = (),
-    input: Sequence[str] = (),
-    output: str | None = None,
-    skip: int = 0,
-    to: str | None = None,
-    scores: bool = False,
-    alignments: bool = False,
-    prefix: str = "",
-    too_long: Literal["refuse", "split"] = "refuse",
-    guard: bool = False,
-    seed: int | None = None,
-    max_tokens: int = 4096,
-    max_length: int | None = None,
-    device: str = "auto",
-    precision: Precision = "auto",
-    **search: Any,
-) -> None:
-    """Translates texts, files or standard input.
+@dataclass(frozen=True)
+class Options:
+    """What is translated, how, and what is printed of it.
 
     Args:
         bundle: Folder that `transformer fit` or `transformer average` wrote.
@@ -94,44 +68,98 @@ def translate(
             a model loses text.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
+    """
+
+    bundle: str
+    texts: Sequence[str] = ()
+    input: Sequence[str] = ()
+    output: str | None = None
+    skip: int = 0
+    to: str | None = None
+    scores: bool = False
+    alignments: bool = False
+    prefix: str = ""
+    too_long: Literal["refuse", "split"] = "refuse"
+    guard: bool = False
+    seed: int | None = None
+    max_tokens: int = 4096
+    max_length: int | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command."""
+    parser = OptionParser(prog="transformer translate", description=DESCRIPTION)
+    parser.add(Options, {"bundle": None, "texts": "*", "--input": "+"})
+    parser.add(SearchConfig, {})
+    # Without defaults, so that those of the bundle apply.
+    given = vars(parser.parse_args(args, defaults=False))
+    own = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    translate(Options(**own), {"n_best": 1, **given})
+    return 0
+
+
+def translate(options: Options, search: dict[str, Any]) -> None:
+    """Translates texts, files or standard input.
+
+    Args:
+        options: What, and how.
         search: Fields of SearchConfig.
 
     Raises:
         UserError: If the input or the bundle is at fault.
     """
-    numbered = search.setdefault("n_best", 1) > 1
-    in_columns = scores or alignments or numbered
-    if too_long == "split" and (prefix or in_columns):
+    to, too_long = options.to, options.too_long
+    numbered = search["n_best"] > 1
+    in_columns = options.scores or options.alignments or numbered
+    if too_long == "split" and (options.prefix or in_columns):
         raise UserError(
             "--too_long split goes with none of --prefix, --n_best, --scores and --alignments"
         )
-    if texts and input:
-        raise UserError("there are texts and --input files: give the one or the other")
-    from_texts = texts and texts != ["-"]
-    given = [lines_of(texts)] if from_texts else [Source(file) for file in input or ["-"]]
-    source = Input(given, skip=skip)
-    longest = {} if max_length is None else {"max_length": max_length}
-    warnings = Warnings(guard)
+    source = source_of(options)
+    warnings = Warnings(options.guard)
     keep_freed_memory()
-    with writing(output, skip) as out:
-        translator = Translator.load(bundle, device, precision, max_tokens=max_tokens, **longest)
+    with writing(options.output, options.skip) as out:
+        translator = load(options)
         check_language(translator, to)
         limit = None if too_long == "split" else translator.max_length
         source.check(partial(check, translator, to, limit))
-        options = {**search, "to": to, "prefix": prefix, "guard": guard}
-        options["generator"] = generator(translator.device, seed)
+        how = {**search, "to": to, "prefix": options.prefix, "guard": options.guard}
+        how["generator"] = generator(translator.device, options.seed)
         for rows in source.chunks():
             lines = [line.text for (line,) in rows]
             found: Sequence[Sequence[Translation | Checked]]
             with placed(rows):
                 if in_columns:
-                    found = translator.n_best(lines, alignments=alignments, **options)
+                    found = translator.n_best(lines, alignments=options.alignments, **how)
                 else:
-                    best = translator.checked(lines, too_long=too_long, **options)
+                    best = translator.checked(lines, too_long=too_long, **how)
                     found = [[checked] for checked in best]
-            out.write(printed(found, out.done, scores, numbered), len(rows))
+            out.write(printed(found, out.done, options.scores, numbered), len(rows))
             warnings.add(rows, [translations[0].verdict for translations in found])
     warnings.close()
+
+
+def source_of(options: Options) -> Input:
+    """Opens what is translated: the texts, or else the files, or else standard input."""
+    if options.texts and options.input:
+        raise UserError("there are texts and --input files: give the one or the other")
+    if options.texts and options.texts != ["-"]:
+        return Input([lines_of(options.texts)], skip=options.skip)
+    return Input([Source(file) for file in options.input or ["-"]], skip=options.skip)
+
+
+def load(options: Options) -> Translator:
+    """Loads the bundle."""
+    longest = {} if options.max_length is None else {"max_length": options.max_length}
+    return Translator.load(
+        options.bundle,
+        options.device,
+        options.precision,
+        max_tokens=options.max_tokens,
+        **longest,
+    )
 
 
 def check(translator: Translator, to: str | None, limit: int | None, rows: list[Row]) -> None:
