@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from texts import write_texts
 
 from transformer.__main__ import main
 
@@ -58,3 +59,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return printed
 
     return command
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Files train, val and test of 400, 30 and 20 lines, in English and German."""
+    return write_texts(tmp_path)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,14 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
-from transformer.data.batching import Batch, EvalLoader, Plan, collate, cut, evenly
+from transformer.data.batching import Batch, Plan, collate, cut, evenly
 from transformer.data.corpus import Corpus, Pair, open_corpus
-from transformer.data.datamodule import DataModule
 from transformer.data.dataset import Counts, TokenTable, select, table_in_memory, write_table
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import Mixture
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
-from transformer.models.cache import TransformerState
 
 BUDGET = 60
 
@@ -78,18 +76,33 @@ def stream_source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Tok
     return corpus, Tokenizer.train(config, lines_of, lines_of)
 
 
-@pytest.fixture(params=["cached", "stream"])
+class Source:
+    """Makes loaders of one kind, and knows what they have to hold."""
+
+    def __init__(self, kind: str, stream: tuple[Corpus, Tokenizer]) -> None:
+        self.kind, self.stream = kind, stream
+        sizes = [500, 90, 40] if kind == "mixture" else [500]
+        self.table = random_table(sum(sizes))
+        parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        self.mixture = Mixture(parts, [None, 0.2][: len(sizes) - 1], 2.0)
+
+    def __call__(
+        self, rank: int = 0, plan: Plan = Plan(BUDGET), workers: int = 0  # noqa: B008
+    ) -> TrainLoader:  # fmt: skip
+        if self.kind == "stream":
+            return StreamLoader(*self.stream, 50, False, plan, rank, workers)
+        return CachedLoader(self.table, self.mixture, plan, rank)
+
+    def rows(self, epoch: int) -> list[int]:
+        """The pairs of an epoch, in order."""
+        return sorted(self.mixture.rows(epoch, seed=1).tolist())
+
+
+@pytest.fixture(params=["cached", "stream", "mixture"])
 def make_loader(
     request: pytest.FixtureRequest, small_pools: None, stream_source: tuple[Corpus, Tokenizer]
-) -> Any:
-    table = random_table()
-
-    def make(rank: int = 0, plan: Plan = Plan(BUDGET), workers: int = 0) -> TrainLoader:  # noqa: B008
-        if request.param == "cached":
-            return cached(table, plan, rank)
-        return StreamLoader(*stream_source, 50, False, plan, rank, workers)
-
-    return make
+) -> Source:
+    return Source(request.param, stream_source)
 
 
 def test_collate_pads_shifts_and_counts() -> None:
@@ -131,18 +144,18 @@ def test_evenly_gives_each_process_equally_many(sizes: list[int], world: int) ->
     assert sum(sizes) - len(kept) == (sum(sizes) % world if one_row_each else 0)
 
 
-def test_an_epoch_holds_every_pair_once_within_the_budget(make_loader: Any) -> None:
+def test_an_epoch_holds_its_pairs_within_the_budget(make_loader: Source) -> None:
     loader = make_loader()
-    for _ in range(2):
+    for epoch in range(2):
         batches = list(loader)
-        assert sorted(i for batch in ids(batches) for i in batch) == list(range(500))
+        assert sorted(i for batch in ids(batches) for i in batch) == make_loader.rows(epoch)
         for batch in batches:
             longest = max(batch.src.shape[1], batch.tgt_out.shape[1])
             assert len(batch.ids) * longest <= BUDGET
             assert longest == max(*batch.src_lengths.tolist(), *batch.tgt_lengths.tolist())
 
 
-def test_epochs_differ_and_depend_on_the_seed_alone(make_loader: Any) -> None:
+def test_epochs_differ_and_depend_on_the_seed_alone(make_loader: Source) -> None:
     loader, again = make_loader(), make_loader()
     first, second = ids(loader), ids(loader)
     assert first != second
@@ -154,7 +167,7 @@ def test_epochs_differ_and_depend_on_the_seed_alone(make_loader: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_generators_of_the_process_are_left_alone(make_loader: Any, workers: int) -> None:
+def test_the_generators_of_the_process_are_left_alone(make_loader: Source, workers: int) -> None:
     before, numpy_before = torch.get_rng_state(), repr(np.random.get_state())
     list(make_loader(workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
@@ -166,7 +179,7 @@ def test_the_generators_of_the_process_are_left_alone(make_loader: Any, workers:
     [*((epochs, taken, 0) for epochs in (0, 2) for taken in (0, 1, 30, 61)), (1, 30, 2)],
 )
 def test_a_saved_position_gives_precisely_the_rest(
-    make_loader: Any, epochs: int, taken: int, workers: int
+    make_loader: Source, epochs: int, taken: int, workers: int
 ) -> None:
     loader = make_loader(workers=workers)
     for _ in range(epochs):
@@ -177,27 +190,27 @@ def test_a_saved_position_gives_precisely_the_rest(
     resumed = make_loader(workers=workers)
     resumed.load_state_dict(state)
     assert [ids(resumed), ids(resumed)] == rest
-    assert sorted(i for batch in head + rest[0] for i in batch) == list(range(500))
+    assert sorted(i for batch in head + rest[0] for i in batch) == make_loader.rows(epochs)
 
 
-def test_the_end_of_an_epoch_is_the_start_of_the_next(make_loader: Any) -> None:
+def test_the_end_of_an_epoch_is_the_start_of_the_next(make_loader: Source) -> None:
     loader, resumed = make_loader(), make_loader()
     batches = len(list(loader))
     resumed.load_state_dict(loader.state_dict())
     second = ids(loader)
     assert ids(resumed) == second
     # A trainer that knows the length does not ask for the batch after the last one.
-    if isinstance(loader, CachedLoader):
+    if make_loader.kind == "cached":
         knowing = make_loader()
         assert len(ids(islice(iter(knowing), batches))) == len(knowing) == batches
         assert ids(knowing) == second
 
 
-def test_processes_share_an_epoch_equally(make_loader: Any) -> None:
+def test_processes_share_an_epoch_equally(make_loader: Source) -> None:
     plan = Plan(BUDGET, world=3)
     shares = [ids(make_loader(rank, plan)) for rank in range(3)]
     assert len({len(share) for share in shares}) == 1
-    assert sorted(i for share in shares for b in share for i in b) == list(range(500))
+    assert sorted(i for share in shares for b in share for i in b) == make_loader.rows(0)
     half = make_loader(1, plan)
     list(islice(iter(half), 5))
     resumed = make_loader(1, plan)
@@ -264,47 +277,6 @@ def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer])
     assert counts[0] > 0 and counts == counts[:1] * 3
 
 
-def test_an_evaluation_batch_counts_what_search_may_remember() -> None:
-    lengths = [(3, 2), (50, 4), *[(5, 6)] * 40, (1, 1)]
-    table = make_table(lengths)
-    batches = ids(EvalLoader(table, 300, beams=4, extra=7))
-
-    def held(rows: list[int]) -> int:
-        return len(rows) * 4 * (max(max(lengths[row]) for row in rows) + 7)
-
-    assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
-    assert [len(rows) for rows in batches[:3]] == [1, 2, 5]  # 4 x 13 tokens fit five times
-    assert all(held(rows) <= 300 for rows in batches)
-    # No batch has room for a sentence of the one before, which is as long or longer.
-    assert all(held([*rows, before[0]]) > 300 for before, rows in pairwise(batches))
-
-
-def test_the_cache_of_an_evaluation_is_as_large_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 KiB a token of the base model in float32, and room for less than twice as many."""
-    monkeypatch.setattr("transformer.models.cache._unless_all_true", lambda mask: mask)
-    budget, (beams, extra) = DataModule(src="de", tgt="en").eval_max_tokens, (4, 50)
-    for length in (5, 30, 250):
-        rows = budget // (beams * (length + extra))
-        with torch.device("meta"):
-            memory = [(torch.empty(rows, 8, length, 64),) * 2] * 6
-            state = TransformerState(memory, torch.empty(rows, 1, 1, length).bool(), beams)
-            for _ in range(length + extra):
-                state.advance()
-        held = sum(slots.nbytes for slots in state.slots)
-        tokens = rows * beams * (length + extra)
-        assert tokens * 24 * 2**10 <= held < 2 * tokens * 24 * 2**10 <= 1.5 * 2**30
-
-
-@pytest.mark.parametrize("world", [1, 2, 5])
-def test_evaluation_batches_do_not_depend_on_the_processes(world: int) -> None:
-    table = make_table([(3, 2), (100, 4), *[(5, 6)] * 40, (1, 1)])
-    whole = ids(EvalLoader(table, BUDGET))
-    shares = [ids(EvalLoader(table, BUDGET, rank, world)) for rank in range(world)]
-    assert [shares[i % world][i // world] for i in range(len(whole))] == whole
-    assert whole[0] == [1], "a line beyond the budget is a batch of its own, never dropped"
-    assert sorted(i for batch in whole for i in batch) == list(range(43))
-
-
 def test_a_table_reads_the_same_from_memory_and_from_its_file(
     tmp_path: Path, stream_source: tuple[Corpus, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,13 +327,6 @@ def test_a_stream_is_resumed_at_its_pool(
     resumed.load_state_dict(half.state_dict())
     assert head + ids(resumed) == whole
     assert Lines.starts == [0, 0, 120]
-
-
-def test_every_process_gets_an_evaluation_batch() -> None:
-    """Lightning leaves a process without any out of the evaluation, and the others wait for it."""
-    table = make_table([(2, 3)])
-    shares = [list(EvalLoader(table, 100, rank, 3)) for rank in range(3)]
-    assert [[len(batch.ids) for batch in share] for share in shares] == [[1], [0], [0]]
 
 
 def test_a_stream_of_which_nothing_is_left_says_so(

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import raising
+from texts import StopAt, make, ready, run
 
-from transformer.data import dataset, loaders
-from transformer.data.batching import Batch
-from transformer.data.datamodule import DataModule
-from transformer.data.learning import tokenizer_path
+from transformer.data import loaders
 from transformer.data.mixture import ExtraCorpus
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
-from transformer.writing import is_part, part
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name, lines in (("train", 400), ("val", 30), ("test", 20)):
-        lengths = rng.integers(1, 15, lines)
-        for side in ("en", "de"):
-            text = "".join(f"{name} {side} " + "w " * n + f"{i}\n" for i, n in enumerate(lengths))
-            (tmp_path / f"{name}.{side}").write_text(text)
-    return tmp_path
-
-
-def make(corpus: Path, **options: Any) -> DataModule:
-    values: dict[str, Any] = {
-        "train": f"{corpus}/train", "val": f"{corpus}/val", "test": f"{corpus}/test",
-        "src": "en", "tgt": "de", "cache": f"{corpus}/cache", "max_tokens": 200, "max_length": 50,
-        "tokenizer": TokenizerConfig(kind="word", vocab_size=1000, min_frequency=1),
-    }  # fmt: skip
-    return DataModule(**values | options)
-
-
-def paths(data: DataModule) -> dict[str, Any]:
-    """The files of the cache that are read."""
-    return {split: table.source for split, table in data._tables.items()}
-
-
-def ready(corpus: Path, **options: Any) -> DataModule:
-    data = make(corpus, **options)
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def test_validation_ids_count_into_the_texts(corpus: Path) -> None:
@@ -105,89 +63,6 @@ def test_limit_takes_the_first_training_pairs(corpus: Path) -> None:
     assert len(data.texts("val")[0]) == 30
 
 
-def test_a_second_run_reads_nothing_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = ready(corpus)
-    monkeypatch.setattr(dataset, "write_table", raising(AssertionError()))
-    monkeypatch.setattr(Tokenizer, "train", None)
-    start = time.perf_counter()
-    second = ready(corpus)
-    assert time.perf_counter() - start < 0.5
-    assert second.tokenizer.to_text() == first.tokenizer.to_text()
-    files = sorted(path.name.split("-")[0] for path in (corpus / "cache").iterdir())
-    assert files == ["tokenizer", "tokens", "tokens", "tokens"], "no temporary file is left"
-
-
-def test_the_same_text_is_read_once_wherever_it_lies(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = ready(corpus)
-    shutil.copytree(corpus, tmp_path / "other", ignore=shutil.ignore_patterns("cache", "other"))
-    monkeypatch.setattr(dataset, "write_table", raising(AssertionError()))
-    monkeypatch.setattr(Tokenizer, "train", None)
-    assert paths(ready(tmp_path / "other", cache=f"{corpus}/cache")) == paths(first)
-
-
-@pytest.mark.parametrize("name", ["train.de", "train.de.gz"])
-def test_a_file_changed_in_place_with_its_time_kept_is_read_again(corpus: Path, name: str) -> None:
-    file, lines = corpus / name, (corpus / "train.de").read_text()
-    old = (corpus / "train.de").stat()
-
-    def write(text: str) -> None:
-        (corpus / "train.de").unlink(missing_ok=True)
-        data = gzip.compress(text.encode(), 0, mtime=0) if file.suffix == ".gz" else text.encode()
-        file.write_bytes(data)
-        os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
-
-    write(lines)
-    before = ready(corpus)
-    size = file.stat().st_size
-    time.sleep(0.02)
-    write(lines.replace("w", "v"))
-    assert file.stat().st_size == size
-    assert paths(ready(corpus))["train"] != paths(before)["train"]
-
-
-DAMAGE = {
-    "truncated": lambda data: data[: len(data) // 2],
-    "empty": lambda data: b"",
-    "zeroed": lambda data: bytes(len(data)),
-    "zeroed at the end": lambda data: data[:-100] + bytes(100),
-    "garbage": lambda data: np.random.default_rng(0).bytes(len(data)),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("kind", ["tokens", "tokenizer"])
-def test_a_damaged_file_of_the_cache_is_made_again(
-    corpus: Path, kind: str, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = ready(corpus)
-    files = list((corpus / "cache").glob("tokens-*.arrow"))
-    hurt = files if kind == "tokens" else list((corpus / "cache").glob("tokenizer-*.json"))
-    content = {file: file.read_bytes() for file in hurt}
-    for file in hurt:
-        file.write_bytes(DAMAGE[damage](content[file]))
-    caplog.set_level("INFO")
-    after = ready(corpus)
-    assert {file: file.read_bytes() for file in hurt} == content
-    said = [text for text in caplog.messages if "is damaged and made again (" in text]
-    assert len(said) == len(hurt)
-    assert all(any(text.startswith(str(path)) for text in said) for path in hurt)
-    assert not any("\n" in text for text in said)
-    assert after.texts("val") == before.texts("val")
-
-
-def test_old_parts_are_cleared_and_those_of_others_are_not(corpus: Path) -> None:
-    cache = corpus / "cache"
-    cache.mkdir()
-    old, new = part(cache / "old"), part(cache / "new")
-    for path in (old, new):
-        path.write_text("half")
-    os.utime(old, (time.time() - 7200,) * 2)
-    ready(corpus)
-    assert [path for path in cache.iterdir() if is_part(path)] == [new]
-
-
 def test_pairs_with_an_empty_side_are_named_once(
     corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,58 +76,6 @@ def test_pairs_with_an_empty_side_are_named_once(
     empty = f"data.val: 2 pairs have an empty side, the first is {corpus}/val, line 3; an empty "
     assert caplog.text.count(empty) == caplog.text.count("have an empty side") == 1
     assert caplog.text.count("data.train: left out 0 pairs longer") == 1
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"limit": 9},
-        {"tokenizer": TokenizerConfig(kind="bpe", vocab_size=300)},
-        {"src": "de", "tgt": "en"},
-        {"touch": True},
-    ],
-)
-def test_the_cache_is_not_used_for_other_content(corpus: Path, options: dict[str, Any]) -> None:
-    before = ready(corpus)
-    if options.pop("touch", False):
-        (corpus / "train.en").write_text("new\n" * 400)
-    after = ready(corpus, **options)
-    assert paths(after)["train"] != paths(before)["train"]
-
-
-def test_another_length_reads_no_text_again(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = ready(corpus)
-    monkeypatch.setattr(dataset, "write_table", raising(AssertionError()))
-    after = ready(corpus, max_length=12)
-    assert paths(after) == paths(before)
-    assert after.counts.pairs + after.counts.too_long == before.counts.pairs == 400
-    assert max(batch.src.shape[1] for batch in after.train_dataloader()) == 12
-
-
-def test_an_interrupted_write_leaves_no_cache(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = make(corpus)
-    (corpus / "val.en").write_bytes(b"\xff\n" * 30)
-    with pytest.raises(ValueError, match=r"data.val: .*val.en, line 1: not UTF-8"):
-        data.prepare_data()
-    names = [path.name.split("-")[0] for path in (corpus / "cache").iterdir()]
-    assert sorted(names) == ["tokenizer", "tokens"], "the whole one of train stays, no part of val"
-
-
-def test_two_runs_may_learn_the_same_vocabulary_at_once(corpus: Path) -> None:
-    """Each goes on with its own: learned twice, a unigram vocabulary differs."""
-    first, second = (make(corpus, tokenizer=TokenizerConfig("unigram", 290)) for _ in range(2))
-    second.cache = corpus / "elsewhere"
-    second.prepare_data()
-    first.prepare_data()
-    shutil.copy(
-        tokenizer_path(second.cache, *second._learned_from()),
-        tokenizer_path(first.cache, *first._learned_from()),
-    )
-    first.setup()
-    assert first.counts.pairs == 400
-    assert len(list((corpus / "cache").glob("tokenizer-*"))) == 1
 
 
 def test_an_assigned_tokenizer_is_used_and_none_is_trained(
@@ -330,50 +153,6 @@ def test_the_first_process_hands_its_vocabulary_on(corpus: Path) -> None:
     assert nodes[0].tokenizer.to_text() == nodes[1].tokenizer.to_text() == sent[0]
     assert not list((corpus / "node1").glob("tokenizer-*"))
     assert nodes[0].counts.pairs == nodes[1].counts.pairs > 0
-
-
-class Watch(LightningModule):
-    """Writes down the ids of what it is trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[tuple[int, list[int]]] = []
-        self.validations: list[int] = []
-
-    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        assert isinstance(batch, Batch)
-        self.seen.append((self.current_epoch, batch.ids.tolist()))
-        return self.weight * 1.0
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        self.validations.append(self.global_step)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class StopAt(Callback):
-    """Ends a run after a number of steps with a checkpoint, as an interrupted one does."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
-
-
-def run(data: DataModule, folder: Path, resume: Path | None = None, **options: Any) -> Watch:
-    watch = Watch()
-    values: dict[str, Any] = {
-        "max_epochs": 3, "logger": False, "enable_progress_bar": False, "accelerator": "cpu",
-        "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 1,
-        "default_root_dir": folder, "use_distributed_sampler": False,
-    }  # fmt: skip
-    Trainer(**values | options).fit(watch, data, ckpt_path=resume)
-    return watch
 
 
 @pytest.fixture
@@ -494,57 +273,3 @@ def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:
     assert sorted(numbers) == sorted(
         i for batch in cached.train_dataloader() for i in batch.ids.tolist()
     )
-
-
-MEMORY = """
-import sys
-from pathlib import Path
-from transformer.data.batching import Plan
-from transformer.data.corpus import Corpus, Pair
-from transformer.data.dataset import TokenTable, select, write_table
-from transformer.data.loaders import CachedLoader
-from transformer.data.mixture import Mixture
-
-peak = 0
-
-def measure():
-    global peak
-    [line] = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
-    peak = max(peak, int(line.split()[1]))
-
-class Lines(Corpus):
-    def pairs(self, start=0):
-        return (Pair("w " * (i % 23), "w") for i in range(int(sys.argv[1])))
-
-class Quick:  # the library is not what is measured, and it takes its time
-    src_vocab_size = tgt_vocab_size = 9
-    def encode_src(self, lines, to=None):
-        measure()
-        return [[7] * (len(line) // 2) + [2] for line in lines]
-    encode_tgt = encode_src
-
-path = Path(sys.argv[2])
-lines = Lines("lines", "en", "de", "data.train")
-write_table([lines], Quick(), path)
-rows, counts = select(table := TokenTable(path), lines, 256)
-measure()
-for number, batch in enumerate(CachedLoader(table, Mixture([rows]), Plan(4096))):
-    if number % 100 == 0:
-        measure()
-print(counts.pairs, peak)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    peaks, sizes = [], []
-    for pairs in (100_000, 1_000_000):
-        path = tmp_path / str(pairs)
-        command = [sys.executable, "-c", MEMORY, str(pairs), str(path)]
-        found, peak = map(int, subprocess.check_output(command, text=True).split())
-        assert found == pairs - -(-pairs // 23), "an empty side is left out"
-        peaks.append(peak * 1024)
-        sizes.append(path.stat().st_size)
-    assert sizes[1] - sizes[0] > 30e6
-    assert peaks[1] - peaks[0] < 8e6, peaks
