@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
-from transformer.data.batching import Batch, Plan, collate, cut, evenly
+from transformer.data.batching import Batch, Plan, by_length, collate, evenly
 from transformer.data.corpus import Corpus, Pair, open_corpus
 from transformer.data.dataset import Counts, TokenTable, select, table_in_memory, write_table
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
@@ -118,17 +118,17 @@ def test_collate_pads_shifts_and_counts() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=80).map(sorted), st.integers(1, 100))
-def test_cut_is_greedy_and_within_the_budget(lengths: list[int], budget: int) -> None:
-    start = 0
-    for end in cut(np.array(lengths, np.uint16), budget):
-        rows = lengths[start:end]
-        assert rows
-        assert len(rows) == 1 or len(rows) * max(rows) <= budget
-        if end < len(lengths):  # brute force: not one more fits
-            assert (len(rows) + 1) * lengths[end] > budget
-        start = end
-    assert start == len(lengths)
+@given(st.lists(st.integers(1, 40), max_size=80), st.integers(1, 100))
+def test_batches_by_length_are_greedy_and_within_the_budget(
+    lengths: list[int], budget: int
+) -> None:
+    batches = [batch.tolist() for batch in by_length(np.array(lengths, np.uint16), budget)]
+    order = [i for batch in batches for i in batch]
+    assert order == sorted(range(len(lengths)), key=lengths.__getitem__)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch[-1]] <= budget
+    for batch, after in pairwise(batches):  # brute force: not one more fits
+        assert (len(batch) + 1) * lengths[after[0]] > budget
 
 
 @settings(max_examples=100, deadline=None)
@@ -202,6 +202,7 @@ def test_the_end_of_an_epoch_is_the_start_of_the_next(make_loader: Source) -> No
     # A trainer that knows the length does not ask for the batch after the last one.
     if make_loader.kind == "cached":
         knowing = make_loader()
+        assert isinstance(knowing, CachedLoader)
         assert len(ids(islice(iter(knowing), batches))) == len(knowing) == batches
         assert ids(knowing) == second
 

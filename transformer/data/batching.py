@@ -74,32 +74,32 @@ class Plan:
             not depend on the key.
         """
         rng = key and np.random.default_rng([self.seed, *key])
-        longest = table.longest(rows)
-        order = rng.permutation(len(rows)) if rng else np.arange(len(rows))
-        order = order[np.argsort(longest[order], kind="stable")]
-        ends = cut(longest[order], self.max_tokens)
-        batches = evenly(np.split(rows[order], ends[:-1]), self.world) if len(rows) else []
+        rows = rows[rng.permutation(len(rows))] if rng else rows
+        batches = [rows[batch] for batch in by_length(table.longest(rows), self.max_tokens)]
+        batches = evenly(batches, self.world)
         return [batches[i] for i in rng.permutation(len(batches))] if rng else batches
 
 
-def cut(lengths: Ints, max_tokens: int) -> list[int]:
-    """Cuts sorted pairs into the fewest batches within the budget, shortest first.
+def by_length(lengths: Ints, max_tokens: int) -> list[Ints]:
+    """Cuts pairs into the fewest batches within the budget, shortest first.
 
     Args:
-        lengths: (N,) the longer side of each pair in tokens, ascending.
+        lengths: (N,) the longer side of each pair in tokens; pairs as long stay in their order.
         max_tokens: Budget for rows times longest; a pair beyond it is a batch of its own.
 
     Returns:
-        Where each batch ends.
+        The indices of each batch.
     """
-    lengths = lengths.astype(np.int64)
-    ends, start = [], 0
+    order = np.argsort(lengths, kind="stable")
+    lengths = lengths[order].astype(np.int64)
+    batches, start = [], 0
     while start < len(lengths):
         window = lengths[start : start + max(1, max_tokens // lengths[start])]
         padded = window * np.arange(1, len(window) + 1)
-        start += max(1, int(np.searchsorted(padded, max_tokens, side="right")))
-        ends.append(start)
-    return ends
+        size = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def evenly(batches: list[Ints], world: int) -> list[Ints]:
@@ -156,9 +156,7 @@ class EvalLoader:
     ) -> None:
         self.table = table
         longest = table.longest(np.arange(len(table))).astype(np.int64)
-        order = np.argsort(longest, kind="stable")
-        ends = cut(beams * (longest[order] + extra), max_tokens)
-        batches = np.split(order, ends[:-1])
+        batches = by_length(beams * (longest + extra), max_tokens)
         # Lightning leaves a process without any batch out, and the others would wait for it.
         self._batches = batches[::-1][rank::world] or [np.arange(0)]
 
