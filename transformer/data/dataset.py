@@ -135,14 +135,7 @@ def write_table(corpora: Sequence[Corpus], tokenizer: Tokenizer, path: Path) -> 
 def table_in_memory(
     pairs: Iterable[Pair], first: int, corpus: Corpus, tokenizer: Tokenizer
 ) -> TokenTable:
-    """Tokenises a piece of a corpus.
-
-    Args:
-        pairs: The piece, one pair or more.
-        first: The number of its first pair in the corpus.
-        corpus: Where it comes from.
-        tokenizer: The tokenizer.
-    """
+    """Tokenises a piece of a corpus, whose first pair has the number `first` there."""
     sink = pa.BufferOutputStream()
     _write(sink, [(corpus.tgt, iter(pairs))], tokenizer)
     return TokenTable(sink.getvalue(), first)

@@ -27,14 +27,7 @@ log = logging.getLogger(__name__)
 def open_tokenizer(
     cache: Path, config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
 ) -> Tokenizer:
-    """Reads the tokenizer of a training text from the cache; learns it unless it is there.
-
-    Args:
-        cache: Folder of the file.
-        config: How it is learned.
-        corpora: The text.
-        languages: Target languages that have a tag.
-    """
+    """Reads the tokenizer of a training text from the cache; learns it unless it is there."""
     path = tokenizer_path(cache, config, corpora, languages)
     return cached(path, _read, partial(_write, config, corpora, languages))
 
@@ -68,14 +61,7 @@ def _write(
 
 
 def learn(config: TokenizerConfig, lines: Lines, side: str, tags: Sequence[str] = ()) -> str:
-    """Learns one vocabulary; its JSON text.
-
-    Args:
-        config: How.
-        lines: Gives a fresh iterator over the text.
-        side: What to call it in messages.
-        tags: Tokens that tell target languages apart.
-    """
+    """Learns one vocabulary, called `side` in messages, and returns it as JSON text."""
     specials = [*SPECIALS, *tags]
     tokenizer, trainer = _untrained(config, specials)
     lower = [normalizers.Lowercase()] if config.lowercase else []

@@ -141,9 +141,10 @@ class CachedLoader(TrainLoader):
         super().__init__(plan, {"corpus": str(mixture)}, rank, ahead)
         self.table, self.mixture = table, mixture
         self.pools = -(-sum(mixture.counts) // POOL)
+        rows = mixture.corpora[0]
         #: Batches in each pool of a single corpus: they follow from its lengths alone.
         self._counts = [] if mixture.is_mixed else [
-            len(plan.batches(table, mixture.main[pool :: self.pools], None)) // plan.world
+            len(plan.batches(table, rows[pool :: self.pools], None)) // plan.world
             for pool in range(self.pools)
         ]  # fmt: skip
         batches = sum(self._counts)

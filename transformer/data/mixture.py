@@ -149,16 +149,13 @@ def proportions(
 
 
 def walk(size: int, count: int, epoch: int, key: tuple[int, int]) -> Ints:
-    """The rows of a corpus that an epoch takes: the next `count` of an endless walk through it.
+    """The (count,) rows that an epoch takes: the next of an endless walk through the corpus.
 
     Args:
         size: Rows of the corpus.
         count: Rows that each epoch takes, 1 or more.
         epoch: From 0.
         key: Seed and number of the corpus.
-
-    Returns:
-        (count,) the rows, in their random order.
     """
     first, start = divmod(epoch * count, size)
     passes = -(-(start + count) // size)
@@ -182,8 +179,7 @@ class Mixture:
     def __init__(
         self, corpora: Sequence[Ints], shares: Sequence[float | None] = (), temperature: float = 1
     ) -> None:
-        self.main, *self.others = corpora
-        self.sizes = [len(rows) for rows in corpora]
+        self.corpora, self.sizes = corpora, [len(rows) for rows in corpora]
         main, *others = proportions(self.sizes, [None, *shares], temperature)
         # At least one: what is in the recipe is trained on.
         self.counts = [self.sizes[0], *(max(1, round(self.sizes[0] * p / main)) for p in others)]
@@ -191,7 +187,7 @@ class Mixture:
     @property
     def is_mixed(self) -> bool:
         """Whether there is more than one corpus, so that epochs differ in their pairs."""
-        return bool(self.others)
+        return len(self.corpora) > 1
 
     @property
     def shares(self) -> list[float]:
@@ -200,13 +196,12 @@ class Mixture:
 
     def rows(self, epoch: int, seed: int) -> Ints:
         """(N,) the rows of an epoch in the table of all, corpus by corpus."""
-        if not self.is_mixed:
-            return self.main
+        main, *others = self.corpora
         walks = [
             rows[walk(len(rows), count, epoch, (seed, number))]
-            for number, (rows, count) in enumerate(zip(self.others, self.counts[1:], strict=True))
+            for number, (rows, count) in enumerate(zip(others, self.counts[1:], strict=True))
         ]
-        return np.concatenate([self.main, *walks])
+        return np.concatenate([main, *walks]) if walks else main
 
     def __str__(self) -> str:
         if not self.is_mixed:
