@@ -28,7 +28,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "models", "data.tokenizer", "settings", "writing"}, {"torch", "safetensors"}
     ),
     "inference": (
-        {"errors", "kernels", "models", "data.tokenizer", "bundle", "settings"}, {"torch"}
+        {"errors", "kernels", "models", "data.lengths", "data.tokenizer", "bundle", "settings"},
+        {"torch"},
     ),
     "training": (
         {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "writing"},

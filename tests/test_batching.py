@@ -14,9 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
-from transformer.data.batching import Batch, Plan, by_length, collate, evenly
+from transformer.data.batching import Batch, Plan, collate, evenly
 from transformer.data.corpus import Corpus, Pair, open_corpus
 from transformer.data.dataset import Counts, TokenTable, select, table_in_memory, write_table
+from transformer.data.lengths import by_length
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import Mixture
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig

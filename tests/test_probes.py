@@ -7,7 +7,7 @@ from toys import FixedData, module, trainer
 
 from transformer.inference.guard import flaw_rates, probes
 from transformer.inference.translator import Translator
-from transformer.training.callbacks import TrainingLog
+from transformer.training.logging import TrainingLog
 
 
 def test_probes_are_strange_and_fit() -> None:

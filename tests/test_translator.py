@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from transformer.bundle import save_bundle
+from transformer.data.lengths import by_length
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
-from transformer.inference.batches import like_length, pad
+from transformer.inference.batches import pad
 from transformer.inference.forced import align, cross_attention
 from transformer.inference.lines import LineError, split
 from transformer.inference.search import SearchConfig
@@ -281,7 +282,7 @@ def test_samples_repeat_by_seed() -> None:
 
 def test_batches_are_sorted_and_stay_in_budget() -> None:
     sizes = [5, 30, 4, 4, 90, 6, 30, 7]
-    batches = list(like_length(sizes, 60))
+    batches = by_length(sizes, 60)
     assert sorted(index for batch in batches for index in batch) == list(range(8))
     lengths = [[sizes[index] for index in batch] for batch in batches]
     assert [length for batch in lengths for length in batch] == [4, 4, 5, 6, 7, 30, 30, 90]

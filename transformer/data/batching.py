@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transformer.data.dataset import Ints, TokenTable
+from transformer.data.dataset import TokenTable
+from transformer.data.lengths import Ints, by_length
 from transformer.data.tokenizer import BOS
 
 
@@ -78,28 +79,6 @@ class Plan:
         batches = [rows[batch] for batch in by_length(table.longest(rows), self.max_tokens)]
         batches = evenly(batches, self.world)
         return [batches[i] for i in rng.permutation(len(batches))] if rng else batches
-
-
-def by_length(lengths: Ints, max_tokens: int) -> list[Ints]:
-    """Cuts pairs into the fewest batches within the budget, shortest first.
-
-    Args:
-        lengths: (N,) the longer side of each pair in tokens; pairs as long stay in their order.
-        max_tokens: Budget for rows times longest; a pair beyond it is a batch of its own.
-
-    Returns:
-        The indices of each batch.
-    """
-    order = np.argsort(lengths, kind="stable")
-    lengths = lengths[order].astype(np.int64)
-    batches, start = [], 0
-    while start < len(lengths):
-        window = lengths[start : start + max(1, max_tokens // lengths[start])]
-        padded = window * np.arange(1, len(window) + 1)
-        size = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
 
 
 def evenly(batches: list[Ints], world: int) -> list[Ints]:

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from transformer.data.corpus import Corpus, Pair, names
+from transformer.data.lengths import Ints
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import UserError
 from transformer.writing import whole
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 CHUNK_ROWS = 8192  # pairs that are tokenised at a time, on all threads of the library
 
-Ints = NDArray[Any]
 Found = TypeVar("Found")
 
 

@@ -15,12 +15,12 @@ from transformer.data.batching import Batch, Plan, collate
 from transformer.data.corpus import Corpus
 from transformer.data.dataset import (
     Counts,
-    Ints,
     TokenTable,
     nothing_left,
     select,
     table_in_memory,
 )
+from transformer.data.lengths import Ints
 from transformer.data.mixture import Mixture
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError

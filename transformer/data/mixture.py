@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from transformer.data.corpus import Corpus
-from transformer.data.dataset import Counts, Ints, TokenTable, nothing_left, select
+from transformer.data.dataset import Counts, TokenTable, nothing_left, select
+from transformer.data.lengths import Ints
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 

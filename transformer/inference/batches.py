@@ -1,11 +1,12 @@
-"""Sentences of like length in batches, and results in the order of the sentences."""
+"""Sentences in batches, and results in the order of the sentences."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from transformer.data.lengths import by_length
 from transformer.data.tokenizer import PAD
 
 Result = TypeVar("Result")
@@ -25,31 +26,11 @@ def pad(
     )
 
 
-def like_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Cuts sentences into batches, shortest first.
-
-    Args:
-        lengths: of each sentence, in tokens.
-        budget: padded tokens in a batch; a longer sentence is a batch of its own.
-
-    Returns:
-        Their indices, batch by batch.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
 def of_pairs(
     compute: Callable[[list[Pair]], list[Result]], pairs: Sequence[Pair], max_tokens: int
 ) -> list[Result]:
     """Computes something of sentence pairs, in batches of `max_tokens` padded tokens a side."""
     results: dict[int, Result] = {}
-    for batch in like_length([max(map(len, pair)) for pair in pairs], max_tokens):
+    for batch in by_length([max(map(len, pair)) for pair in pairs], max_tokens):
         results.update(zip(batch, compute([pairs[index] for index in batch]), strict=True))
     return [results[index] for index in range(len(pairs))]

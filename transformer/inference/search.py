@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from transformer.data.lengths import Ints, by_length
 from transformer.data.tokenizer import BOS, EOS
 from transformer.errors import UserError
-from transformer.inference.batches import like_length, pad
+from transformer.inference.batches import pad
 from transformer.inference.continuations import (
     NEVER,
     NOT_A_NUMBER,
@@ -173,7 +174,7 @@ def search_all(
     """
     device = next(model.parameters()).device
 
-    def search_batch(batch: list[int], stop: Event) -> list[list[Hypothesis]]:
+    def search_batch(batch: Ints, stop: Event) -> list[list[Hypothesis]]:
         src, lengths = pad([ids[index] for index in batch], device)
         return search(model, src, lengths, config, [prefix] * len(batch), generator, stop)
 
@@ -181,7 +182,7 @@ def search_all(
     workers = 1 if config.sample else count_workers(device)
     lengths = [len(row) for row in ids]
     budget = min(max_tokens, max(sum(lengths) // workers, SMALLEST_BATCH))
-    batches = list(like_length(lengths, budget))[::-1]  # the longest first
+    batches = by_length(lengths, budget)[::-1]  # the longest first
     found: list[list[Hypothesis]] = [[] for _ in ids]
     for batch, results in zip(batches, in_threads(search_batch, batches, workers), strict=True):
         for index, hypotheses in zip(batch, results, strict=True):

@@ -1,0 +1,32 @@
+"""Sentences of like length in batches: for training, evaluation and inference alike."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[Any]
+
+
+def by_length(lengths: Sequence[int] | Ints, max_tokens: int) -> list[Ints]:
+    """Cuts sentences into the fewest batches within a budget, shortest first.
+
+    Args:
+        lengths: (N,) tokens of each sentence, or of the longer side of each pair; sentences as
+            long as each other stay in their order.
+        max_tokens: Budget for rows times longest; a sentence beyond it is a batch of its own.
+
+    Returns:
+        The indices of each batch.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ascending = np.asarray(lengths, np.int64)[order]
+    batches, start = [], 0
+    while start < len(order):
+        window = ascending[start : start + max(1, max_tokens // max(1, ascending[start]))]
+        padded = window * np.arange(1, len(window) + 1)
+        size = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
