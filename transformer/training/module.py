@@ -93,12 +93,11 @@ class Seq2SeqModule(LightningModule):
         self.config, self.search_config = network, search
         self.label_smoothing = label_smoothing
         self.schedule, self.learning_rate = schedule, learning_rate
-        self.warmup_steps = warmup_steps
+        self.warmup_steps, self.seed = warmup_steps, seed
         self.adam: dict[str, Any] = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         self.init_from, self.new_rows = init_from, new_rows
         self.freeze_patterns, self.lora = freeze, lora
         self.probes, self.compiled = probes, compile
-        self.seed = seed
         #: How scores are computed, by the names of the arguments; a bundle carries it.
         self.evaluation = {
             "label_smoothing": label_smoothing,
@@ -110,8 +109,7 @@ class Seq2SeqModule(LightningModule):
         self.network: Seq2Seq | None = None
         #: Where the weights came from, in words, for the display and the model card.
         self.origin: list[str] = []
-        #: How many of its numbers learn.
-        self.learned_parameters = 0
+        self.learned_parameters = 0  # how many of its numbers learn
         #: Name and settings of the run, plain values; every checkpoint carries them.
         self.recipe: dict[str, Any] = {}
         self.meter = Meter()
@@ -269,7 +267,7 @@ class Seq2SeqModule(LightningModule):
         self.log_dict(scores, logger=False)
 
     def on_test_start(self) -> None:
-        """The same before a test, unless it was done before training."""
+        """Refuse a line that the model cannot read or write, unless `on_fit_start` did."""
         if not self.micro_batches:
             self.on_fit_start()
 
