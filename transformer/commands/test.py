@@ -1,6 +1,5 @@
 """`transformer test`: loss, perplexity, BLEU and chrF of a bundle."""
 
-import json
 import os
 import sys
 import time
@@ -20,7 +19,7 @@ from transformer.inference.search import SearchConfig
 from transformer.kernels import Precision, find_device, find_precision
 from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
-from transformer.training.results import bleus, versions
+from transformer.training.results import bleus, versions, write_results
 from transformer.training.runs import be_quiet
 from transformer.writing import write
 
@@ -74,36 +73,52 @@ def score_bundle(
         UserError: If the test set or the bundle is at fault, or the run folder exists.
     """
     be_quiet()
-    if not data.get("test"):
-        raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
-    folder = new_folder(Path(run_dir) if run_dir else beside(bundle, data["test"]))
-    model, tokenizer, config = load_bundle(bundle)
-    datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
-    datamodule.tokenizer = tokenizer
-    given = {"tokenize": score_tokenize, "lowercase": score_lowercase}
-    given |= {"detokenized": score_detokenized}
-    scores = {f"score_{key}": value for key, value in given.items() if value is not None}
-    how = settings(SearchConfig, config["search"], Path(bundle) / "config.json", "search")
-    module = Seq2SeqModule(
-        model.config, search=replace(how, **search), **{**config["evaluation"], **scores}
-    )
-    module.network = model
+    folder = new_folder(bundle, data.get("test"), run_dir)
+    scores = {
+        "score_tokenize": score_tokenize,
+        "score_lowercase": score_lowercase,
+        "score_detokenized": score_detokenized,
+    }
+    module, datamodule, training = load(bundle, data, scores, search)
     seconds = run(module, datamodule, device, precision)
     numbers = {
         **module.scorer.results(),
         "test": data["test"],
         "test_seconds": round(seconds, 3),
         "bundle": str(bundle),
-        "parameters": model.count_parameters(),
-        **{key: config["training"].get(key) for key in TRAINING},
+        "parameters": module.model.count_parameters(),
+        **{key: training.get(key) for key in TRAINING},
         "versions": versions(),
     }
-    write_results(folder, numbers, module)
+    folder.mkdir()
+    write(folder / "hypotheses.txt", hypotheses(module))
+    write_results(folder, numbers)
     print(summary(folder, numbers))
 
 
-def new_folder(folder: Path) -> Path:
-    """Makes sure, before the work, which may be long, that a folder can be made after it."""
+def load(
+    bundle: str, data: dict[str, Any], scores: dict[str, Any], search: dict[str, Any]
+) -> tuple[Seq2SeqModule, DataModule, dict[str, Any]]:
+    """Loads a bundle and its data; what is not given is as in its recipe.
+
+    Returns:
+        The module, the data, and how the bundle was trained.
+    """
+    model, tokenizer, config = load_bundle(bundle)
+    datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
+    datamodule.tokenizer = tokenizer
+    its = settings(SearchConfig, config["search"], Path(bundle) / "config.json", "search")
+    evaluation = config["evaluation"] | {k: v for k, v in scores.items() if v is not None}
+    module = Seq2SeqModule(model.config, search=replace(its, **search), **evaluation)
+    module.network = model
+    return module, datamodule, config["training"]
+
+
+def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
+    """Makes sure, before the work, which may be long, that its folder can be made after it."""
+    if not corpus:
+        raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
+    folder = Path(run_dir) if run_dir else beside(bundle, corpus)
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,13 +153,10 @@ def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precisi
     return time.monotonic() - start
 
 
-def write_results(folder: Path, numbers: dict[str, Any], module: Seq2SeqModule) -> None:
-    """Writes results.json, and the translations in the order of the corpus."""
-    folder.mkdir()
+def hypotheses(module: Seq2SeqModule) -> str:
+    """Returns the translations in the order of the corpus, a line each."""
     found = module.scorer.translations
-    lines = [" ".join(found[index].splitlines()) for index in sorted(found)]
-    write(folder / "hypotheses.txt", "".join(f"{line}\n" for line in lines))
-    write(folder / "results.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+    return "".join(f"{' '.join(found[index].splitlines())}\n" for index in sorted(found))
 
 
 def summary(folder: Path, numbers: dict[str, Any]) -> str:
