@@ -3,11 +3,17 @@
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from email import message_from_bytes
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_architecture import imports
 
 ROOT = Path(__file__).parent.parent
 # Stands for Python in the Makefile: notes what it is asked, and fails where told to.
@@ -40,14 +46,16 @@ def test_wheel_has_the_command_and_the_recipes(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_every_dependency_is_pinned_for_every_python() -> None:
+def project() -> Any:
+    """Reads pyproject.toml."""
     from hatchling.metadata.core import ProjectMetadata
     from hatchling.plugin.manager import PluginManager
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
 
-    project = ProjectMetadata(str(ROOT), PluginManager()).core
-    wanted = [*project.dependencies, *project.optional_dependencies["dev"]]
+    return ProjectMetadata(str(ROOT), PluginManager()).core
+
+
+def test_every_dependency_is_pinned_for_every_python() -> None:
+    wanted = [*project().dependencies, *project().optional_dependencies["dev"]]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     for requirement in map(Requirement, wanted):
@@ -61,6 +69,19 @@ def test_every_dependency_is_pinned_for_every_python() -> None:
             (version,) = pin.specifier
             assert version.operator == "=="
             assert requirement.specifier.contains(version.version)
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    """Not only as a dependency of a dependency, which may do without it one day."""
+    packages = packages_distributions()
+    outside = {
+        name.split(".")[0]
+        for file in (ROOT / "transformer").rglob("*.py")
+        for name in imports(file.read_text(encoding="utf-8"), "transformer")
+    } - {*sys.stdlib_module_names, "transformer"}
+    assert {"yaml", "docstring_parser", "torch"} <= outside
+    declared = {canonicalize_name(Requirement(text).name) for text in project().dependencies}
+    assert {canonicalize_name(packages[name][0]) for name in outside} <= declared
 
 
 @pytest.fixture
