@@ -120,21 +120,26 @@ def save_bundle(
         "evaluation": evaluation,
         "training": training,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = part(folder)
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (partial / "config.json").write_text(text, encoding="utf-8")
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        tokenizer.save(partial)
-        weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
-        metadata = {"format": "pt", "tokenizer": _fingerprint(tokenizer)}
-        save_file(weights, str(partial / "model.safetensors"), metadata=metadata)
+        _write(partial, model, tokenizer, config, card)
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _write(
+    folder: Path, model: Seq2Seq, tokenizer: Tokenizer, config: dict[str, Any], card: str
+) -> None:
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    tokenizer.save(folder)
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    metadata = {"format": "pt", "tokenizer": _fingerprint(tokenizer)}
+    save_file(weights, str(folder / "model.safetensors"), metadata=metadata)
 
 
 def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundle:
