@@ -43,6 +43,7 @@ def test_average_is_the_mean_of_the_weights(run: Any, tmp_path: Path) -> None:
     assert config["search"]["beam"] == SEARCH.beam
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "# en → xx" in card
+    assert f"{averaged.describe()} that translates en into xx" in card
     assert "mean of 3 checkpoints" in card
     run("translate", tmp_path / "bundle", "x", "--max_extra", 2)
 

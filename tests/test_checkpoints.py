@@ -15,11 +15,11 @@ from toys import datamodule, module, trainer
 from transformer.bundle import load_bundle
 from transformer.training.checkpoints import (
     average_checkpoints,
-    checkpoint_to_bundle,
     read_checkpoint,
 )
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.report import checkpoint_to_bundle
 from transformer.training.results import load_final_weights
 from transformer.training.saving import Checkpoints
 
@@ -52,13 +52,13 @@ def test_checkpoint_carries_what_a_bundle_needs(trained: Any, tmp_path: Path) ->
     assert "hyper_parameters" not in checkpoint
     assert checkpoint["bundle"]["tokenizer"] == model.tokenizer.to_text()
     assert checkpoint["micro_batches"] == run.global_step
-    checkpoint_to_bundle(read_checkpoint(folder / "last.ckpt"), tmp_path / "bundle", card="# card")
+    checkpoint_to_bundle(read_checkpoint(folder / "last.ckpt"), tmp_path / "bundle", "last.ckpt")
     bundle = load_bundle(tmp_path / "bundle")
     assert (bundle.config["src"], bundle.config["tgt"]) == ("de", "en")
     assert bundle.config["search"]["beam"] == 2
     for name, weight in bundle.model.named_parameters():
         torch.testing.assert_close(weight, checkpoint["state_dict"][f"network.{name}"])
-    assert (tmp_path / "bundle" / "README.md").read_text() == "# card"
+    assert (tmp_path / "bundle" / "README.md").read_text().startswith("# de → en\n")
 
 
 def test_average_is_the_mean(trained: Any) -> None:

@@ -56,8 +56,9 @@ def test_a_recipe_becomes_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (run / "attention.png").read_bytes().startswith(b"\x89PNG")
 
     card = (run / "bundle" / "README.md").read_text()
-    assert results["signature"] in card
-    assert f"{results['bleu']:.2f}" in card
+    # In a table GitHub would split the signature at each |.
+    assert f"```text\nBLEU {results['bleu']:.2f}   {results['signature']}\n" in card
+    assert "\n|" not in card
     assert len(Translator.load(run / "bundle", device="cpu").translate(["rot haus", ""])) == 2
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["average"] == 2

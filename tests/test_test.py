@@ -118,6 +118,13 @@ def test_a_line_beyond_the_learned_positions_is_named(
     assert message in refused("score", bundle, *pairs)
 
 
+def test_float32_products_are_those_of_fit(tested: Any, bundle: str, corpus: str) -> None:
+    """Which on a GPU are in TF32."""
+    torch.set_float32_matmul_precision("highest")
+    tested(bundle, corpus)
+    assert torch.get_float32_matmul_precision() == "high"
+
+
 @pytest.mark.skipif(not has_bfloat16("cpu"), reason="this CPU only emulates bfloat16")
 def test_test_in_bfloat16_scores_the_rounded_weights(tested: Any, bundle: str, corpus: str) -> None:
     kinds = ("float32", "bfloat16")

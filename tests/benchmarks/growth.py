@@ -17,7 +17,7 @@ from transformer.inference.search import SearchConfig, search
 from transformer.kernels.process import keep_freed_memory
 from transformer.models import Seq2Seq
 from transformer.training.objective import label_smoothed_loss, target_rows
-from transformer.training.runs import choose_precision
+from transformer.training.runs import choose_precision, set_up_libraries
 
 from .papers import TINY
 
@@ -39,6 +39,7 @@ def growth(device: str) -> dict[str, Any]:
         For `training` and `decoding` and each of their axes: values, medians in seconds, and the
         slope in doubly logarithmic coordinates between neighbours: 1 is linear.
     """
+    set_up_libraries()
     keep_freed_memory()
     precision = choose_precision(device)
     found: dict[str, Any] = {"precision": precision, "repeats": REPEATS}

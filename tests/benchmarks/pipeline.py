@@ -17,7 +17,7 @@ from transformer.kernels.process import keep_freed_memory
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.objective import prepare
-from transformer.training.runs import be_quiet, choose_precision
+from transformer.training.runs import choose_precision, set_up_libraries
 from transformer.training.stopping import StopSafely
 
 from .arena import environment, spread
@@ -94,7 +94,7 @@ class Clock(Callback):
 
 
 def _train(corpus: str | None, max_tokens: int, bench: str, count: int) -> None:
-    be_quiet()
+    set_up_libraries()
     keep_freed_memory()
     clock = Clock()
     with TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ from transformer.data.dataset import digest
 from transformer.inference.search import SearchConfig
 from transformer.training.checkpoints import about
 from transformer.training.module import Seq2SeqModule
-from transformer.training.runs import be_quiet
+from transformer.training.runs import set_up_libraries
 
 from .papers import TINY
 from .workload import Text
@@ -39,7 +39,7 @@ def train_once(text: Text, workload: Path, bench: Path, device: str) -> Path:
     if folder.exists():
         return folder
     print(f"Training a tiny model for {STEPS} steps: {folder}", flush=True)
-    be_quiet()
+    set_up_libraries()
     data = text.data(bench / "cache")
     module = Seq2SeqModule(
         TINY, schedule="inverse_sqrt", learning_rate=0.005, warmup_steps=STEPS // 2,

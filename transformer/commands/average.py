@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError
-from transformer.training.checkpoints import average_checkpoints, checkpoint_to_bundle
+from transformer.training.checkpoints import average_checkpoints
+from transformer.training.report import checkpoint_to_bundle
 from transformer.training.runs import program
 
 DESCRIPTION = """Average the weights of checkpoints of one run (paper, section 6.1) and make a
@@ -38,20 +38,8 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
             "another one, or move it away"
         )
     checkpoint = average_checkpoints(checkpoints)
-    checkpoint_to_bundle(checkpoint, bundle, card(checkpoint, checkpoints))
+    checkpoint_to_bundle(checkpoint, bundle, described(checkpoints))
     print(f"{described(checkpoints)} -> {bundle}\nTry: {program()} translate {bundle} <text>")
-
-
-def card(checkpoint: dict[str, Any], checkpoints: Sequence[str]) -> str:
-    """Writes the model card."""
-    about, steps = checkpoint["bundle"]["about"], checkpoint.get("global_step")
-    recipe = checkpoint.get("recipe", {}).get("name")
-    return (
-        f"# {about['src']} → {about['tgt']}\n\n"
-        f"A {checkpoint['bundle']['architecture']} (Vaswani et al. 2017) trained with the recipe "
-        f"`{recipe}`: {described(checkpoints)}, the last of them at step {steps}. "
-        "It was not tested; `transformer test` does that.\n"
-    )
 
 
 def described(checkpoints: Sequence[str]) -> str:

@@ -23,11 +23,11 @@ from transformer.models import ARCHITECTURES, ModelConfig
 from transformer.training.checks import check
 from transformer.training.runs import (
     RUN_DIR,
-    be_quiet,
     choose_precision,
     claim,
     recipe_name,
     resumable,
+    set_up_libraries,
 )
 from transformer.training.train import Run, train
 
@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> int:
 @contextlib.contextmanager
 def lightning_errors() -> Iterator[None]:
     """Turns what Lightning finds wrong with settings into errors of ours, and keeps it quiet."""
-    be_quiet()
+    set_up_libraries()
     try:
         yield
     except MisconfigurationException as error:

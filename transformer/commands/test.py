@@ -19,8 +19,8 @@ from transformer.inference.search import SearchConfig
 from transformer.kernels import Precision, find_device, find_precision
 from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
-from transformer.training.results import bleus, versions, write_results
-from transformer.training.runs import be_quiet
+from transformer.training.results import score_lines, versions, write_results
+from transformer.training.runs import set_up_libraries
 from transformer.writing import write
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
@@ -72,7 +72,7 @@ def score_bundle(
     Raises:
         UserError: If the test set or the bundle is at fault, or the run folder exists.
     """
-    be_quiet()
+    set_up_libraries()
     folder = new_folder(bundle, data.get("test"), run_dir)
     scores = {
         "score_tokenize": score_tokenize,
@@ -161,9 +161,5 @@ def hypotheses(module: Seq2SeqModule) -> str:
 
 def summary(folder: Path, numbers: dict[str, Any]) -> str:
     """Says what came out."""
-    return (
-        "".join(f"BLEU {bleu:.2f}   {signature}\n" for bleu, signature in bleus(numbers))
-        + f"chrF {numbers['chrf']:.2f}   loss {numbers['loss']:.4f}   "
-        f"perplexity {numbers['perplexity']:.3f}\n"
-        f"Translations and scores: {folder}"
-    )
+    loss, where = f"loss {numbers['loss']:.4f}", f"Translations and scores: {folder}"
+    return "\n".join([*score_lines(numbers), loss, where])

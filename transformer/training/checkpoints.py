@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, read, averaged, made into a bundle.
+"""Checkpoint files: written whole, read, averaged.
 
 A checkpoint holds, beside Lightning's own: `bundle`, all of a bundle but its weights; `recipe`, the
 name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` and `wandb_id`.
@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from transformer.bundle import save_bundle
-from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
-from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
+from transformer.models import Seq2Seq, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.training.transfer import merged
 from transformer.writing import whole
@@ -137,21 +135,6 @@ def about(module: Any) -> dict[str, Any]:
         "max_length": module.data.max_length,
         "evaluation": module.evaluation,
     }
-
-
-def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, card: str) -> None:
-    """Make a bundle of a checkpoint in a folder that does not exist yet; the card is Markdown."""
-    trained = checkpoint["bundle"]
-    tokenizer = Tokenizer.from_text(trained["tokenizer"])
-    config = ARCHITECTURES[trained["architecture"]](**trained["network"])
-    network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
-    load_network(network, checkpoint)
-    training = {
-        "recipe": checkpoint["recipe"].get("name"),
-        "epochs": checkpoint["epoch"] + 1,  # Lightning counts from 0
-        "steps": checkpoint.get("global_step"),
-    }
-    save_bundle(folder, network, tokenizer, card=card, training=training, **trained["about"])
 
 
 def load_network(network: Seq2Seq, checkpoint: dict[str, Any]) -> None:

@@ -2,14 +2,17 @@
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformer.bundle import TRAINING, save_bundle
-from transformer.training.checkpoints import about
+from transformer.data.tokenizer import Tokenizer
+from transformer.models import ARCHITECTURES, Seq2Seq
+from transformer.training.checkpoints import about, load_network
 from transformer.training.forgetting import in_words
 from transformer.training.module import Seq2SeqModule
-from transformer.training.results import bleus, write_results
+from transformer.training.results import score_lines, write_results
 from transformer.training.runs import program
 from transformer.training.scoring import attention_figure
 from transformer.writing import whole
@@ -27,13 +30,13 @@ def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> 
     if bundle.exists():  # this run ended here before, and was resumed
         _put_aside(bundle)
     training = {key: numbers[key] for key in TRAINING}
-    card = model_card(module, numbers)
-    save_bundle(
-        bundle, module.model, module.tokenizer, card=card, training=training, **about(module)
-    )
+    model, tokenizer, data = module.model, module.tokenizer, module.data
+    facts = _facts(module, numbers)
+    card = model_card(model, tokenizer, data.src, data.tgt, numbers["recipe"], facts)
+    save_bundle(bundle, model, tokenizer, card=card, training=training, **about(module))
     write_results(folder, numbers)
     shown = module.scorer.samples(SHOWN)
-    if (figure := attention_figure(module.model, module.data, shown)) is None:
+    if (figure := attention_figure(model, data, shown)) is None:
         return None
     picture = folder / "attention.png"
     with whole(picture) as stream:
@@ -42,52 +45,81 @@ def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> 
 
 
 def _put_aside(bundle: Path) -> None:
-    """Somebody may need the bundle of before, or the new one may not get written."""
+    """Keeps a bundle: somebody may need it, or the new one may not get written."""
     names = (bundle.with_name(f"bundle-before-{n}") for n in range(1, sys.maxsize))
     aside = next(path for path in names if not path.exists())
     bundle.rename(aside)
     print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
 
 
-def model_card(module: Seq2SeqModule, numbers: dict[str, Any]) -> str:
-    """The bundle's README.md."""
-    data = module.data
-    shape = module.config
-    tags = module.tokenizer.tags
+def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, weights: str) -> None:
+    """Make a bundle of a checkpoint.
+
+    Args:
+        checkpoint: from `read_checkpoint` or `average_checkpoints`.
+        folder: of the bundle; it must not exist yet.
+        weights: names of the files that they are of, for the model card.
+    """
+    trained = checkpoint["bundle"]
+    about = trained["about"]
+    tokenizer = Tokenizer.from_text(trained["tokenizer"])
+    config = ARCHITECTURES[trained["architecture"]](**trained["network"])
+    network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    load_network(network, checkpoint)
+    training = {
+        "recipe": checkpoint["recipe"].get("name"),
+        "epochs": checkpoint["epoch"] + 1,  # Lightning counts from 0
+        "steps": checkpoint["global_step"],
+    }
+    facts = [
+        "It was not tested; `transformer test` does that.",
+        "",
+        f"- weights: {weights}; the last of them at step {training['steps']:,}",
+    ]
+    languages = about["src"], about["tgt"]
+    card = model_card(network, tokenizer, *languages, training["recipe"], facts)
+    save_bundle(folder, network, tokenizer, card=card, training=training, **about)
+
+
+def model_card(
+    model: Seq2Seq, tokenizer: Tokenizer, src: str, tgt: str, recipe: str | None, facts: list[str]
+) -> str:
+    """The bundle's README.md; the facts are lines of Markdown about scores and training."""
+    load = 'Translator.load("bundle").translate(["..."]'
     lines = [
-        f"# {data.src} → {data.tgt}",
+        f"# {src} → {tgt}",
         "",
-        f"{module.model.describe()} that translates {data.src} into {data.tgt}, trained "
-        f"with the recipe `{numbers['recipe']}`.",
+        f"{model.describe()} that translates {src} into {tgt}, trained with the recipe `{recipe}`.",
         "",
-        *(_score_lines(numbers) if numbers["split"] else ["It was not tested.", ""]),
-        f"- weights: {numbers['weights']}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
-        f"{numbers['seconds']:,.0f} seconds",
-        f"- shape: {numbers['parameters']:,} parameters, {numbers['learned_parameters']:,} of them "
-        f"learned in this run; {shape}",
-        *(f"- {line}" for line in numbers["origin"]),
-        *([f"- {in_words(numbers['parent'])}"] if numbers["parent"] else []),
-        *(_mixture_lines(data.shares()) if data.extra_corpora else []),
+        *facts,
         "",
         "```python",
         "from transformer import Translator",
         "",
-        'Translator.load("bundle").translate(["..."])',
-        *([f'Translator.load("bundle").translate(["..."], to="{to}")' for to in tags]),
+        f"{load})",
+        *(f'{load}, to="{to}")' for to in tokenizer.tags),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def _score_lines(numbers: dict[str, Any]) -> list[str]:
+def _facts(module: Seq2SeqModule, numbers: dict[str, Any]) -> list[str]:
+    shape = ", ".join(f"{key} {value}" for key, value in asdict(module.config).items())  # type: ignore[call-overload]
+    scores = ["It was not tested."]
+    if numbers["split"]:  # as text: in a table the | of a signature would begin a cell
+        scores = [f"Scores on {numbers['split']}:", "", "```text", *score_lines(numbers), "```"]
     return [
-        f"| {numbers['split']} | |",
-        "|---|---|",
-        *(f"| BLEU | {bleu:.2f} `{signature}` |" for bleu, signature in bleus(numbers)),
-        f"| chrF | {numbers['chrf']:.2f} |",
-        f"| perplexity | {numbers['perplexity']:.3f} |",
+        *scores,
         "",
+        f"- weights: {numbers['weights']}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
+        f"{numbers['seconds']:,.0f} s",
+        f"- size: {numbers['parameters']:,} parameters, {numbers['learned_parameters']:,} of them "
+        "learned in this run",
+        f"- shape: {shape}",
+        *(f"- {line}" for line in numbers["origin"]),
+        *([f"- {in_words(numbers['parent'])}"] if numbers["parent"] else []),
+        *(_mixture_lines(module.data.shares()) if module.data.extra_corpora else []),
     ]
 
 
@@ -105,15 +137,14 @@ def summary(
         f"Trained for {numbers['steps']:,} steps in {numbers['seconds']:,.0f} s "
         f"({numbers['weights']}).",
     ]
-    split = numbers["split"]
-    if split:
+    samples = module.scorer.samples(SHOWN)
+    if split := numbers["split"]:
         lines += [
-            *(f"{split} BLEU {bleu:.2f}   {signature}" for bleu, signature in bleus(numbers)),
-            f"{split} chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
+            *(f"{split} {line}" for line in score_lines(numbers)),
             *([in_words(numbers["parent"])] if numbers["parent"] else []),
             "",
         ]
-        for source, reference, translation in module.scorer.samples(SHOWN):
+        for source, reference, translation in samples:
             lines += [
                 f"  {source}",
                 f"    reference   {reference}",
@@ -121,13 +152,14 @@ def summary(
             ]
     if picture:
         lines += ["", f"Where the model looked: {picture}"]
-    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module)])
+    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module, samples)])
 
 
-def next_commands(folder: Path, module: Seq2SeqModule) -> list[str]:
+def next_commands(
+    folder: Path, module: Seq2SeqModule, samples: list[tuple[str, str, str]]
+) -> list[str]:
     """Commands that go on from here."""
-    shown = module.scorer.samples(SHOWN)
-    sentence = shlex.quote(shown[0][0]) if shown else "..."
+    sentence = shlex.quote(samples[0][0]) if samples else "..."
     bundle = shlex.quote(str(folder / "bundle"))
     lines = [f"  {program()} translate {bundle} {sentence}"]
     corpus = shlex.quote(module.data.specs["test"] or module.data.specs["val"] or "<corpus>")

@@ -123,10 +123,18 @@ def machine(device: torch.device) -> str:
     return f"{' '.join(name.split())}{amx}, {torch.get_num_threads()} threads"
 
 
-def bleus(numbers: dict[str, Any]) -> list[tuple[float, str]]:
-    """Each BLEU among some results with its signature, of the detokenised text last."""
+def score_lines(numbers: dict[str, Any]) -> list[str]:
+    """Scores for people: each BLEU with its signature, of the detokenised text last, and the rest.
+
+    Args:
+        numbers: the content of a `results.json`.
+    """
     kinds = ("bleu", "signature"), ("bleu_detokenized", "signature_detokenized")
-    return [(numbers[score], numbers[name]) for score, name in kinds if score in numbers]
+    found = [(numbers[score], numbers[name]) for score, name in kinds if score in numbers]
+    return [
+        *(f"BLEU {bleu:.2f}   {signature}" for bleu, signature in found),
+        f"chrF {numbers['chrf']:.2f}   perplexity {numbers['perplexity']:.3f}",
+    ]
 
 
 def versions() -> dict[str, str]:

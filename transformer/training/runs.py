@@ -202,7 +202,6 @@ def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) ->
     Raises:
         ValueError: for bfloat16 on a CPU that only emulates it.
     """
-    torch.set_float32_matmul_precision("high")  # TF32 in float32's place
     device = str(accelerator)
     if device in ("auto", "gpu"):
         mps = device == "gpu" or torch.backends.mps.is_available()
@@ -242,8 +241,12 @@ def program(name: str = "transformer") -> str:
     return shlex.quote(os.path.relpath(here))
 
 
-def be_quiet() -> None:
-    """Keep what Lightning says to developers out of the user's sight."""
+def set_up_libraries() -> None:
+    """Lets GPUs take TF32 for products of float32, and keeps Lightning's advice to developers out.
+
+    Both training and testing begin with it, so that they score a model alike.
+    """
+    torch.set_float32_matmul_precision("high")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # our own messages, such as what takes long

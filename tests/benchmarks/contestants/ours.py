@@ -25,7 +25,7 @@ from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import TransformerConfig
 from transformer.training.logging import TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
-from transformer.training.runs import be_quiet, choose_precision
+from transformer.training.runs import choose_precision, set_up_libraries
 from transformer.training.stopping import StopSafely
 
 from ..worker import Handlers, Workload, claim_stdout, run, serve, translated
@@ -173,7 +173,7 @@ def module_of(job: dict[str, Any]) -> Seq2SeqModule:
 def train(job: dict[str, Any], folder: Path) -> None:
     """Trains until the arena has seen enough."""
     out = claim_stdout()
-    be_quiet()
+    set_up_libraries()
     keep_freed_memory()  # as `transformer fit` does, and the next line
     keep_few_kernels(job["shape"]["d_model"])
     workload = Workload(job["workload"])
