@@ -91,14 +91,14 @@ def test_final_model_is_the_average_else_the_best_else_the_last(
     mean = average_checkpoints(sorted(folder.glob("weights-*.ckpt")))["state_dict"]
     torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in mean.items()})
 
-    monkeypatch.setattr(saved, "weights", [])
+    monkeypatch.setattr(saved, "to_average", [])
     what, weights = final()
     assert "highest validation BLEU" in what
     by_bleu = sorted(folder.glob("best-*.ckpt"), key=lambda p: float(p.stem.split("bleu")[1]))
     best = read_checkpoint(by_bleu[-1])["state_dict"]
     torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in best.items()})
 
-    monkeypatch.setattr(saved, "ranks", {})
+    monkeypatch.setattr(saved, "best_scores", {})
     what, weights = final()
     assert what == "last weights"
     torch.testing.assert_close(weights, last)
@@ -121,7 +121,7 @@ def test_checkpoints_of_lightning_s_own_callbacks_are_known(trained: Any, tmp_pa
     (tmp_path / "best-step3-bleu0.50.ckpt").write_text("torn")
     saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=None)
     saved.on_load_checkpoint(run, model, checkpoint)
-    assert (saved.best, saved.weights) == (names[0], names[1:])
+    assert (saved.best, saved.to_average) == (names[0], names[1:])
 
 
 def test_checkpoints_that_do_not_belong_together(trained: Any, tmp_path: Path) -> None:

@@ -84,8 +84,10 @@ def train(folder: Path, fatal: int | None, workers: int) -> None:
     path = last if last.exists() else None
     loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     assert loop.num_training_batches % 3, "the last window of an epoch is to be a short one"
-    final = {"weights": model.state_dict(), "curve": log.curve, "averaged": saved.weights,
-             "ranks": saved.ranks, "step": loop.global_step, "moments": moments.count}  # fmt: skip
+    final = {
+        "weights": model.state_dict(), "curve": log.curve, "averaged": saved.to_average,
+        "best": saved.best_scores, "step": loop.global_step, "moments": moments.count,
+    }  # fmt: skip
     torch.save(final, folder / "final.pt")
 
 
@@ -120,7 +122,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     assert life(folder, None, workers)
     found = torch.load(folder / "final.pt", weights_only=True)
     torch.testing.assert_close(found["weights"], expected["weights"], rtol=0, atol=0)
-    for key in ("step", "curve", "ranks", "averaged"):
+    for key in ("step", "curve", "best", "averaged"):
         assert found[key] == expected[key], key
     names = [{path.name for path in where.glob("*.*")} for where in (folder, tmp_path / "whole")]
     assert {name for name in names[0] if not is_part(Path(name))} == names[1]

@@ -17,7 +17,8 @@ from toys import fit, recipe, start, table
 
 from transformer.data.datamodule import DataModule
 from transformer.training.runs import program
-from transformer.training.stopping import Interrupted, StopSafely, goodbye
+from transformer.training.stopping import Interrupted, StopSafely
+from transformer.training.train import Run
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -52,8 +53,9 @@ def test_ctrl_c_does_not_end_data_workers(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_printed_commands_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Path("runs/my run")
-    said = goodbye(Interrupted(signal.SIGINT, run / "checkpoints" / "x.ckpt", 7, 1), run)
+    folder = Path("runs/my run")
+    run = Run(None, "toy", folder, is_new=True, is_trial=False, again=None)
+    said = run.goodbye(Interrupted(signal.SIGINT, folder / "checkpoints" / "x.ckpt", 7, 1))
     commands = [shlex.split(line.split(": ")[1]) for line in said.splitlines()[2:]]
     assert commands[0][-4:] == [
         "--config", "runs/my run/config.yaml", "--ckpt_path", "runs/my run/checkpoints/x.ckpt"

@@ -17,7 +17,7 @@ from transformer.training.checkpoints import (
 )
 from transformer.training.logging import NotFinite, TrainingLog
 from transformer.training.saving import Checkpoints, EarlyStopping
-from transformer.training.stopping import diverged
+from transformer.training.train import Run
 
 
 def test_clipping_scales_the_whole_gradient_and_logs_the_norm_before(tmp_path: Path) -> None:
@@ -135,19 +135,22 @@ class Poison(Callback):
 def test_nan_stops_with_step_and_last_good_checkpoint(
     tmp_path: Path, step: int, gradient: bool
 ) -> None:
-    saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=None)
+    folder = tmp_path / "checkpoints"
+    saved = Checkpoints(folder, keep_best=1, average=2, save_every=None)
     options = {"max_epochs": 3, "log_every_n_steps": 1000}
     run = trainer(tmp_path, TrainingLog(), Poison(step, gradient), saved, **options)
     with pytest.raises(NotFinite) as caught:
         run.fit(module(), datamodule=FixedData([2, 2, 2], [2]))
     assert caught.value.step == step
-    for path in tmp_path.glob("*.ckpt"):
+    for path in folder.glob("*.ckpt"):
         checkpoint = read_checkpoint(path)
         assert checkpoint["global_step"] == 3
         assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
-    message = str(diverged(caught.value, tmp_path, 0.5))
+    toy = Run(None, "toy", tmp_path, is_new=True, is_trial=False, again=None)
+    toy.module = module(learning_rate=0.5)
+    message = str(toy.diverged(caught.value))
     assert f"NaN or infinite at step {step}" in message
-    assert f"the last good checkpoint is {tmp_path / 'last.ckpt'}" in message
+    assert f"the last good checkpoint is {folder / 'last.ckpt'}" in message
     assert "model.learning_rate (now 0.5)" in message
 
 

@@ -30,7 +30,7 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
         bundle: Folder to write, which must not exist.
 
     Raises:
-        ValueError: If the checkpoints do not belong together, or the folder exists.
+        UserError: If the checkpoints do not belong together, or the folder exists.
     """
     if Path(bundle).exists():  # before the work, which may be long
         raise UserError(

@@ -24,7 +24,7 @@ from transformer.training.checks import check
 from transformer.training.runs import (
     RUN_DIR,
     choose_precision,
-    claim,
+    lock_folder,
     recipe_name,
     resumable,
     set_up_libraries,
@@ -76,7 +76,7 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
     stored = checkpoint and checkpoint["recipe"]["config"]["trainer"]["precision"]
     trainer.precision = choose_precision(trainer.accelerator, trainer.precision, stored)
     is_trial = bool(trainer.fast_dev_run) and not config.run_dir
-    folder, is_new = (Path(tempfile.mkdtemp()), True) if is_trial else claim(config, name)
+    folder, is_new = (Path(tempfile.mkdtemp()), True) if is_trial else lock_folder(config, name)
     run = Run(config, name, folder, is_new, is_trial, again)
     try:
         config.run_dir = os.environ[RUN_DIR] = str(folder)

@@ -4,6 +4,7 @@ A checkpoint holds, beside Lightning's own: `bundle`, all of a bundle but its we
 name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` and `wandb_id`.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,15 +45,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: a `.ckpt` file that `transformer fit` wrote.
 
     Raises:
-        ValueError: when it is missing, damaged, or not a checkpoint of this project.
+        UserError: when it is missing, damaged, or not a checkpoint of this project.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        other = newest_checkpoint(Path(path).parent)
-        hint = f": the newest whole one beside it is {other}" if other else ""
+        hint = name_newest(Path(path).parent, ": the newest whole one beside it is {}")
         raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}){hint}"
         ) from error
@@ -66,6 +66,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder that a run can be resumed from; None without one."""
     files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
     return next((file for file in files if _is_resumable(file)), None)
+
+
+def name_newest(folder: Path, sentence: str, otherwise: str = "") -> str:
+    """A hint for a message: the sentence with the newest checkpoint of a folder in place of {}."""
+    newest = newest_checkpoint(folder)
+    return sentence.format(shlex.quote(str(newest))) if newest else otherwise
 
 
 def _is_resumable(file: Path) -> bool:
@@ -91,7 +97,7 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
         The last checkpoint with the mean weights in its `state_dict`, summed in float64.
 
     Raises:
-        ValueError: when there are none, or two of them do not belong together.
+        UserError: when there are none, or two of them do not belong together.
     """
     if not paths:
         raise UserError("there are no checkpoints to average: give at least one .ckpt file")

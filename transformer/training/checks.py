@@ -35,7 +35,7 @@ def check(config: Any) -> None:
     """Refuse settings that are out of their range or do not go together.
 
     Raises:
-        ValueError: the first of them.
+        UserError: the first of them.
     """
     # One after the other: a number that is out of its range is not computed with.
     for find in (_ranges, _numerics, _groups, _strategy, _not_ours):

@@ -42,7 +42,7 @@ class ForgettingGate:
         folder: the parent, a bundle.
 
     Raises:
-        ValueError: when the corpus or the bundle is not there.
+        UserError: when the corpus or the bundle is not there.
     """
 
     def __init__(self, config: ParentPair, folder: str) -> None:

@@ -111,6 +111,11 @@ def of_training(trainer: Trainer) -> bool:
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
+def stepped(trainer: Trainer) -> bool:
+    """Whether the batch that ends, or has ended, was the last one of an optimizer step."""
+    return not trainer.fit_loop._should_accumulate()
+
+
 class TrainingLog(Callback):
     """Reads the module's meter every `log_every_n_steps` and tells every logger.
 
@@ -128,20 +133,18 @@ class TrainingLog(Callback):
         self._warm = WARM_UP
         self._mark = self.started
         self._window = 0.0
-        self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self.started = self._mark = time.monotonic()
-        self.first_step = self._last_step = trainer.global_step
+        self.first_step = trainer.global_step
         self._warm = trainer.global_step + WARM_UP
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Log when enough optimizer steps have been taken."""
-        step = trainer.global_step
-        if step == self._last_step:
+        if not stepped(trainer):
             return
-        self._last_step = step
+        step = trainer.global_step
         if step == self._warm:
             self.started, self.first_step = time.monotonic(), step
         # The very first step, too: it shows at once whether the run is alive.

@@ -31,7 +31,7 @@ from transformer.training.transfer import (
 )
 
 #: By which validations are compared: BLEU and, where it is the same (at first it is 0), the loss.
-RANK = "val/rank"
+SELECTION = "val/rank"
 
 
 class Seq2SeqModule(LightningModule):
@@ -263,7 +263,7 @@ class Seq2SeqModule(LightningModule):
             found.update(probe(self.model, self.data, self.search_config))
         scores = {f"{split}/{key}": value for key, value in found.items()}
         if split == "val":
-            scores[RANK] = found["bleu"] - 1e-6 * found["loss"]
+            scores[SELECTION] = found["bleu"] - 1e-6 * found["loss"]
         self.log_dict(scores, logger=False)
 
     def on_test_start(self) -> None:

@@ -34,7 +34,7 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
         How many files were compared.
 
     Raises:
-        ValueError: which file is not the one that the recipe was measured on.
+        UserError: which file is not the one that the recipe was measured on.
     """
     if not (folder / CHECKSUMS).exists():
         return 0

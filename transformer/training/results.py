@@ -41,8 +41,8 @@ def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
     """
     merge(module.model)
     saved = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
-    if saved and saved.weights:
-        paths = [saved.folder / name for name in saved.weights]
+    if saved and saved.to_average:
+        paths = [saved.folder / name for name in saved.to_average]
         load_network(module.model, average_checkpoints(paths))
         return f"mean of the last {len(paths)} checkpoints"
     if saved and saved.best:
@@ -147,7 +147,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """The measured runs in a file; none where there is no file.
 
     Raises:
-        ValueError: which line is not one.
+        UserError: which line is not one.
     """
     rows = []
     for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
@@ -175,7 +175,7 @@ def add_row(file: Path, row: dict[str, Any]) -> None:
     """Append a run to a file, which is made if need be.
 
     Raises:
-        ValueError: when `read_rows` would refuse it.
+        UserError: when `read_rows` would refuse it.
     """
     _checked(row, f"{file}, a new line")
     file.parent.mkdir(parents=True, exist_ok=True)

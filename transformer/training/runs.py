@@ -17,41 +17,40 @@ from lightning.pytorch import Callback, Trainer
 
 from transformer.errors import UserError
 from transformer.kernels import refuse_emulated, trains_in_bfloat16
-from transformer.training.checkpoints import newest_checkpoint, read_checkpoint
+from transformer.training.checkpoints import name_newest, read_checkpoint
 from transformer.writing import clear, is_part
 
 #: Tells the processes that Lightning starts where the first one writes.
 RUN_DIR = "TRANSFORMER_RUN_DIR"
-#: Below a run folder: the lock of the process that has taken it and is preparing its data.
-TAKEN = Path("checkpoints", ".taken")
+#: Below a run folder: the file that a process locks while it prepares its data.
+LOCK = Path("checkpoints", ".taken")
 _LOCKS: dict[Path, IO[str]] = {}
-#: Whoever starts the processes numbers them in some of these.
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+#: Environment variables, in some of which whoever starts the processes numbers them.
+PROCESS_NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
-def claim(config: Any, name: str) -> tuple[Path, bool]:
-    """Take the folder of the run, or return to it when the run is resumed.
+def lock_folder(config: Any, name: str) -> tuple[Path, bool]:
+    """Lock the folder of a new run, or return to that of a run that is resumed.
 
     Returns:
         The folder, and whether this process has made it for itself.
 
     Raises:
-        ValueError: when another run has it.
+        UserError: when another run has it.
     """
     folder = Path(config.run_dir or Path("runs", name))
-    if any(os.environ.get(rank, "0") != "0" for rank in RANKS):
+    if any(os.environ.get(name, "0") != "0" for name in PROCESS_NUMBERS):
         return Path(os.environ.get(RUN_DIR, folder)), False
     if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
         folder = _folder_of(config)
         for place in (folder, folder / "checkpoints"):
             clear(place)
         return folder, False
-    if _take(folder):
+    if _lock(folder):
         return folder, True
     if config.existing == "number":
-        return next(f for n in range(2, sys.maxsize) if _take(f := Path(f"{folder}-{n}"))), True
-    newest = newest_checkpoint(folder / "checkpoints")
-    resume = f"resume it with --ckpt_path {shlex.quote(str(newest))}, " if newest else ""
+        return next(f for n in range(2, sys.maxsize) if _lock(f := Path(f"{folder}-{n}"))), True
+    resume = name_newest(folder / "checkpoints", "resume it with --ckpt_path {}, ")
     raise UserError(
         f"{folder} exists already: choose another --run_dir, {resume}or take the next free number "
         "with --existing number"
@@ -69,20 +68,20 @@ def _folder_of(config: Any) -> Path:
     return folder
 
 
-def _take(folder: Path) -> bool:
-    """Take a folder in which no run has written yet, of several processes only for one of them.
+def _lock(folder: Path) -> bool:
+    """Lock a folder in which no run has written yet; of several processes one succeeds.
 
     Until the run writes there, the process holds a lock, which goes away with it: whoever is
     killed while data is prepared leaves a folder that is free.
     """
     if not _is_free(folder):
         return False
-    (folder / TAKEN).parent.mkdir(parents=True, exist_ok=True)
-    lock = (folder / TAKEN).open("w")
+    (folder / LOCK).parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder / LOCK).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Whoever held it may meanwhile have begun to train, or removed the folder.
-        mine = os.path.samestat(os.fstat(lock.fileno()), (folder / TAKEN).stat())
+        mine = os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat())
     except OSError:
         mine = False
     if not (mine and _is_free(folder)):
@@ -100,14 +99,14 @@ def _is_free(folder: Path) -> bool:
         return True
     places = [place for place in (folder, folder / "checkpoints") if place.is_dir()]
     found = [path.relative_to(folder) for place in places for path in place.iterdir()]
-    ours = (TAKEN, TAKEN.parent)
+    ours = (LOCK, LOCK.parent)
     return folder.is_dir() and all(path in ours or is_part(path) for path in found)
 
 
-def let_go(folder: Path) -> None:
-    """Give up the lock of a folder, in which the run has written by now, or which is gone."""
+def unlock(folder: Path) -> None:
+    """Unlock a folder, in which the run has written by now, or which is gone."""
     if lock := _LOCKS.pop(folder, None):
-        (folder / TAKEN).unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
         lock.close()
 
 
@@ -117,12 +116,11 @@ def resumable(config: Any) -> dict[str, Any]:
     They are its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
 
     Raises:
-        ValueError: when it cannot be resumed, or other parameters were trained in it.
+        UserError: when it cannot be resumed, or other parameters were trained in it.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     if "optimizer_states" not in checkpoint:
-        newest = newest_checkpoint(Path(config.ckpt_path).parent)
-        hint = f": resume from {newest}" if newest else ""
+        hint = name_newest(Path(config.ckpt_path).parent, ": resume from {}")
         raise UserError(f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged{hint}")
     now, trained = _plain(config), checkpoint["recipe"]["config"]
     keys = [f"data.tokenizer.{key}" for key in now["data"]["tokenizer"]]
@@ -200,7 +198,7 @@ def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) ->
         the device is faster with it.
 
     Raises:
-        ValueError: for bfloat16 on a CPU that only emulates it.
+        UserError: for bfloat16 on a CPU that only emulates it.
     """
     device = str(accelerator)
     if device in ("auto", "gpu"):

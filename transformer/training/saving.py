@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 
 from transformer.training.checkpoints import WholeFiles, mapped
-from transformer.training.logging import of_training
-from transformer.training.module import RANK
+from transformer.training.logging import of_training, stepped
+from transformer.training.module import SELECTION
 
 WEIGHTS, BEST, LAST = "weights-step", "best-step", "last.ckpt"
 
@@ -23,39 +23,33 @@ class AfterSteps(Checkpoint):
     runs after the other callbacks.
     """
 
-    _last_step = 0
-
     def after_step(self, trainer: Any, validated: bool) -> None:
-        """Act; `validated` says whether a validation followed the step."""
+        """Act after an optimizer step, which a validation may have followed."""
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Let every file be written whole."""
+        """Have every checkpoint written whole."""
         trainer.strategy.checkpoint_io = WholeFiles()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """The step after which a resumed run was saved is not taken again."""
-        self._last_step = trainer.global_step
+        """Begin the next epoch where a resumed run was saved after the last step of one."""
         epoch: Any = trainer.fit_loop.epoch_progress.current
-        if epoch.completed == epoch.started:  # saved after the last step of an epoch
-            trainer.fit_loop.reset_restart_stage()  # else Lightning would not count the next one
+        if epoch.completed == epoch.started:
+            trainer.fit_loop.reset_restart_stage()  # else Lightning would not count it
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Act where a step ends that no validation follows."""
-        if trainer.global_step == self._last_step:
-            return
-        self._last_step = trainer.global_step
-        if not _validates_now(trainer):
+        if stepped(trainer) and not _validates_now(trainer):
             self.after_step(trainer, validated=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Act where a validation ends that followed a step."""
-        if of_training(trainer) and not trainer.fit_loop._should_accumulate():
+        if of_training(trainer) and stepped(trainer):
             self.after_step(trainer, validated=True)
 
 
 def _validates_now(trainer: Trainer) -> bool:
-    """Lightning's own decision, which it makes after the callbacks of the batch."""
+    """Asks Lightning in advance: it decides after the callbacks of the batch."""
     loop = trainer.fit_loop.epoch_loop
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is None or not loop._should_check_val_fx(fetcher):
@@ -67,6 +61,9 @@ def _validates_now(trainer: Trainer) -> bool:
 class Checkpoints(AfterSteps):
     """Writes `weights-*` (to be averaged), `best-*` and `last.ckpt`.
 
+    Lightning's `ModelCheckpoint` may save in the middle of an accumulation, forgets its files when
+    their folder is moved, and after a kill does not know those that are newer than its state.
+
     Args:
         folder: where they go.
         keep_best: how many of the checkpoints with the highest BLEU to keep.
@@ -77,15 +74,15 @@ class Checkpoints(AfterSteps):
     def __init__(self, folder: Path, *, keep_best: int, average: int, save_every: int | None):
         self.folder, self.save_every = folder, save_every
         self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
-        #: Names of the best checkpoints, and by what they were chosen.
-        self.ranks: dict[str, float] = {}
+        #: Names of the best checkpoints, and the scores by which they were chosen.
+        self.best_scores: dict[str, float] = {}
         #: Names of the checkpoints to average, the newest last.
-        self.weights: list[str] = []
+        self.to_average: list[str] = []
 
     @property
     def best(self) -> str | None:
         """Name of the checkpoint with the highest BLEU, the first of several."""
-        return max(self.ranks, key=lambda name: self.ranks[name], default=None)
+        return max(self.best_scores, key=lambda name: self.best_scores[name], default=None)
 
     def after_step(self, trainer: Any, validated: bool) -> None:
         """Write the checkpoints that are due."""
@@ -94,8 +91,8 @@ class Checkpoints(AfterSteps):
         due = self._is_due(trainer, validated)
         if due and self.keep_weights:
             name = f"{WEIGHTS}{trainer.global_step}.ckpt"
-            names = [*(other for other in self.weights if other != name), name]
-            self.weights = names[-self.keep_weights :]
+            names = [*(other for other in self.to_average if other != name), name]
+            self.to_average = names[-self.keep_weights :]
             trainer.save_checkpoint(self.folder / name, weights_only=True)
             self._remove(trainer, names[: -self.keep_weights])
         if validated and self.keep_best:
@@ -110,15 +107,16 @@ class Checkpoints(AfterSteps):
         return over or bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())
 
     def _keep_best(self, trainer: Trainer) -> None:
-        bleu, rank = (float(trainer.callback_metrics[key]) for key in ("val/bleu", RANK))
+        found = trainer.callback_metrics
+        bleu, score = float(found["val/bleu"]), float(found[SELECTION])
         name = f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt"
         # A run that was resumed before this step may have a file of it that is better.
-        before = self.ranks.get(name, -math.inf)
-        ranks = {**self.ranks, name: max(rank, before)}
-        kept = sorted(ranks, key=lambda other: -ranks[other])[: self.keep_best]
-        gone = self.ranks.keys() - set(kept)
-        self.ranks = {other: ranks[other] for other in kept}
-        if name in kept and rank > before:
+        before = self.best_scores.get(name, -math.inf)
+        scores = {**self.best_scores, name: max(score, before)}
+        kept = sorted(scores, key=lambda other: -scores[other])[: self.keep_best]
+        gone = self.best_scores.keys() - set(kept)
+        self.best_scores = {other: scores[other] for other in kept}
+        if name in kept and score > before:
             trainer.save_checkpoint(self.folder / name)
         self._remove(trainer, gone)
 
@@ -127,22 +125,23 @@ class Checkpoints(AfterSteps):
             trainer.strategy.remove_checkpoint(self.folder / name)
 
     def state_dict(self) -> dict[str, Any]:
-        """Names alone: the folder may be moved."""
-        return {"ranks": self.ranks, "weights": self.weights}
+        """Remember names alone: the folder may be moved."""
+        return {"ranks": self.best_scores, "weights": self.to_average}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Find the files that are there: the best of all, saved before this state or after it."""
+        """Find the files that are there, also the best ones that were saved after this state."""
         found: Any = None
         if trainer.is_global_zero:
             weights = _state(checkpoint)["weights"]
-            ranks = {path.name: _rank(path) for path in sorted(self.folder.glob(f"{BEST}*.ckpt"))}
+            best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
+            scores = {path.name: _score_of(path) for path in best}
             found = (
                 [name for name in weights if (self.folder / name).exists()],
-                {name: rank for name, rank in ranks.items() if rank is not None},
+                {name: score for name, score in scores.items() if score is not None},
             )
-        self.weights, self.ranks = trainer.strategy.broadcast(found)
+        self.to_average, self.best_scores = trainer.strategy.broadcast(found)
 
 
 def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -151,16 +150,16 @@ def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if ours := states.get(Checkpoints.__name__):
         return dict(ours)
     old = {s["monitor"]: s for key, s in states.items() if key.startswith("RunCheckpoint")}
-    kept = {key: old[key]["best_k_models"] if key in old else {} for key in (RANK, "step")}
+    kept = {key: old[key]["best_k_models"] if key in old else {} for key in (SELECTION, "step")}
     weights = sorted(kept["step"], key=lambda path: int(kept["step"][path]))
     return {
-        "ranks": {Path(path).name: float(rank) for path, rank in kept[RANK].items()},
+        "ranks": {Path(path).name: float(score) for path, score in kept[SELECTION].items()},
         "weights": [Path(path).name for path in weights],
     }
 
 
-def _rank(path: Path) -> float | None:
-    """The number by which a best checkpoint was chosen, as it says itself; None if unreadable."""
+def _score_of(path: Path) -> float | None:
+    """The score by which a best checkpoint was chosen, as it says itself; None if unreadable."""
     try:
         return float(_state(mapped(path))["ranks"][path.name])
     except Exception:  # torch raises many kinds
@@ -176,7 +175,11 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def __init__(self, patience: int) -> None:
         super().__init__(
-            RANK, mode="max", patience=patience, check_on_train_epoch_end=False, verbose=False
+            SELECTION,
+            mode="max",
+            patience=patience,
+            check_on_train_epoch_end=False,
+            verbose=False,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

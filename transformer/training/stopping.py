@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shlex
 import signal
 import threading
 from pathlib import Path
@@ -14,10 +13,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
-from transformer.errors import UserError
-from transformer.training.checkpoints import newest_checkpoint
-from transformer.training.logging import NotFinite
-from transformer.training.runs import program
 from transformer.training.saving import AfterSteps
 
 INTERRUPTED = "interrupted.ckpt"
@@ -83,7 +78,7 @@ class StopSafely(AfterSteps):
             self._stop(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """A signal during the last validation: training is over, the final model is not made."""
+        """Stops for a signal during the last validation: no final model is made."""
         self._training = False
         signum = self.signum
         if self._votes:
@@ -144,49 +139,7 @@ class _Votes:
         return int(self._vote)
 
 
-def _nothing() -> None:
-    pass
-
-
-def goodbye(stop: Interrupted, folder: Path, again: str | None = None) -> str:
-    """Commands that go on in a run folder; `again` is the one that began the run, if not `fit`."""
-    checkpoint, bundle = (
-        shlex.quote(str(name)) for name in (stop.checkpoint, folder / "bundle-interrupted")
-    )
-    return (
-        f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
-        f"{stop.checkpoint}\n"
-        f"  to resume:         {resume_command(stop.checkpoint, folder, again)}\n"
-        f"  to make a bundle:  {program()} average {checkpoint} {bundle}"
-    )
-
-
-def resume_command(checkpoint: Path, folder: Path, again: str | None) -> str:
-    """The command that goes on from a checkpoint."""
-    again = again or f"fit --config {shlex.quote(str(folder / 'config.yaml'))}"
-    return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
-
-
 def is_of_a_lost_process(error: Exception) -> bool:
     """Whether an error is how NCCL or gloo says that another process ended or does not answer."""
     gloo = "gloo" in str(error) and re.search("by peer|timed? ?out", str(error), re.IGNORECASE)
     return isinstance(error, dist.DistError) or bool(gloo)
-
-
-def what_is_left(folder: Path, again: str | None) -> str:
-    """The command that goes on after a stop in the middle of something, if any can."""
-    newest = newest_checkpoint(folder / "checkpoints")
-    if newest is None:
-        return "nothing was saved before"
-    return f"to resume from what was saved before: {resume_command(newest, folder, again)}"
-
-
-def diverged(error: NotFinite, folder: Path, learning_rate: float) -> UserError:
-    """The message about a loss that became NaN, for the user."""
-    newest = newest_checkpoint(folder)
-    good = f"the last good checkpoint is {newest}" if newest else "none was saved before"
-    return UserError(
-        f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
-        f"model.learning_rate (now {learning_rate:g}), more model.warmup_steps, or "
-        "trainer.gradient_clip_val: 1.0"
-    )

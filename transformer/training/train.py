@@ -1,6 +1,7 @@
 """A run from its trainer to its bundle: training, the test of the final weights, all on disk."""
 
 import contextlib
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,21 +13,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
+from transformer.training.checkpoints import name_newest, newest_checkpoint
 from transformer.training.forgetting import ForgettingGate, ParentPair
 from transformer.training.logging import LoggerName, NotFinite, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import LiveProgress, progress
 from transformer.training.report import save_final, summary
 from transformer.training.results import Split, evaluate, load_final_weights, results
-from transformer.training.runs import OnePrecision, let_go
+from transformer.training.runs import OnePrecision, program, unlock
 from transformer.training.saving import Checkpoints, EarlyStopping
 from transformer.training.stopping import (
     Interrupted,
     StopSafely,
-    diverged,
-    goodbye,
     is_of_a_lost_process,
-    what_is_left,
 )
 from transformer.training.tracking import WandbTracker, log_bundle
 from transformer.writing import write
@@ -61,20 +60,20 @@ class Run:
         self.stop = StopSafely(folder / "checkpoints")
 
     def tidy(self) -> None:
-        """Leaves no folder behind in which nothing was trained: it would be in the way."""
+        """Removes a new folder in which nothing was trained: it would be in the way."""
         trainer: Trainer | None = getattr(self, "trainer", None)  # None: it was not even built
         nothing = not trainer or (trainer.global_step == 0 and not self.is_whole)
         if self.is_new and (self.is_trial or nothing):
             shutil.rmtree(self.folder, ignore_errors=True)
-        let_go(self.folder)
+        unlock(self.folder)
 
-    def make_trainer(self, given: Any, text: str, wandb_id: str | None = None) -> None:
+    def make_trainer(self, given: Any, text: str, wandb_id: str | None) -> None:
         """Makes the trainer, with our logger, checkpoints and display.
 
         Args:
             given: what the user set of it, with instances of classes.
             text: all settings as YAML.
-            wandb_id: of the run that is resumed.
+            wandb_id: of the run that is resumed; None for a new one.
 
         Raises:
             UserError: when a device or a plugin is not there.
@@ -83,7 +82,7 @@ class Run:
         kind: LoggerName = "none" if given.fast_dev_run else config.logger
         # The log comes after what a validation does for W&B, for it starts the clock again.
         callbacks = [
-            OnePrecision(), WandbTracker(), self.log, Beginning(self, text),
+            OnePrecision(), WandbTracker(), self.log, AnnounceRun(self, text),
         ]  # fmt: skip
         if given.enable_progress_bar is not False:
             callbacks.append(progress(self.log))
@@ -106,8 +105,42 @@ class Run:
         except (TypeError, ModuleNotFoundError) as error:
             raise UserError(f"trainer: {error}") from None
 
+    def goodbye(self, stop: Interrupted) -> str:
+        """Says where training stopped, and which commands go on."""
+        checkpoint, bundle = (
+            shlex.quote(str(name)) for name in (stop.checkpoint, self.folder / "bundle-interrupted")
+        )
+        return (
+            f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
+            f"{stop.checkpoint}\n"
+            f"  to resume:         {self._resume(stop.checkpoint)}\n"
+            f"  to make a bundle:  {program()} average {checkpoint} {bundle}"
+        )
 
-class Beginning(Callback):
+    def what_is_left(self) -> str:
+        """Gives the command that goes on after a stop in the middle of something, if any can."""
+        newest = newest_checkpoint(self.folder / "checkpoints")
+        if newest is None:
+            return "nothing was saved before"
+        return f"to resume from what was saved before: {self._resume(newest)}"
+
+    def _resume(self, checkpoint: Path) -> str:
+        again = self.again or f"fit --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
+
+    def diverged(self, error: NotFinite) -> UserError:
+        """Says what to do about a loss that became NaN."""
+        good = name_newest(
+            self.folder / "checkpoints", "the last good checkpoint is {}", "none was saved before"
+        )
+        return UserError(
+            f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
+            f"model.learning_rate (now {self.module.learning_rate:g}), more model.warmup_steps, or "
+            "trainer.gradient_clip_val: 1.0"
+        )
+
+
+class AnnounceRun(Callback):
     """Writes config.yaml as soon as training begins, and says in three lines what is trained.
 
     Args:
@@ -123,7 +156,7 @@ class Beginning(Callback):
             return
         run = self.run
         write(run.folder / "config.yaml", self.text)
-        let_go(run.folder)
+        unlock(run.folder)
         module, data = run.module, run.data
         vocabularies = {module.tokenizer.src_vocab_size, module.tokenizer.tgt_vocab_size}
         learns = module.learned_parameters
@@ -154,14 +187,14 @@ def train(run: Run) -> int:
         forgotten = finish(run, gate)
         run.is_whole = True
     except NotFinite as error:
-        raise diverged(error, run.folder / "checkpoints", run.module.learning_rate) from error
+        raise run.diverged(error) from error
     except Interrupted as stop:
         if not run.trainer.is_global_zero:
             return 0  # else Lightning kills the first process, which may still be printing
-        print(goodbye(stop, run.folder, run.again), flush=True)
+        print(run.goodbye(stop), flush=True)
         return 128 + stop.signum
     except SystemExit:  # Lightning's answer to KeyboardInterrupt
-        print(f"\nStopped at once; {what_is_left(run.folder, run.again)}.", flush=True)
+        print(f"\nStopped at once; {run.what_is_left()}.", flush=True)
         return 128 + (run.stop.signum or signal.SIGINT)
     return FORGOTTEN if forgotten else 0
 
@@ -182,7 +215,7 @@ def how_to_go_on(run: Run) -> Iterator[None]:
         if run.stop.began is None:
             raise
         stopped = f"training stopped after step {run.trainer.global_step:,}"
-        left = f"{stopped}; {what_is_left(run.folder, run.again)}"
+        left = f"{stopped}; {run.what_is_left()}"
         if is_for_the_user(error):
             raise UserError(f"{message(error)}; {left}") from error
         if is_of_a_lost_process(error):
@@ -202,7 +235,7 @@ def forgetting_gate(run: Run) -> ForgettingGate | None:
 
 
 def finish(run: Run, gate: ForgettingGate | None) -> bool:
-    """Scores the final model and writes everything down; whether it forgot the parent's pair."""
+    """Scores the final model, writes all down, returns whether it forgot the parent's pair."""
     trainer, module = run.trainer, run.module
     weights = load_final_weights(trainer, module)
     try:

@@ -59,7 +59,7 @@ def check_resumed(trained: dict[str, Any], config: ModelConfig, tokenizer: Token
     """Refuse a checkpoint whose `bundle` was trained with another shape or vocabulary than a run's.
 
     Raises:
-        ValueError: which setting differs.
+        UserError: which setting differs.
     """
     shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
     fix = "resume with that, or begin a new run"
@@ -109,7 +109,7 @@ def transplant(
         How many rows came which way, of the vocabulary `shared`, or of `source` and `target`.
 
     Raises:
-        ValueError: when the new model shares a matrix of which the old one has two.
+        UserError: when the new model shares a matrix of which the old one has two.
     """
     _check_tied(model, old.model)
     shared = tokenizer.shared and old.tokenizer.shared  # then both sides are spelled alike
@@ -214,7 +214,7 @@ def choose_what_learns(model: Seq2Seq, freeze: Iterable[str], lora: LoRAConfig) 
         How many numbers learn.
 
     Raises:
-        ValueError: when a pattern matches nothing, or nothing is left to learn.
+        UserError: when a pattern matches nothing, or nothing is left to learn.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in _matches("model.freeze", freeze, list(parameters)):
