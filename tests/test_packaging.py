@@ -34,7 +34,7 @@ def test_wheel_has_the_command_and_the_recipes(tmp_path: Path) -> None:
     assert {f"transformer/{recipe}" for recipe in recipes} <= set(names)
     quickstart = {name for name in names if name.startswith("transformer/recipes/quickstart/")}
     assert {Path(name).name for name in quickstart} == {
-        "ko_en.yaml", "train.tsv.gz", "val.tsv.gz", "test.tsv.gz",
+        "ko_en.yaml", "train.tsv.gz", "val.tsv.gz", "test.tsv.gz", "SHA256SUMS",
     }  # fmt: skip
     assert {"transformer/__main__.py", "transformer/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"transformer"}

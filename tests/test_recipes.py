@@ -11,8 +11,11 @@ from benchmarks.papers import BIG, TINY
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
+from transformer.data.corpus import open_corpus
+from transformer.errors import UserError
 from transformer.models import ARCHITECTURES, RNNConfig, TransformerConfig
 from transformer.training.objective import learning_rate
+from transformer.training.reproduction import check_data
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
@@ -131,6 +134,15 @@ def test_no_recipe_is_without_its_checksums() -> None:
         for split in ("train", "val", "test"):
             if not data[split].startswith("hub:"):
                 assert {f"{Path(data[split]).name}.{side}" for side in languages} <= {*sums}
+
+
+def test_the_quickstarts_text_is_that_of_its_checksums() -> None:
+    data = read("quickstart/ko_en.yaml")["data"]
+    splits = [data[split] for split in ("train", "val", "test")]
+    corpora = [open_corpus(spec, "ko", "en") for spec in splits]
+    assert check_data(corpora, FOLDER / "quickstart") == 3
+    with pytest.raises(UserError, match="has no train.tsv, but train.de"):
+        check_data(corpora, FOLDER / "multi30k")
 
 
 @pytest.mark.parametrize(("size", "steps", "average"), [("base", 100_000, 5), ("big", 300_000, 20)])

@@ -58,7 +58,7 @@ def test_what_is_kept_and_what_is_a_mean(kind: str, shared: bool) -> None:
     shape = SHAPES[kind]
     old, new = bundle(shape, vocabulary(DE_EN, shared)), vocabulary(FRENCH, shared)
     model, fresh = new_model(shape, new), new_model(shape, new)
-    counts = transplant(model, new, old)
+    counts = transplant(model, new, old, "mean")
     assert list(counts) == (["shared"] if shared else ["source", "target"])
     for rows in counts.values():
         assert rows.copied > 260 and rows.mean > 5  # bytes; French pieces
@@ -75,7 +75,7 @@ def test_the_same_vocabulary_gives_the_same_model() -> None:
     tokenizer = vocabulary(DE_EN)
     old = bundle(SHAPES["three_way"], tokenizer)
     model = new_model(SHAPES["three_way"], tokenizer)
-    assert transplant(model, tokenizer, old)["shared"] == (tokenizer.src_vocab_size, 0, 0)
+    assert transplant(model, tokenizer, old, "mean")["shared"] == (tokenizer.src_vocab_size, 0, 0)
     src, lengths = torch.tensor([[5, 6, 2]]), torch.tensor([3])
     old.model.eval(), model.eval()
     hidden = [m(src, lengths, torch.tensor([[1, 7]])) for m in (old.model, model)]
@@ -99,7 +99,7 @@ def test_a_matrix_that_was_two_is_refused() -> None:
     old = bundle(SHAPES["untied"], tokenizer)
     model = new_model(SHAPES["three_way"], tokenizer)
     with pytest.raises(ValueError, match=r"network\.tied is 'three_way'.*set .* to 'none'"):
-        transplant(model, tokenizer, old)
+        transplant(model, tokenizer, old, "mean")
     transplant(
         new_model(SHAPES["untied"], tokenizer), tokenizer, bundle(SHAPES["three_way"], tokenizer)
     )
@@ -142,7 +142,7 @@ def test_the_first_step_starts_from_the_old_weights(
     assert begin(trained, tmp_path / "run", *nothing) == 0
     old, new = load_bundle(trained / "old/bundle"), load_bundle(tmp_path / "run/bundle")
     model = old.model.config.build(new.tokenizer.src_vocab_size, new.tokenizer.tgt_vocab_size)
-    transplant(model, new.tokenizer, old)
+    transplant(model, new.tokenizer, old, "mean")
     for name, parameter in model.named_parameters():
         found = new.model.get_parameter(name)
         assert torch.equal(parameter.to(found.dtype), found)

@@ -1,4 +1,4 @@
-"""The settings of a run: those of its network, and refusals before anything is built."""
+"""The settings of a run: which ones its network has, and refusals before anything is built."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from transformer.errors import UserError
 from transformer.models import ModelConfig
 from transformer.training.module import Seq2SeqModule
 
-#: Of one process, or of several that have the whole model each and report back.
+#: The strategies of Lightning in which each process has the whole model.
 STRATEGIES = (
     "auto", "single_device", "SingleDeviceStrategy", "ddp", "ddp_find_unused_parameters_false",
     "ddp_find_unused_parameters_true", "DDPStrategy",

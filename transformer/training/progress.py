@@ -75,7 +75,7 @@ class LiveProgress(TQDMProgressBar):
         return bar
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        """Short, for the end of the bar."""
+        """Give the bar short numbers for its end."""
         numbers: dict[str, Any] = dict(shown(trainer, self.log_source))
         if numbers and "val/bleu" in self.log_source.latest:
             numbers["BLEU"] = f"{self.log_source.latest['val/bleu']:.1f}"
@@ -87,12 +87,10 @@ class LiveProgress(TQDMProgressBar):
         self.train_progress_bar.set_description(epoch(trainer))
 
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """There is only one set to name."""
         super().on_validation_batch_start(*args, **kwargs)
         self.val_progress_bar.set_description("validation")
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """There is only one set to name."""
         super().on_test_batch_start(*args, **kwargs)
         self.test_progress_bar.set_description("test")
 

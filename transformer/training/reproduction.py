@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from transformer.data.corpus import Corpus, TwoFiles
+from transformer.data.corpus import Corpus, Table, TwoFiles
 from transformer.data.files import UNZIP_ERRORS, lines, unzipped
 from transformer.errors import UserError
 from transformer.training.logging import TrainingLog, of_training
@@ -27,8 +27,8 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
 
     Args:
         corpora: what the recipe trains and tests on.
-        folder: of the recipe; without SHA256SUMS in it, or for text that is not in files of its
-            own, there is nothing to compare with.
+        folder: of the recipe; without SHA256SUMS in it, or for a data set of the hub, there is
+            nothing to compare with.
 
     Returns:
         How many files were compared.
@@ -40,7 +40,7 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
         return 0
     sums = (line.split() for line in lines(folder / CHECKSUMS, CHECKSUMS))
     expected = {name: digest for digest, name in sums}
-    files = [file for c in corpora if isinstance(c, TwoFiles) for file in c.files]
+    files = [file for corpus in corpora for file in _files(corpus)]
     for file in files:
         name = file.name.removesuffix(".gz")
         found = _digest(file)
@@ -55,6 +55,12 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
                 f"{expected[name]}: download it again, or use `transformer fit`"
             )
     return len(files)
+
+
+def _files(corpus: Corpus) -> tuple[Path, ...]:
+    if isinstance(corpus, TwoFiles):
+        return corpus.files
+    return (corpus.file,) if isinstance(corpus, Table) else ()
 
 
 def _digest(file: Path) -> str:
@@ -91,7 +97,7 @@ class Curve(Callback):
 
 
 def where(found: float, expected: float) -> str:
-    """On the curve, above it, or below."""
+    """Says whether BLEU is on the curve, above it, or below."""
     if abs(found - expected) <= TOLERANCE:
         return "on the curve"
     return "above the curve" if found > expected else "OFF the curve"

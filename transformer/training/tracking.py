@@ -63,7 +63,7 @@ class WandbTracker(Callback):
             trainer.logger.log_hyperparams(config)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """A table of translations, and where the model looked when it made one of them."""
+        """Log a table of translations, and where the model looked when it made one of them."""
         logger, step = trainer.logger, trainer.global_step
         if not of_training(trainer) or not isinstance(logger, WandbLogger):
             return
@@ -93,7 +93,7 @@ def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any
     run = trainer.logger.experiment
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
     run.summary.update({f"final/{key}": value for key, value in numbers.items()})
-    # Of other characters W&B takes none.
+    # W&B takes no other characters.
     allowed = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")[:128] or "bundle"
     artifact = wandb.Artifact(allowed, type="model", metadata=numbers)
     for path in folder.iterdir():  # add_dir() would talk about it

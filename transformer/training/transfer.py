@@ -94,7 +94,7 @@ def _check_shape(
 
 @torch.no_grad()
 def transplant(
-    model: Seq2Seq, tokenizer: Tokenizer, old: Bundle, new_rows: NewRows = "mean"
+    model: Seq2Seq, tokenizer: Tokenizer, old: Bundle, new_rows: NewRows
 ) -> dict[str, Rows]:
     """Puts old weights into a model with another vocabulary.
 
@@ -249,7 +249,7 @@ def merge(model: Seq2Seq) -> None:
 
 
 def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same for a state dictionary: returns the plain model's."""
+    """Adds the adapters in a state dictionary to their matrices; returns that of a plain model."""
     plain: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         layer, adapted, rest = name.partition(".parametrizations.weight.")
