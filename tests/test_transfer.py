@@ -100,9 +100,8 @@ def test_a_matrix_that_was_two_is_refused() -> None:
     model = new_model(SHAPES["three_way"], tokenizer)
     with pytest.raises(ValueError, match=r"network\.tied is 'three_way'.*set .* to 'none'"):
         transplant(model, tokenizer, old, "mean")
-    transplant(
-        new_model(SHAPES["untied"], tokenizer), tokenizer, bundle(SHAPES["three_way"], tokenizer)
-    )
+    other = new_model(SHAPES["untied"], tokenizer)
+    transplant(other, tokenizer, bundle(SHAPES["three_way"], tokenizer), "mean")
 
 
 # From the command line

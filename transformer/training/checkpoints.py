@@ -28,7 +28,6 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint."""
         with whole(Path(path)) as stream:
             try:
                 torch.save(checkpoint, stream)

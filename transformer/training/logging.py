@@ -135,7 +135,6 @@ class TrainingLog(Callback):
         self._window = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Start the clock."""
         self.started = self._mark = time.monotonic()
         self.first_step = trainer.global_step
         self._warm = trainer.global_step + WARM_UP
@@ -165,7 +164,6 @@ class TrainingLog(Callback):
             self._log(trainer, {f"val/{key}": value for key, value in scores.items()})
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Count the steps after the last reading."""
         self._read(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -180,7 +178,6 @@ class TrainingLog(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on counting."""
         self.totals = dict(checkpoint["totals"])
         self.curve = list(checkpoint["curve"])
 

@@ -82,7 +82,6 @@ class LiveProgress(TQDMProgressBar):
         return numbers
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Name the epoch as people count them."""
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(epoch(trainer))
 
@@ -111,7 +110,6 @@ class PlainProgress(Callback):
         self._last = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Print when it is time."""
         if time.monotonic() - self._last < self.SECONDS:
             return
         if numbers := shown(trainer, self.log_source):
@@ -119,7 +117,6 @@ class PlainProgress(Callback):
             self._print(trainer, "  ".join(f"{name} {value}" for name, value in numbers.items()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Print the scores."""
         if line := validation_line(trainer, self.log_source):
             self._print(trainer, line)
 

@@ -86,7 +86,6 @@ class Curve(Callback):
         self.own, self.reference = log, reference
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Print where it is."""
         done = len(self.own.curve)
         if not of_training(trainer) or not trainer.is_global_zero or done > len(self.reference):
             return

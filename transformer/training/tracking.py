@@ -52,7 +52,6 @@ class WandbTracker(Callback):
     """Shows the recipe, translations and attention beside W&B's curves."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Record the recipe."""
         if isinstance(trainer.logger, WandbLogger):
             config = {
                 **pl_module.recipe.get("config", {}),
