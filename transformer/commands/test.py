@@ -162,4 +162,4 @@ def hypotheses(module: Seq2SeqModule) -> str:
 def summary(folder: Path, numbers: dict[str, Any]) -> str:
     """Says what came out."""
     loss, where = f"loss {numbers['loss']:.4f}", f"Translations and scores: {folder}"
-    return "\n".join([*score_lines(numbers), loss, where])
+    return "\n".join([loss, *score_lines(numbers), where])

@@ -53,13 +53,7 @@ def _put_aside(bundle: Path) -> None:
 
 
 def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, weights: str) -> None:
-    """Make a bundle of a checkpoint.
-
-    Args:
-        checkpoint: from `read_checkpoint` or `average_checkpoints`.
-        folder: of the bundle; it must not exist yet.
-        weights: names of the files that they are of, for the model card.
-    """
+    """Make a bundle of a checkpoint in a new folder; its card says where the weights came from."""
     trained = checkpoint["bundle"]
     about = trained["about"]
     tokenizer = Tokenizer.from_text(trained["tokenizer"])

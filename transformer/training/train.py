@@ -81,9 +81,7 @@ class Run:
         config = self.config
         kind: LoggerName = "none" if given.fast_dev_run else config.logger
         # The log comes after what a validation does for W&B, for it starts the clock again.
-        callbacks = [
-            OnePrecision(), WandbTracker(), self.log, AnnounceRun(self, text),
-        ]  # fmt: skip
+        callbacks = [OnePrecision(), WandbTracker(), self.log, AnnounceRun(self, text)]
         if given.enable_progress_bar is not False:
             callbacks.append(progress(self.log))
         if config.patience is not None:
