@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
-from transformer.models import ARCHITECTURES, Seq2Seq, architecture_of
+from transformer.models import ARCHITECTURES, ModelConfig, Seq2Seq, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.settings import settings
 from transformer.writing import part
@@ -78,13 +78,9 @@ def save_bundle(
     model: Seq2Seq,
     tokenizer: Tokenizer,
     *,
-    src: str,
-    tgt: str,
-    search: dict[str, Any],
-    max_length: int,
-    evaluation: dict[str, Any],
     training: dict[str, Any],
     card: str,
+    **about: Any,
 ) -> None:
     """Write a bundle, whole or not at all.
 
@@ -92,34 +88,27 @@ def save_bundle(
         folder: where to; it must not exist yet.
         model: the trained model.
         tokenizer: the tokenizer it was trained with.
-        src: name of the source language.
-        tgt: name of the target language.
-        search: search settings to translate with where none are given.
-        max_length: longest training sentence, in tokens.
-        evaluation: how `fit` computed its scores: label_smoothing, score_tokenize,
-            score_lowercase, score_detokenized.
         training: how it was trained, as far as it is known: the keys of `TRAINING`.
         card: the model card, Markdown.
+        about: `src` and `tgt`, the languages; `search`, settings to translate with where none are
+            given; `max_length`, the longest training sentence in tokens; `evaluation`.
 
     Raises:
-        ValueError: when the folder exists already.
+        UserError: when the folder exists already, or a key is unknown or missing.
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another folder, or move it away")
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture_of(model.config),
         "network": asdict(model.config),
         "src_vocab_size": tokenizer.src_vocab_size,
         "tgt_vocab_size": tokenizer.tgt_vocab_size,
-        "src": src,
-        "tgt": tgt,
-        "search": search,
-        "max_length": max_length,
-        "evaluation": evaluation,
+        **about,
         "training": training,
     }
+    settings(Config, config, folder / "config.json")
     partial = part(folder)
     partial.mkdir(parents=True)
     try:
@@ -150,10 +139,10 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         device: where the weights go.
 
     Raises:
-        ValueError: when it is no bundle, or one of a format or an architecture not known here.
+        UserError: when it is no bundle, or one of a format or an architecture not known here.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    network, config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     weights, made_with = _read_weights(folder / "model.safetensors", device)
     sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
@@ -162,9 +151,8 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
             raise UserError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
         if made_with not in (None, _fingerprint(tokenizer)):
             raise UserError("the tokenizer is not the one that model.safetensors was trained with")
-        shape = ARCHITECTURES[config["architecture"]](**config["network"])
         with torch.device("meta"), _NoRandomNumbers():  # the weights are replaced at once
-            model = shape.build(*sizes)
+            model = network.build(*sizes)
         _assign(model, with_new_names(weights), config["network"])
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -222,11 +210,11 @@ def _read_weights(path: Path, device: str | torch.device) -> tuple[dict[str, Ten
         ) from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """A bundle's `config.json`.
+def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A bundle's network settings, and its `config.json`.
 
     Raises:
-        ValueError: when it is no bundle, or one of a format, an architecture or a key not known
+        UserError: when it is no bundle, or one of a format, an architecture or a key not known
             here, or when a key is missing or its value is of another type.
     """
     path = folder / "config.json"
@@ -251,7 +239,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if version not in READ:
         raise UserError(
             f"{path}: format_version is {version}, this version of the package reads "
-            f"{FORMAT_VERSION}: install the version that wrote the bundle"
+            f"{' and '.join(map(str, READ))}: install the version that wrote the bundle"
         )
     settings(Config, config, path)
     if config["architecture"] not in ARCHITECTURES:
@@ -259,9 +247,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: architecture is {config['architecture']!r}, known are "
             f"{', '.join(ARCHITECTURES)}"
         )
-    settings(ARCHITECTURES[config["architecture"]], config["network"], path, "network")
+    network = settings(ARCHITECTURES[config["architecture"]], config["network"], path, "network")
     if "old_pair" in config["training"]:  # its name before
         config["training"]["parent"] = config["training"].pop("old_pair")
     if config["max_length"] < 1:
         raise UserError(f"{path}: max_length is {config['max_length']}: it must be 1 or more")
-    return config
+    return network, config

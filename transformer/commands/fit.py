@@ -118,9 +118,8 @@ def default_network(args: Sequence[str]) -> ModelConfig:
     if folder is None:
         return ARCHITECTURES[name or "transformer"]()
     try:
-        bundle = read_config(Path(folder))
-        network = ARCHITECTURES[bundle["architecture"]](**bundle["network"])
-    except (TypeError, ValueError) as error:
+        network, bundle = read_config(Path(folder))
+    except UserError as error:
         raise UserError(f"{where}model.init_from: {error}") from None
     if name not in (None, bundle["architecture"]):
         raise UserError(

@@ -48,7 +48,7 @@ class ForgettingGate:
     def __init__(self, config: ParentPair, folder: str) -> None:
         assert config.test
         self.config, self.folder = config, folder
-        parent = read_config(Path(folder))
+        _, parent = read_config(Path(folder))
         languages = config.src or parent["src"], config.tgt or parent["tgt"]
         self.corpus = open_corpus(config.test, *languages, config.columns, key="parent.test")
         pairs = list(self.corpus.pairs())
