@@ -165,7 +165,7 @@ def test_a_step_of_search(shape: ModelConfig, fake: None, monkeypatch: pytest.Mo
     tokens = torch.zeros(3, beams, 20, dtype=torch.long, device=META)
     scores = torch.zeros(3, beams, device=META)
     for _ in range(20):  # the cache has to grow
-        hidden, state = model.step(tokens[:, :, 0], state)
+        hidden = model.step(tokens[:, :, 0], state)
     logits = model.project(hidden).detach()
     banned = banned_tokens(tokens, logits.size(-1), given.src_lengths, 0, 30)
     found = best_continuations(scores, logits, banned)

@@ -64,7 +64,7 @@ class Habits(Seq2Seq):
     def start(self, memory: Memory, beams: int = 1) -> Standing:
         return Standing(memory.hidden)
 
-    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, token: Tensor, state: Any) -> Tensor:
         logits = torch.zeros(*token.shape, TOKENIZER.tgt_vocab_size)
         for row, words in enumerate(state.src.tolist()):
             for beam, last in enumerate(token[row].tolist()):
@@ -76,7 +76,7 @@ class Habits(Seq2Seq):
                 }
                 for place, likely in enumerate(habit.get(words[0], [copied])):
                     logits[row, beam, likely] = 30.0 - 10.0 * place
-        return logits, state
+        return logits
 
 
 def ours(max_length: int = 512, **options: Any) -> Translator:

@@ -206,7 +206,7 @@ def test_cached_steps_equal_the_whole(norm: Any, positions: Any) -> None:
     whole = model(SRC, LENGTHS, tgt)
     state = model.start(model.encode(SRC, LENGTHS), beams=1)
     for t in range(40):
-        hidden, state = model.step(tgt[:, t : t + 1], state)
+        hidden = model.step(tgt[:, t : t + 1], state)
         torch.testing.assert_close(hidden[:, 0], whole[:, t])
 
 
@@ -220,7 +220,7 @@ def test_reordered_beams_and_kept_sentences_equal_the_whole() -> None:
     for t in range(25):
         token = torch.randint(3, 12, (len(src), 3), generator=generator)
         past = torch.cat([past, token[:, :, None]], 2)
-        hidden, state = model.step(token, state)
+        hidden = model.step(token, state)
         for beam in range(3):
             whole = model(src, lengths, past[:, beam])
             torch.testing.assert_close(hidden[:, beam], whole[:, -1])

@@ -218,7 +218,7 @@ class _Beams:
     def step(self, expand: Continuations) -> None:
         """Let each beam write a token, and sentences leave that are finished."""
         self.length += 1
-        hidden, self.state = self.model.step(self.tokens[:, :, -1], self.state)
+        hidden = self.model.step(self.tokens[:, :, -1], self.state)
         found = self._candidates(expand, hidden)
         ends = (found.tokens == EOS) & (found.scores > NEVER)
         self._collect(found, ends[:, : self.config.width])

@@ -36,23 +36,13 @@ def additive(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
     return torch.tanh(query[..., :, None, :] + key[..., None, :, :]) @ v
 
 
-class Score(NamedTuple):
-    """A score function, (query, key) -> scores, and what is learned with it.
-
-    projects: queries and keys go through a learned matrix each before they meet. vector: the
-    function takes a learned vector (K,) as its third argument.
-    """
-
-    function: Callable[..., Tensor]
-    projects: bool = False
-    vector: bool = False
-
-
-SCORES = {
-    "dot": Score(dot),
-    "scaled_dot": Score(scaled_dot),
-    "additive": Score(additive, projects=True, vector=True),
+SCORES: dict[str, Callable[..., Tensor]] = {
+    "dot": dot,
+    "scaled_dot": scaled_dot,
+    "additive": additive,
 }
+#: Of queries and keys that go through a learned matrix each first, and with a learned vector (K,).
+LEARNED = ("additive",)
 
 
 class Attended(NamedTuple):
@@ -81,16 +71,15 @@ def attention(
         value: (B, H, S, V).
         score: a function of query and key, which gives (B, H, T, S).
         mask: boolean, broadcastable to (B, H, T, S), True where a query may attend.
-        causal: query t sees the keys 0..t alone (T = S); a mask given with it is `causal_mask`.
+        causal: in place of a mask: query t sees the keys 0..t alone (T = S; section 3.2.3).
         dropout: share of the weights that are set to zero.
         need_weights: also return the weights, for which no fused kernel can be used.
     """
     fused = score is scaled_dot and not need_weights
     if fused and not tensors.fused_attention_is_slow(query, dropout):
-        mask = None if causal else mask
         values = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         return Attended(values, None)
-    if causal and mask is None:
+    if causal:
         mask = causal_mask(query.size(-2), query.device)
     scores_BHTS = score(query, key)
     if mask is not None:
@@ -116,8 +105,9 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.key_size = config.num_heads * (config.d_k or config.d_model // config.num_heads)
+        self.sizes = [self.key_size, self.key_size, config.d_model]  # of query, key and value
         # W^Q, W^K and W^V of all heads in one matrix: self-attention needs a single product.
-        self.input_projection = nn.Linear(config.d_model, 2 * self.key_size + config.d_model)
+        self.input_projection = nn.Linear(config.d_model, sum(self.sizes))
         self.output_projection = nn.Linear(config.d_model, config.d_model)
         initialise(self.input_projection, self.output_projection)
 
@@ -133,22 +123,15 @@ class MultiHeadAttention(nn.Module):
     ) -> Attended:
         """Self-attention or, with a memory, cross-attention: values (B, T, D) and weights.
 
-        Args:
-            query_input: (B, T, D), of which queries are made.
-            memory: (B, S, D), of which keys and values are made, or both as `project_memory`
-                makes them; `query_input` when left out.
-            mask: as for `attention`.
-            causal: as for `attention`.
-            cache: keys and values of the steps before, in self-attention.
-            need_weights: as for `attention`.
+        Queries are made of `query_input` (B, T, D), keys and values of `memory` (B, S, D), unless
+        it is both already, as `project_memory` makes them. A `cache` of self-attention has keys and
+        values of the steps before, and a mask. The rest is as for `attention`.
         """
         if memory is None:
-            sizes = [self.key_size, self.key_size, query_input.size(-1)]
-            query, key, value = map(
-                self._heads, self.input_projection(query_input).split(sizes, -1)
-            )
+            projected = self.input_projection(query_input)
+            query, key, value = map(self._heads, projected.split(self.sizes, -1))
             if cache is not None:
-                key, value = cache.append(key, value)
+                key, value, mask = cache.append(key, value)
         else:
             query = self._heads(self._project(query_input, slice(None, self.key_size)))
             key, value = self.project_memory(memory) if isinstance(memory, Tensor) else memory
@@ -161,8 +144,8 @@ class MultiHeadAttention(nn.Module):
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, K) of memory (B, S, D)."""
         projected = self._project(memory, slice(self.key_size, None))
-        key, value = projected.split([self.key_size, memory.size(-1)], -1)
-        return self._heads(key), self._heads(value)
+        key, value = map(self._heads, projected.split(self.sizes[1:], -1))
+        return key, value
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """The product of x with some rows of the input projection alone."""

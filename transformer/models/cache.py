@@ -26,13 +26,17 @@ class LayerCache(NamedTuple):
         keys, values = self.state.memory
         return keys[self.layer], values[self.layer]
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write this step's keys and values (B, H, N, K); return all, (B, H, N * P, K)."""
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Write this step's keys and values (B, H, N, K).
+
+        Returns:
+            All keys and values, (B, H, N * P, K), and which each beam may see, (B, 1, N, N * P).
+        """
         end = self.state.position * self.state.beams
         start = end - self.state.beams
         all_keys, all_values = (part[self.layer, :, :, :end] for part in self.state.slots)
         all_keys[:, :, start:], all_values[:, :, start:] = keys, values
-        return all_keys, all_values
+        return all_keys, all_values, self.state.mask
 
 
 class TransformerState:
@@ -58,8 +62,8 @@ class TransformerState:
         self.mask: Tensor | None = None
         layers, (keys, values) = len(memory), memory[0]
         size, slots = whole_vectors(keys), POSITIONS * beams
-        self.memory = [key_room(layers, keys, size), value_room(layers, values, size)]
-        self.slots = [key_room(layers, keys, slots), value_room(layers, values, slots)]
+        self.memory = _rooms(layers, keys, values, size)
+        self.slots = _rooms(layers, keys, values, slots)
         for part, filled in zip(self.memory, zip(*memory, strict=True), strict=True):
             part[:, :, :, keys.size(2) :] = 0  # hidden by the mask, but zero times NaN is NaN
             for layer, tensor in enumerate(filled):
@@ -110,10 +114,15 @@ class TransformerState:
     def _make_room(self, size: int) -> None:
         """Move all slots to where there is room for `size` of them."""
         keys, values = self.slots
-        larger = [key_room(len(keys), keys[0], size), value_room(len(values), values[0], size)]
+        larger = _rooms(len(keys), keys[0], values[0], size)
         for room, slots in zip(larger, self.slots, strict=True):
             room[:, :, :, : slots.size(3)] = slots
         self.slots = larger
+
+
+def _rooms(layers: int, keys: Tensor, values: Tensor, size: int) -> list[Tensor]:
+    """Fresh memory for `size` keys and values like these (B, H, S, K) in each layer."""
+    return [key_room(layers, keys, size), value_room(layers, values, size)]
 
 
 def _unless_all_true(mask: Tensor) -> Tensor | None:

@@ -18,10 +18,8 @@ def sinusoidal(length: int, d_model: int) -> Tensor:
     exact: Any = {"dtype": torch.float64, "device": "cpu"}
     position = torch.arange(length, **exact)[:, None]
     frequency = 10000 ** (-torch.arange(0, d_model, 2, **exact) / d_model)
-    table = torch.empty(length, d_model, **exact)
-    table[:, 0::2] = torch.sin(position * frequency)
-    table[:, 1::2] = torch.cos(position * frequency)[:, : d_model // 2]
-    return table.float()
+    angle = position * frequency
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model].float()
 
 
 class SinusoidalPositions(nn.Module):
@@ -52,11 +50,7 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.table, std=d_model**-0.5)
 
     def forward(self, start: int, length: int) -> Tensor:
-        """Vectors (length, D) of the positions start .. start + length - 1.
-
-        Raises:
-            ValueError: where they reach beyond the last learned position.
-        """
+        """As of `SinusoidalPositions`; a UserError beyond the last learned position."""
         if start + length > len(self.table):
             raise UserError(
                 f"a sequence of {start + length} tokens reaches beyond the {len(self.table)} "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from transformer.models.attention import SCORES, Attended, attention, padding_mask
+from transformer.models.attention import LEARNED, SCORES, Attended, attention, padding_mask
 from transformer.models.dropout import Dropout
 from transformer.models.seq2seq import Memory, Seq2Seq, initialise
 
@@ -107,11 +107,11 @@ class Attention(nn.Module):
 
     def __init__(self, score: str, size: int) -> None:
         super().__init__()
-        function, projects, vector = SCORES[score]
-        self.query = nn.Linear(size, size, bias=False) if projects else nn.Identity()
-        self.key = nn.Linear(size, size, bias=False) if projects else nn.Identity()
-        self.function = function
-        self.vector = nn.Parameter(torch.empty(size)) if vector else None
+        learned = score in LEARNED
+        self.query = nn.Linear(size, size, bias=False) if learned else nn.Identity()
+        self.key = nn.Linear(size, size, bias=False) if learned else nn.Identity()
+        self.function = SCORES[score]
+        self.vector = nn.Parameter(torch.empty(size)) if learned else None
         if self.vector is not None:
             nn.init.uniform_(self.vector, -(size**-0.5), size**-0.5)
 
@@ -245,9 +245,8 @@ class RNN(Seq2Seq):
         input_feed = first.new_zeros(len(first), beams, self.config.d_model)
         return RNNState(tuple(hidden), self.attention.read(memory), input_feed)
 
-    def step(self, token: Tensor, state: RNNState) -> tuple[Tensor, RNNState]:
-        hidden, _ = self._advance(token[:, :, None], state)
-        return hidden, state
+    def step(self, token: Tensor, state: RNNState) -> Tensor:
+        return self._advance(token[:, :, None], state)[0]
 
     def combine(self, context: Tensor, states: Tensor) -> Tensor:
         """tanh(W_c [a_t; s_t]) (Luong et al. 2015, equation 5); all (B, T, D)."""

@@ -100,11 +100,8 @@ class Seq2Seq(nn.Module, ABC):
         """The state before the first target token, with `beams` beams for each sentence."""
 
     @abstractmethod
-    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Read one token a beam, (B, N), and return hidden states (B, N, D) and the new state.
-
-        The state that came in is used up.
-        """
+    def step(self, token: Tensor, state: Any) -> Tensor:
+        """Read one token a beam, (B, N): hidden states (B, N, D). The state moves on by a step."""
 
     def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         """How much each target step looked at each source token: weights (B, L, H, T, S)."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.kernels.tensors import in_residual_type
-from transformer.models.attention import MultiHeadAttention, causal_mask, padding_mask
+from transformer.models.attention import MultiHeadAttention, padding_mask
 from transformer.models.cache import LayerCache, TransformerState
 from transformer.models.dropout import Dropout
 from transformer.models.positions import LearnedPositions, SinusoidalPositions
@@ -96,26 +96,18 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         memory: Tensor | tuple[Tensor, Tensor],
-        *,
-        mask: Tensor | None,
         memory_mask: Tensor | None,
         cache: LayerCache | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """x and, if asked for, the weights of cross-attention (B, H, T, S).
 
-        Args:
-            x: (B, T, D), all target steps; with a cache (B, N, D), one step of N beams.
-            memory: (B, S, D), or the keys and values that `cross_attention` makes of it.
-            mask: `causal_mask`; with a cache, which of its keys each beam may see.
-            memory_mask: (B, 1, 1, S), True for real source tokens.
-            cache: keys and values of the steps before.
-            need_weights: as for `attention`.
+        x is (B, T, D), all target steps, each of which sees itself and those before it; with a
+        `cache` of those before it is (B, N, D), one step of N beams. `memory` is (B, S, D), or the
+        keys and values of it; `memory_mask` (B, 1, 1, S) is True for real source tokens.
         """
         first, second, third = cast(list[ResidualNorm], self.residuals)
-        y, _ = self.self_attention(
-            first.sublayer_input(x), mask=mask, causal=cache is None, cache=cache
-        )
+        y, _ = self.self_attention(first.sublayer_input(x), causal=cache is None, cache=cache)
         x = first.add_norm(x, y)
         y, weights = self.cross_attention(
             second.sublayer_input(x), memory, mask=memory_mask, need_weights=need_weights
@@ -154,11 +146,7 @@ class Embedding(nn.Module):
 
 
 class Transformer(Seq2Seq):
-    """The model of the paper's Figure 1.
-
-    Raises:
-        ValueError: when three-way tying is asked of two vocabularies of different sizes.
-    """
+    """The model of the paper's Figure 1."""
 
     config: TransformerConfig
     ROWS: ClassVar = {
@@ -206,12 +194,9 @@ class Transformer(Seq2Seq):
         self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         x = self.tgt_embedding(tgt_in)
-        mask = causal_mask(tgt_in.size(1), x.device)
         weights = []
         for layer in self.decoder:
-            x, layer_weights = layer(
-                x, memory.hidden, mask=mask, memory_mask=memory.mask, need_weights=need_weights
-            )
+            x, layer_weights = layer(x, memory.hidden, memory.mask, need_weights=need_weights)
             weights.append(layer_weights)
         return self.decoder_norm(x), torch.stack(weights, 1) if need_weights else None
 
@@ -219,11 +204,9 @@ class Transformer(Seq2Seq):
         projected = [layer.cross_attention.project_memory(memory.hidden) for layer in self.decoder]
         return TransformerState(projected, memory.mask, beams)
 
-    def step(self, token: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+    def step(self, token: Tensor, state: TransformerState) -> Tensor:
         x = self.tgt_embedding(token, state.position)
         state.advance()
         for layer, cache in zip(self.decoder, state.layers(), strict=True):
-            x, _ = layer(
-                x, cache.memory, mask=state.mask, memory_mask=state.memory_mask, cache=cache
-            )
-        return self.decoder_norm(x), state
+            x, _ = layer(x, cache.memory, state.memory_mask, cache)
+        return self.decoder_norm(x)
