@@ -70,7 +70,7 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"color": 1}, "color is unknown: take it out, or install the version"),
-        ({"max_lenght": 1}, "max_lenght is unknown, the nearest is max_length: take it out"),
+        ({"max_lenght": 1}, "max_lenght is unknown, the nearest is 'max_length': take it out"),
         ({"tgt": ...}, "tgt is missing: copy the bundle again"),
         ({"network": ...}, "network is missing"),
         ({"src": 3}, "src is 3, but must be str"),
@@ -82,7 +82,7 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
         ({"network": {"d_k": 0.5}}, "network.d_k is 0.5, but must be int or NoneType"),
         ({"network": {"norm": "x" * 99}}, "network.norm is 'x.*x', but must be 'post' or 'pre'"),
         ({"network": {"num_heads": 3}}, "d_model 32 is not divisible by"),
-        ({"search": {"beem": 4}}, "search.beem is unknown, the nearest is beam"),
+        ({"search": {"beem": 4}}, "search.beem is unknown, the nearest is 'beam'"),
         ({"search": {"beam": "4"}}, "search.beam is '4', but must be int"),
         ({"search": {"beam": 0}}, "beam is 0: it must be 1"),
         ({"evaluation": {"score_lowercase": 1}}, "score_lowercase is 1, but must be bool"),

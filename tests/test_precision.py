@@ -127,7 +127,7 @@ def test_a_bfloat16_that_a_cpu_only_emulates_is_refused(machine: Any, asked: str
         choose_precision("cpu", asked)
     with pytest.raises(ValueError, match=f"{asked} .*{reason}"):
         choose_precision("auto", None, asked)
-    with pytest.raises(ValueError, match=f"--precision bfloat16 .*{reason}.*: use float32"):
+    with pytest.raises(ValueError, match=f"precision bfloat16 .*{reason}.*: use float32"):
         find_precision("cpu", "bfloat16")
 
 

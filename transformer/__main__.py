@@ -3,11 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 from transformer import __version__
-from transformer.errors import is_for_the_user, message
+from transformer.errors import is_for_the_user, message, nearest
 
 COMMANDS = {
     "fit": "train a model from a recipe, test it, and leave a bundle",
@@ -81,9 +80,8 @@ def run(args: list[str]) -> int:
 
 def unknown_command(name: str) -> str:
     """Says that there is no such command, and which one is nearest."""
-    near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(COMMANDS)}"
-    return f"no command {name!r}, {hint}"
+    hint = nearest(name, COMMANDS, cutoff=0.5) or f", there are {', '.join(COMMANDS)}"
+    return f"no command {name!r}{hint}"
 
 
 def fail(text: str) -> int:

@@ -1,5 +1,8 @@
 """Errors that the user can mend are one line; all others keep their traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(ValueError):
     """One line that names the recipe key, or the file and line, then the value and the fix."""
@@ -10,6 +13,18 @@ def is_for_the_user(error: BaseException) -> bool:
     return isinstance(error, UserError) or (
         isinstance(error, OSError) and bool(error.filename and error.strerror)
     )
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Ends a message about a wrong name with the valid one most like it, if one is like it at all.
+
+    Args:
+        name: that was given.
+        known: that there are.
+        cutoff: how much alike they must be, from 0 to 1.
+    """
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f", the nearest is {near[0]!r}" if near else ""
 
 
 def message(error: Exception) -> str:

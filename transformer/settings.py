@@ -1,12 +1,11 @@
 """Settings that a file holds, checked against the dataclass or the dictionary that they become."""
 
 import reprlib
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
 
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 
 Settings = TypeVar("Settings")
 
@@ -27,10 +26,9 @@ def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: st
     prefix = f"{path}: {group}{'.' if group else ''}"
     for key, value in values.items():
         if key not in hints:
-            near = get_close_matches(key, hints, n=1)
             raise UserError(
-                f"{prefix}{key} is unknown{f', the nearest is {near[0]}' if near else ''}: take it "
-                "out, or install the version that wrote the bundle"
+                f"{prefix}{key} is unknown{nearest(key, hints)}: take it out, or install the "
+                "version that wrote the bundle"
             )
         hint = hints[key]
         if not _fits(value, hint):

@@ -1,14 +1,13 @@
 """Recipes: where they lie, and which line of a file sets a key."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from transformer.data.files import recipes_folder
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 
 CONFIG_OPTIONS = ("-c", "--config")
 
@@ -32,10 +31,7 @@ def find_recipe(path: str) -> str:
     if (folder / name).is_file():
         return str(folder / name)
     known = [f"recipes/{file.relative_to(folder).as_posix()}" for file in folder.rglob("*.yaml")]
-    near = get_close_matches(path, known, n=1)
-    raise UserError(
-        f"no such file or recipe: {path!r}" + (f", the nearest is {near[0]!r}" if near else "")
-    )
+    raise UserError(f"no such file or recipe: {path!r}{nearest(path, known)}")
 
 
 def read(file: str | Path) -> yaml.MappingNode:

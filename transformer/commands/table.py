@@ -195,7 +195,7 @@ def by_length(group: Sequence[Row]) -> list[list[float]]:
 
 def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     """Draws BLEU by length for each test set of several systems; returns the lines that show it."""
-    from transformer.evaluation.plots import FEW, bleu_by_length
+    from transformer.evaluation.plots import FEW, draw_bleu_by_length
 
     by_test: dict[str, list[Row]] = {}
     for group in groups(rows):
@@ -211,7 +211,7 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
         file = folder / "pictures" / f"bleu_by_length-{test}.png"
         file.parent.mkdir(exist_ok=True)
         title = f"{test}, {'BLEU of tokens' if of_tokens(systems[0]) else 'BLEU, 13a'}"
-        bleu_by_length(curves, title=title).savefig(file)
+        draw_bleu_by_length(curves, title=title).savefig(file)
         link = Path(os.path.relpath(file, beside)).as_posix()
         shown.append(f"![BLEU by source length on {test}]({link})\n")
     if shown:

@@ -23,7 +23,7 @@ from transformer.commands.text import (
 )
 from transformer.errors import UserError
 from transformer.inference.guard import Flaw, Verdict
-from transformer.inference.results import Checked, Translation
+from transformer.inference.results import Translation
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.kernels import Precision
@@ -121,7 +121,13 @@ def translate(options: Options, search: dict[str, Any]) -> None:
     warnings = Warnings(options.guard)
     keep_freed_memory()
     with writing(options.output, options.skip) as out:
-        translator = load(options)
+        translator = Translator.load(
+            options.bundle,
+            options.device,
+            options.precision,
+            options.max_tokens,
+            options.max_length,
+        )
         check_language(translator, to)
         limit = None if too_long == "split" else translator.max_length
         source.check(partial(check, translator, to, limit))
@@ -129,7 +135,6 @@ def translate(options: Options, search: dict[str, Any]) -> None:
         how["generator"] = generator(translator.device, options.seed)
         for rows in source.chunks():
             lines = [line.text for (line,) in rows]
-            found: Sequence[Sequence[Translation | Checked]]
             with placed(rows):
                 if in_columns:
                     found = translator.n_best(lines, alignments=options.alignments, **how)
@@ -150,18 +155,6 @@ def source_of(options: Options) -> Input:
     return Input([Source(file) for file in options.input or ["-"]], skip=options.skip)
 
 
-def load(options: Options) -> Translator:
-    """Loads the bundle."""
-    longest = {} if options.max_length is None else {"max_length": options.max_length}
-    return Translator.load(
-        options.bundle,
-        options.device,
-        options.precision,
-        max_tokens=options.max_tokens,
-        **longest,
-    )
-
-
 def check(translator: Translator, to: str | None, limit: int | None, rows: list[Row]) -> None:
     """Refuses lines above a limit; only those are cut into tokens that can be."""
     # A token is a byte at least; the end and a tag come with every line.
@@ -172,16 +165,16 @@ def check(translator: Translator, to: str | None, limit: int | None, rows: list[
 
 
 def printed(
-    found: Sequence[Sequence[Translation | Checked]], done: int, scores: bool, numbered: bool
+    found: Sequence[Sequence[Translation]], done: int, scores: bool, numbered: bool
 ) -> Iterator[str]:
     """Yields a line for each translation: its columns, separated by tabs."""
     for number, translations in enumerate(found, done + 1):
         for translation in translations:
             row = [str(number)] if numbered else []
-            if scores and isinstance(translation, Translation):
+            if scores:
                 row += [f"{translation.score:.4f}", f"{translation.log_prob:.4f}"]
             row.append(translation.text.translate(BREAKS))
-            if isinstance(translation, Translation) and translation.alignment is not None:
+            if translation.alignment is not None:
                 row.append(" ".join(f"{src}-{tgt}" for src, tgt in translation.alignment))
             yield "\t".join(row)
 

@@ -1,7 +1,6 @@
 """BLEU and chrF as sacreBLEU computes them, over batches and processes."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple, cast
 from unicodedata import normalize
@@ -11,8 +10,9 @@ from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
 
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 
+WIDTH = 5  # words from one bin of lengths to the next
 SAMPLES = 1000  # of the bootstrap, as sacreBLEU's own default
 
 
@@ -111,7 +111,6 @@ def bleu_by_length(
     sources: Sequence[str],
     hypotheses: Sequence[str],
     references: Sequence[str],
-    width: int = 5,
 ) -> list[LengthBin]:
     """Corpus BLEU of the short sentences, of longer ones, and so on.
 
@@ -120,16 +119,15 @@ def bleu_by_length(
         sources: Words between blanks are counted here.
         hypotheses: A translation of each.
         references: The reference for each.
-        width: Words from one bin to the next.
 
     Returns:
-        The bins that are not empty: 1 to `width` words, `width` + 1 to 2 `width`, ...
+        The bins that are not empty: 1 to 5 words, 6 to 10, ...
     """
     bins: dict[int, list[tuple[str, str]]] = {}
     for source, *pair in zip(sources, hypotheses, references, strict=True):
-        bins.setdefault(max(len(source.split()) - 1, 0) // width, []).append((pair[0], pair[1]))
+        bins.setdefault(max(len(source.split()) - 1, 0) // WIDTH, []).append((pair[0], pair[1]))
     return [
-        LengthBin(number * width + 1, (number + 1) * width, len(pairs), score.once(pairs))
+        LengthBin(number * WIDTH + 1, (number + 1) * WIDTH, len(pairs), score.once(pairs))
         for number, pairs in sorted(bins.items())
     ]
 
@@ -198,8 +196,8 @@ def moses_detokenizer(language: str) -> Callable[[Sequence[str]], list[str]]:
 
 def _bleu(tokenize: str, lowercase: bool) -> BLEU:
     if tokenize not in BLEU.TOKENIZERS:
-        near = get_close_matches(tokenize, BLEU.TOKENIZERS, n=1, cutoff=0.0)
-        raise UserError(f"sacreBLEU has no tokenizer {tokenize!r}, the nearest is {near[0]!r}")
+        near = nearest(tokenize, BLEU.TOKENIZERS, cutoff=0.0)
+        raise UserError(f"sacreBLEU has no tokenizer {tokenize!r}{near}")
     try:
         # `force` only silences a warning, once for each batch, about lines that end in " .".
         return BLEU(tokenize=tokenize, lowercase=lowercase, force=True)

@@ -71,7 +71,7 @@ def attention_heatmap(
     return figure
 
 
-def bleu_by_length(
+def draw_bleu_by_length(
     curves: Mapping[str, Sequence[tuple[int, int, int, float]]], title: str = ""
 ) -> Figure:
     """Draws BLEU against the length of the source, one line for each system.

@@ -28,7 +28,7 @@ class Candidates(NamedTuple):
     tokens: Tensor
 
 
-Continuations = Callable[[Tensor, Tensor, Tensor | None], Candidates]
+Expand = Callable[[Tensor, Tensor, Tensor | None], Candidates]
 
 
 def best_continuations(scores: Tensor, logits: Tensor, banned: Tensor | None) -> Candidates:
@@ -51,7 +51,7 @@ def best_continuations(scores: Tensor, logits: Tensor, banned: Tensor | None) ->
 
 def sampled_continuations(
     temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
-) -> Continuations:
+) -> Expand:
     """A function like `best_continuations` that draws one token for every beam."""
 
     def sample(scores: Tensor, logits: Tensor, banned: Tensor | None) -> Candidates:

@@ -11,24 +11,16 @@ Alignment = list[tuple[int, int]]
 class Translation(NamedTuple):
     """One translation of a line.
 
-    text: detokenised. score: length-normalised log-probability. log_prob: in nats. pieces: the
-    target tokens. alignment: pairs (source word, target word), where asked for; words are what
-    spaces separate, counted from 0. verdict: what is wrong with it.
+    text: detokenised. verdict: what is wrong with it. score: length-normalised log-probability.
+    log_prob: in nats. alignment: pairs (source word, target word), where asked for; words are what
+    spaces separate, counted from 0.
     """
 
     text: str
+    verdict: Verdict
     score: float
     log_prob: float
-    pieces: list[str]
     alignment: Alignment | None = None
-    verdict: Verdict = Verdict()
-
-
-class Checked(NamedTuple):
-    """The best translation of a line, detokenised, and what is wrong with it."""
-
-    text: str
-    verdict: Verdict
 
 
 class Scored(NamedTuple):
@@ -38,8 +30,9 @@ class Scored(NamedTuple):
     tokens: int
 
 
-def joined(parts: Sequence[tuple[str, Verdict]]) -> Checked:
-    """The parts of a line as one; of each kind of flaw the worst."""
-    texts, verdicts = zip(*parts, strict=True)
+def joined(parts: Sequence[Translation]) -> Translation:
+    """The parts of a line as one: of each kind of flaw the worst, and the sums of the scores."""
+    texts, verdicts, scores, log_probs, _ = zip(*parts, strict=True)
     flaws = zip(*verdicts, strict=True)
-    return Checked(" ".join(texts), Verdict(*(max(kind, key=badness) for kind in flaws)))
+    worst = Verdict(*(max(kind, key=badness) for kind in flaws))
+    return Translation(" ".join(texts), worst, sum(scores), sum(log_probs))

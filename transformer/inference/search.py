@@ -20,7 +20,7 @@ from transformer.inference.continuations import (
     NEVER,
     NOT_A_NUMBER,
     Candidates,
-    Continuations,
+    Expand,
     banned_tokens,
     best_continuations,
     sampled_continuations,
@@ -142,7 +142,7 @@ def search(
     Returns:
         For each sentence its `n_best` hypotheses, best first.
     """
-    expand: Continuations = best_continuations
+    expand: Expand = best_continuations
     if config.sample:
         expand = sampled_continuations(config.temperature, config.top_k, config.top_p, generator)
     forced, _ = pad(prefix or [()] * len(src), src.device, -1)
@@ -215,7 +215,7 @@ class _Beams:
             # The beams of a sentence begin alike, so all but the first are out of the race.
             self.scores[:, 1:] = NEVER
 
-    def step(self, expand: Continuations) -> None:
+    def step(self, expand: Expand) -> None:
         """Let each beam write a token, and sentences leave that are finished."""
         self.length += 1
         hidden = self.model.step(self.tokens[:, :, -1], self.state)
@@ -229,7 +229,7 @@ class _Beams:
         self.tokens = torch.cat([past, found.tokens.gather(1, index)[:, :, None]], 2)
         self._close()
 
-    def _candidates(self, expand: Continuations, hidden: Tensor) -> Candidates:
+    def _candidates(self, expand: Expand, hidden: Tensor) -> Candidates:
         """Continuations of hidden states (B, N, D), made of some sentences at a time."""
         must = None
         if self.length <= self.forced.size(1):

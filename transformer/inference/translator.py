@@ -17,7 +17,7 @@ from transformer.inference.batches import Pair, of_pairs
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Verdict, find_flaw, least_bad, stricter
 from transformer.inference.lines import listed, refuse_long, split
-from transformer.inference.results import Alignment, Checked, Scored, Translation, joined
+from transformer.inference.results import Alignment, Scored, Translation, joined
 from transformer.inference.search import Hypothesis, SearchConfig, search_all
 from transformer.kernels import Precision, find_device, find_precision
 from transformer.kernels.tensors import transpose_weights
@@ -46,7 +46,7 @@ class Translator:
         tgt: language that it translates into where a call gives none; a bundle knows it.
 
     Raises:
-        ValueError: when max_tokens or max_length is below 1.
+        UserError: when max_tokens or max_length is below 1.
     """
 
     def __init__(
@@ -70,7 +70,12 @@ class Translator:
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: str = "auto", precision: Precision = "auto", **options: int
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        max_tokens: int = 4096,
+        max_length: int | None = None,
     ) -> "Translator":
         """Read a bundle.
 
@@ -79,21 +84,23 @@ class Translator:
             device: `auto` takes a CUDA GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
             precision: of the weights; `auto` is bfloat16 on a GPU that computes in it, else
                 float32.
-            options: `max_tokens` and `max_length`, as in the constructor; `max_length` is the
-                longest that the bundle was trained with when left out.
+            max_tokens: as in the constructor.
+            max_length: as in the constructor; the longest that the bundle was trained with when
+                left out.
 
         Raises:
-            ValueError: when the folder is no bundle, the device is not there, or it is a CPU that
+            UserError: when the folder is no bundle, the device is not there, or it is a CPU that
                 only emulates the bfloat16 that is asked for.
         """
         device = find_device(device)
         bundle = load_bundle(folder, device)
         model = bundle.model.to(getattr(torch, find_precision(device, precision)))
         transpose_weights(model)
-        options.setdefault("max_length", bundle.config["max_length"])
+        if max_length is None:
+            max_length = bundle.config["max_length"]
         path, tgt = Path(folder) / "config.json", bundle.config["tgt"]
         config = settings(SearchConfig, bundle.config["search"], path, "search")
-        return cls(model, bundle.tokenizer, config, **options, tgt=tgt)
+        return cls(model, bundle.tokenizer, config, max_tokens, max_length, tgt)
 
     def encode(
         self, lines: Iterable[str], to: str | None = None, limit: int | None = None
@@ -106,8 +113,8 @@ class Translator:
             limit: tokens of the longest line, such as `max_length`; none when left out.
 
         Raises:
-            LineError: when a line is no text, or too long; a ValueError.
-            ValueError: when the model does not translate into the language.
+            LineError: when a line is no text, or too long.
+            UserError: when the model does not translate into the language.
         """
         lines, to = listed(lines), to or self.tgt
         if to != self.tgt and not self.tokenizer.tags:
@@ -128,8 +135,8 @@ class Translator:
 
         Raises:
             TypeError: for a text in place of a list.
-            LineError: when a line is no text, or too long and not to be split; a ValueError.
-            ValueError: when `to` is unknown.
+            LineError: when a line is no text, or too long and not to be split.
+            UserError: when `to` is unknown.
         """
         return [line.text for line in self.checked(lines, **options)]
 
@@ -141,7 +148,7 @@ class Translator:
         too_long: Literal["refuse", "split"] = "refuse",
         guard: bool = False,
         **overrides: Any,
-    ) -> list[Checked]:
+    ) -> list[Translation]:
         """As `translate`, with what is wrong: in a split line the worst of its parts.
 
         Args:
@@ -165,8 +172,7 @@ class Translator:
             parts = [split(line, fits) for line in lines]
         flat = [part for line in parts for part in line]
         found = self._search(flat, to, guard, **overrides)
-        texts = self.tokenizer.decode([line.hypotheses[0].ids for line in found])
-        best = zip(texts, (line.verdicts[0] for line in found), strict=True)
+        best = (translations[0] for translations in self._translations(found, repeat(None)))
         return [joined([next(best) for _ in line]) for line in parts]
 
     def n_best(
@@ -193,8 +199,8 @@ class Translator:
 
         Raises:
             TypeError: for a text in place of a list.
-            LineError: when a line is no text, or too long; a ValueError.
-            ValueError: when `to` is unknown, or `guard` goes with several translations.
+            LineError: when a line is no text, or too long.
+            UserError: when `to` is unknown, or `guard` goes with several translations.
         """
         found = self._search(lines, to, guard, prefix, generator, **overrides)
         aligned: Iterator[Alignment | None] = repeat(None)
@@ -202,7 +208,7 @@ class Translator:
             pairs = [(line.src, hypothesis.ids) for line in found for hypothesis in line.hypotheses]
             compute = partial(align, self.model, self.tokenizer)
             aligned = iter([*of_pairs(compute, pairs, self.max_tokens)])
-        return [self._translations(line, aligned) for line in found]
+        return self._translations(found, aligned)
 
     def _search(
         self,
@@ -220,32 +226,19 @@ class Translator:
         lines = listed(lines)
         ids = self.encode(lines, to, self.max_length)
         forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))[0][:-1]
-        rows = {place: row for place, row in enumerate(ids) if not is_blank(lines[place])}
         found = [_Line(row, [Hypothesis([], 0.0, 0.0)], [Verdict()]) for row in ids]
-        results = self.search(list(rows.values()), config, forced, generator)
-        for (place, row), hypotheses in zip(rows.items(), results, strict=True):
-            verdicts = [Verdict(find_flaw([*forced, *row], one)) for one in hypotheses]
-            found[place] = _Line(row, hypotheses, verdicts)
-        if not guard:
-            return found
-        again = {place: row for place, row in rows.items() if found[place].verdicts[0].flaw}
-        results = self.search(list(again.values()), stricter(config), forced, generator)
-        for (place, row), hypotheses in zip(again.items(), results, strict=True):
-            given, before = [*forced, *row], found[place]
-            best = least_bad(given, [before.hypotheses[0], *hypotheses])
-            verdict = Verdict(find_flaw(given, best), before.verdicts[0].flaw)
-            found[place] = _Line(row, [best], [verdict])
+        places = [place for place, line in enumerate(lines) if not is_blank(line)]
+        for attempt in (config, stricter(config)) if guard else (config,):
+            rows = [ids[place] for place in places]
+            results = search_all(self.model, rows, attempt, self.max_tokens, forced, generator)
+            for place, hypotheses in zip(places, results, strict=True):
+                given, before = [*forced, *ids[place]], found[place].verdicts[0].flaw
+                if before:
+                    hypotheses = [least_bad(given, [found[place].hypotheses[0], *hypotheses])]
+                verdicts = [Verdict(find_flaw(given, one), before) for one in hypotheses]
+                found[place] = _Line(ids[place], hypotheses, verdicts)
+            places = [place for place in places if found[place].verdicts[0].flaw]
         return found
-
-    def search(
-        self,
-        ids: Sequence[list[int]],
-        config: SearchConfig,
-        prefix: Sequence[int] = (),
-        generator: torch.Generator | None = None,
-    ) -> list[list[Hypothesis]]:
-        """The hypotheses of sentences that are token ids already: `search_all` with this model."""
-        return search_all(self.model, ids, config, self.max_tokens, prefix, generator)
 
     def score(
         self, src_lines: Sequence[str], tgt_lines: Sequence[str], to: str | None = None
@@ -258,7 +251,7 @@ class Translator:
         Raises:
             TypeError: for a text in place of a list.
             LineError: when a line is no text, or has more tokens than the model has positions.
-            ValueError: when there are not as many targets as sources, or `to` is unknown.
+            UserError: when there are not as many targets as sources, or `to` is unknown.
         """
         pairs = self.encode_pairs(src_lines, tgt_lines, to)
         found = of_pairs(partial(log_probs, self.model), pairs, self.max_tokens)
@@ -291,10 +284,15 @@ class Translator:
         (weights,) = cross_attention(self.model, [(src, tgt)])
         return weights, self.tokenizer.src_pieces(src), self.tokenizer.tgt_pieces(tgt)
 
-    def _translations(self, line: _Line, aligned: Iterator[Alignment | None]) -> list[Translation]:
-        pieces = self.tokenizer.tgt_pieces
-        texts = self.tokenizer.decode([one.ids for one in line.hypotheses])
+    def _translations(
+        self, found: list[_Line], aligned: Iterator[Alignment | None]
+    ) -> list[list[Translation]]:
+        ids = [hypothesis.ids for line in found for hypothesis in line.hypotheses]
+        texts = iter(self.tokenizer.decode(ids))
         return [
-            Translation(text, one.score, one.log_prob, pieces(one.ids), next(aligned), verdict)
-            for text, one, verdict in zip(texts, line.hypotheses, line.verdicts, strict=True)
+            [
+                Translation(next(texts), verdict, one.score, one.log_prob, next(aligned))
+                for one, verdict in zip(line.hypotheses, line.verdicts, strict=True)
+            ]
+            for line in found
         ]

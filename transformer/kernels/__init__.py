@@ -31,7 +31,7 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}): try cpu") from None
+        raise UserError(f"device {name} cannot be used here ({reason}): try cpu") from None
     return name
 
 
@@ -44,7 +44,7 @@ def find_precision(device: str, precision: Precision) -> Literal["float32", "bfl
     if precision == "auto":
         return "bfloat16" if device.startswith("cuda") and has_bfloat16(device) else "float32"
     if precision == "bfloat16":
-        refuse_emulated(device, "--precision bfloat16", "float32")
+        refuse_emulated(device, "precision bfloat16", "float32")
     return precision
 
 

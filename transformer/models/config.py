@@ -1,11 +1,10 @@
 """The settings of the models: their shapes, checked before anything is built."""
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import ceil
 from typing import Any, Literal
 
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 from transformer.models.attention import SCORES
 from transformer.models.rnn import RNN
 from transformer.models.transformer import Transformer
@@ -111,10 +110,9 @@ class RNNConfig:
             )
         known = ["none", *SCORES]
         if self.attention not in known:
-            near = get_close_matches(self.attention, known, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"model.network.attention is {self.attention!r}: it must be one of "
-                f"{', '.join(known)}; the nearest is {near!r}"
+                f"{', '.join(known)}{nearest(self.attention, known)}"
             )
 
     def build(self, src_vocab_size: int, tgt_vocab_size: int) -> RNN:

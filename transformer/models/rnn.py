@@ -89,7 +89,7 @@ def context_vector(memory: Memory) -> Tensor:
     return torch.cat([forwards, memory.hidden[:, 0, half:]], -1)
 
 
-class Keys(NamedTuple):
+class Attendable(NamedTuple):
     """Keys and values (B, 1, S, D) that a decoder attends to, and a mask (B, 1, 1, S)."""
 
     keys: Tensor
@@ -115,11 +115,11 @@ class Attention(nn.Module):
         if self.vector is not None:
             nn.init.uniform_(self.vector, -(size**-0.5), size**-0.5)
 
-    def read(self, memory: Memory) -> Keys:
+    def read(self, memory: Memory) -> Attendable:
         """Keys and values, once for each sentence."""
-        return Keys(self.key(memory.hidden)[:, None], memory.hidden[:, None], memory.mask)
+        return Attendable(self.key(memory.hidden)[:, None], memory.hidden[:, None], memory.mask)
 
-    def forward(self, states: Tensor, memory: Keys, need_weights: bool = False) -> Attended:
+    def forward(self, states: Tensor, memory: Attendable, need_weights: bool = False) -> Attended:
         """States (B, T, D) -> context vectors (B, T, D) and weights (B, 1, T, S)."""
         score = self.function if self.vector is None else partial(self.function, v=self.vector)
         values, weights = attention(
@@ -136,11 +136,13 @@ class FixedContext(nn.Module):
     1 on the last token and on the first, whatever the decoder asks.
     """
 
-    def read(self, memory: Memory) -> Keys:
+    def read(self, memory: Memory) -> Attendable:
         """The context vector as the only value; the keys keep the number of source tokens."""
-        return Keys(memory.hidden[:, None], context_vector(memory)[:, None, None], memory.mask)
+        return Attendable(
+            memory.hidden[:, None], context_vector(memory)[:, None, None], memory.mask
+        )
 
-    def forward(self, states: Tensor, memory: Keys, need_weights: bool = False) -> Attended:
+    def forward(self, states: Tensor, memory: Attendable, need_weights: bool = False) -> Attended:
         """States (B, T, D) -> context vectors (B, T, D) and weights (B, 2, T, S)."""
         values = memory.values[:, 0].expand_as(states)
         if not need_weights:
@@ -161,7 +163,7 @@ class RNNState:
         input_feed: (B, N, D), of which the last token was predicted.
     """
 
-    def __init__(self, hidden: Hidden, memory: Keys, input_feed: Tensor) -> None:
+    def __init__(self, hidden: Hidden, memory: Attendable, input_feed: Tensor) -> None:
         self.hidden, self.memory, self.input_feed = hidden, memory, input_feed
 
     def reorder(self, beams: Tensor) -> None:
@@ -173,7 +175,7 @@ class RNNState:
     def keep(self, sentences: Tensor) -> None:
         """Drop all sentences but these; sentences: (B',), indices into the batch."""
         self.hidden = tuple(h[:, sentences] for h in self.hidden)
-        self.memory = Keys(*(part[sentences] for part in self.memory))
+        self.memory = Attendable(*(part[sentences] for part in self.memory))
         self.input_feed = self.input_feed[sentences]
 
 

@@ -8,7 +8,6 @@ keep the initial values of a new model. Low-rank adapters are those of Hu et al.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import sqrt
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ from torch.nn.utils import parametrize
 from transformer.bundle import Bundle, load_bundle
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import Side, Tokenizer
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 from transformer.models import ARCHITECTURES, ModelConfig, Seq2Seq, architecture_of
 
 NewRows = Literal["mean", "random"]
@@ -266,10 +265,9 @@ def _matches(key: str, patterns: Iterable[str], names: list[str]) -> list[str]:
     for pattern in patterns:
         some = [name for name in names if fnmatchcase(name, pattern)]
         if not some:
-            near = get_close_matches(pattern, names, n=1, cutoff=0.0)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
             raise UserError(
-                f"{key}: {pattern!r} matches none of the {len(names)} names that there are{hint}"
+                f"{key}: {pattern!r} matches none of the {len(names)} names that there are"
+                + nearest(pattern, names, cutoff=0.0)
             )
         found += some
     return list(dict.fromkeys(found))
