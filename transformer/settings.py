@@ -20,7 +20,7 @@ def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: st
         group: in which the keys stand there.
 
     Raises:
-        ValueError: for the first key that is unknown, is missing, or has a value of another type.
+        UserError: for the first key that is unknown, is missing, or has a value of another type.
     """
     hints = get_type_hints(kind)
     prefix = f"{path}: {group}{'.' if group else ''}"

@@ -29,7 +29,7 @@ class TranslationScore(Metric):
         lowercase: Whether case does not count, in either score.
 
     Raises:
-        ValueError: If sacreBLEU has no such tokenizer, or it needs a package that is not installed.
+        UserError: If sacreBLEU has no such tokenizer, or it needs a package that is not installed.
     """
 
     is_differentiable = False
@@ -57,7 +57,7 @@ class TranslationScore(Metric):
             references: The reference for each of them.
 
         Raises:
-            ValueError: If there are not as many references as hypotheses.
+            UserError: If there are not as many references as hypotheses.
         """
         if len(hypotheses) != len(references):
             raise UserError(f"{len(hypotheses)} hypotheses, but {len(references)} references")

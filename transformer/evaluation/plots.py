@@ -48,7 +48,7 @@ def attention_heatmap(
         A figure that grows with the sentences; `savefig` writes it.
 
     Raises:
-        ValueError: If the weights are not of that shape.
+        UserError: If the weights are not of that shape.
     """
     heads = np.array(torch.as_tensor(weights).detach().cpu().double().numpy(), ndmin=3)
     if heads.ndim != 3 or heads.shape[1:] != (len(tgt_pieces), len(src_pieces)):

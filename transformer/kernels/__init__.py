@@ -23,7 +23,7 @@ def find_device(name: str) -> str:
     """The device of a name; `auto` is a CUDA GPU where there is one, else the CPU.
 
     Raises:
-        ValueError: when there is no such device here.
+        UserError: when there is no such device here.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +39,7 @@ def find_precision(device: str, precision: Precision) -> Literal["float32", "bfl
     """The precision of a name; `auto` is bfloat16 on GPUs that compute in it, else float32.
 
     Raises:
-        ValueError: for bfloat16 on a CPU that only emulates it.
+        UserError: for bfloat16 on a CPU that only emulates it.
     """
     if precision == "auto":
         return "bfloat16" if device.startswith("cuda") and has_bfloat16(device) else "float32"
@@ -84,7 +84,7 @@ def refuse_emulated(device: str, setting: str, instead: str) -> None:
         instead: the value to take.
 
     Raises:
-        ValueError: when it does not compute in bfloat16.
+        UserError: when it does not compute in bfloat16.
     """
     if device == "cpu" and not has_bfloat16(device):
         raise UserError(

@@ -36,11 +36,8 @@ def additive(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
     return torch.tanh(query[..., :, None, :] + key[..., None, :, :]) @ v
 
 
-SCORES: dict[str, Callable[..., Tensor]] = {
-    "dot": dot,
-    "scaled_dot": scaled_dot,
-    "additive": additive,
-}
+Score = Callable[..., Tensor]
+SCORES: dict[str, Score] = {"dot": dot, "scaled_dot": scaled_dot, "additive": additive}
 #: Of queries and keys that go through a learned matrix each first, and with a learned vector (K,).
 LEARNED = ("additive",)
 
@@ -57,7 +54,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     *,
-    score: Callable[[Tensor, Tensor], Tensor] = scaled_dot,
+    score: Score = scaled_dot,
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,

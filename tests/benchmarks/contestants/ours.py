@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from transformer.data.batching import Batch
 from transformer.data.tokenizer import Tokenizer
-from transformer.inference.search import SearchConfig
+from transformer.inference.search import SearchConfig, search_all
 from transformer.inference.translator import Translator
 from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import TransformerConfig
@@ -205,7 +205,8 @@ def build(job: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
     def translate(command: dict[str, Any]) -> dict[str, Any]:
         src = workload.test_src[: command["sentences"]]
         start = time.perf_counter()
-        found = [hypotheses[0].ids for hypotheses in translator.search(src, config)]
+        results = search_all(translator.model, src, config, translator.max_tokens)
+        found = [hypotheses[0].ids for hypotheses in results]
         return translated(time.perf_counter() - start, src, found)
 
     parameters = list(translator.model.parameters())
