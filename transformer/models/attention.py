@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, T queries, S keys, K size of a query or key, V size of a value, D model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,7 +96,7 @@ def causal_mask(size: int, device: torch.device) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Concat(head_1, ..., head_h) W^O, with attention of its own in each head (section 3.2.2)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: "TransformerConfig") -> None:
         super().__init__()
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.key_size = config.num_heads * (config.d_k or config.d_model // config.num_heads)

@@ -16,9 +16,8 @@ def sinusoidal(length: int, d_model: int) -> Tensor:
     # Computed in float64, which not every device has: float32 angles are off by 1e-4 after a few
     # thousand positions.
     exact: Any = {"dtype": torch.float64, "device": "cpu"}
-    position = torch.arange(length, **exact)[:, None]
     frequency = 10000 ** (-torch.arange(0, d_model, 2, **exact) / d_model)
-    angle = position * frequency
+    angle = torch.arange(length, **exact)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model].float()
 
 

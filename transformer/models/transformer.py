@@ -23,8 +23,7 @@ from transformer.models.seq2seq import Memory, Seq2Seq, initialise
 if TYPE_CHECKING:
     from transformer.models.config import TransformerConfig
 
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 class FeedForward(nn.Module):
@@ -130,7 +129,6 @@ class Embedding(nn.Module):
             # Also the output projection, whose logits would be too small. After the factor
             # sqrt(d_model) a coordinate has variance 1, as a position's is at most.
             nn.init.normal_(self.tokens.weight, std=config.d_model**-0.5)
-        self.scale = math.sqrt(config.d_model)
         self.positions: nn.Module = (
             SinusoidalPositions(config.d_model)
             if config.positions == "sinusoidal"
@@ -141,7 +139,7 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor, position: int | None = None) -> Tensor:
         """Ids (B, T) -> (B, T, D); they stand at 0..T-1, or as N beams all at one position."""
         start, length = (0, ids.size(1)) if position is None else (position, 1)
-        x = self.tokens(ids) * self.scale + self.positions(start, length)
+        x = self.tokens(ids) * math.sqrt(self.tokens.embedding_dim) + self.positions(start, length)
         return self.dropout(in_residual_type(x))
 
 
