@@ -9,7 +9,8 @@ import torch
 from test_translator import ANSWERS, LINES, SEARCH, SHAPE
 
 from transformer.bundle import load_bundle
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.models import Transformer
 
 pytestmark = pytest.mark.usefixtures("own_log")
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_log")
 def checkpoint(path: Path, seed: int, **changes: Any) -> Transformer:
     """Writes what Lightning would, with random weights."""
     config = TokenizerConfig(vocab_size=changes.get("vocab_size", 300))
-    tokenizer = Tokenizer.train(config, lambda: LINES, lambda: ANSWERS)
+    tokenizer = train_tokenizer(config, lambda: zip(LINES, ANSWERS, strict=True))
     shape = replace(SHAPE, d_ff=changes.get("d_ff", SHAPE.d_ff))
     torch.manual_seed(seed)
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)

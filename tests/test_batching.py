@@ -21,6 +21,7 @@ from transformer.data.lengths import by_length
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import Mixture
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 
 BUDGET = 60
 
@@ -73,8 +74,9 @@ def stream_source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Tok
         (folder / f"train.{side}").write_text("\n".join(lines) + "\n")
     corpus = open_corpus(str(folder / "train"), "en", "de")
     config = TokenizerConfig(kind="word", vocab_size=600, min_frequency=1)
-    lines_of = lambda: (pair.src for pair in corpus.pairs())  # noqa: E731
-    return corpus, Tokenizer.train(config, lines_of, lines_of)
+    return corpus, train_tokenizer(
+        config, lambda: ((pair.src, pair.src) for pair in corpus.pairs())
+    )
 
 
 class Source:
@@ -338,7 +340,7 @@ def test_a_stream_of_which_nothing_is_left_says_so(
     for side in ("de", "en"):
         (tmp_path / f"train.{side}").write_text("a b c d e f g h\n" * 2 + "a\n" * 2)
     corpus = open_corpus(str(tmp_path / "train"), "de", "en")
-    tokenizer = Tokenizer.train(TokenizerConfig("word", 20), lambda: ["a b"], lambda: ["a b"])
+    tokenizer = train_tokenizer(TokenizerConfig("word", 20), lambda: [("a b", "a b")])
     some = StreamLoader(corpus, tokenizer, 3, False, Plan(10))
     assert [batch.ids.tolist() for batch in some] == [[2, 3]]  # the first pool is left out whole
     none = StreamLoader(corpus, tokenizer, 1, False, Plan(10))

@@ -17,8 +17,8 @@ from texts import make, paths, ready
 from toys import raising
 
 from transformer.data import dataset
-from transformer.data.learning import tokenizer_path
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import tokenizer_path
 from transformer.writing import is_part, part
 
 

@@ -15,7 +15,8 @@ from texts import StopAt, make, ready, run
 
 from transformer.data import loaders
 from transformer.data.mixture import ExtraCorpus
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 
 
 def test_validation_ids_count_into_the_texts(corpus: Path) -> None:
@@ -81,8 +82,8 @@ def test_pairs_with_an_empty_side_are_named_once(
 def test_an_assigned_tokenizer_is_used_and_none_is_trained(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), lambda: ["ab"], lambda: ["cd"])
-    monkeypatch.setattr(Tokenizer, "train", None)
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=270), lambda: [("ab", "cd")])
+    monkeypatch.setattr("transformer.data.tokenizer_training.train_tokenizer", None)
     data = make(corpus, train=None)
     data.tokenizer = tokenizer
     data.prepare_data()

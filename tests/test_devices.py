@@ -27,6 +27,7 @@ from toys import module as toy
 from transformer.bundle import Bundle, save_bundle
 from transformer.data.batching import Batch
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.continuations import (
     banned_tokens,
     best_continuations,
@@ -83,7 +84,7 @@ def fake() -> Iterator[None]:
 
 
 def tokenizer(size: int) -> Tokenizer:
-    return Tokenizer.train(TokenizerConfig(vocab_size=size), lambda: WORDS, lambda: WORDS.values())
+    return train_tokenizer(TokenizerConfig(vocab_size=size), WORDS.items)
 
 
 OLD, NEW = tokenizer(270), tokenizer(280)

@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 from toys import NETWORK, VAL, FixedData, datamodule, one_step, recipe, start
 
-from transformer.data.learning import tokenizer_path
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import tokenizer_path, train_tokenizer
 from transformer.writing import write
 
 GROUPS = [1, 6, 2, 3]  # sentences: micro-batches of unequal token counts
@@ -133,7 +133,7 @@ def test_fit_with_two_processes(tmp_path: Path) -> None:
 def test_two_nodes_train_with_one_vocabulary(tmp_path: Path) -> None:
     """Each has a cache of its own, and the second one holds another vocabulary already."""
     data = datamodule(tmp_path / "1")
-    other = Tokenizer.train(TokenizerConfig(vocab_size=262), lambda: ["ab"] * 9, lambda: [])
+    other = train_tokenizer(TokenizerConfig(vocab_size=262), lambda: [("ab", "")] * 9)
     write(tokenizer_path(data.cache, *data._learned_from()), json.dumps(other.to_text()))
     first, second = launch("vocabulary", tmp_path, nodes=2)
     assert first == second != other.to_text()

@@ -17,7 +17,8 @@ from toys import FixedData, fit, module, recipe, trainer
 from transformer.bundle import load_bundle
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models import TransformerConfig
@@ -150,7 +151,7 @@ def test_a_validation_takes_less_memory_than_a_step(
     budget = DataModule(src="de", tgt="en").eval_max_tokens
     how = SearchConfig(beam=4, min_length=LENGTH + 49)  # as long as a hypothesis can be
     found = Seq2SeqModule(shape, search=how)
-    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), lambda: ["ab"], lambda: ["cd"])
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=270), lambda: [("ab", "cd")])
     found.network = found.config.build(VOCABULARY, VOCABULARY).to(device)
 
     def peak(work: Any) -> float:

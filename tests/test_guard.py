@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from transformer.__main__ import main
 from transformer.commands import text
-from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import BOS, EOS, UNK, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.guard import (
     PERIOD,
     count_repeats,
@@ -25,7 +26,7 @@ from transformer.models.seq2seq import Memory, Seq2Seq
 
 WORDS = ["loops", "empties", "wanders", "salad", "fin", "dot.", *(f"w{i}" for i in range(80))]
 KIND = TokenizerConfig(kind="word", min_frequency=1)
-TOKENIZER = Tokenizer.train(KIND, lambda: [" ".join(WORDS)], lambda: [])
+TOKENIZER = train_tokenizer(KIND, lambda: [(" ".join(WORDS), "")])
 LOOPS, EMPTIES, WANDERS, SALAD, FIN = TOKENIZER.encode_src([" ".join(WORDS[:5])])[0][:-1]
 
 

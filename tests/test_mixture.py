@@ -17,10 +17,10 @@ from transformer.data.batching import Plan, collate
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.datamodule import DataModule
 from transformer.data.dataset import Counts, TokenTable, digest, select, write_table
-from transformer.data.learning import tokenizer_path
 from transformer.data.loaders import CachedLoader
 from transformer.data.mixture import ExtraCorpus, Mixture, proportions, walk
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import tokenizer_path, train_tokenizer
 
 SIZES = (500, 90, 40)
 
@@ -301,9 +301,9 @@ def test_a_vocabulary_that_came_with_a_model_must_know_the_tags(corpus: Path) ->
         data.prepare_data()
         return data
 
-    lines = lambda: ["w train more"]  # noqa: E731
+    pairs = lambda: [("w train more", "")]  # noqa: E731
     config = TokenizerConfig("word", 20, min_frequency=1)
-    plain, tagged = (Tokenizer.train(config, lines, lines, tags) for tags in ([], ["de", "en"]))
+    plain, tagged = (train_tokenizer(config, pairs, tags) for tags in ([], ["de", "en"]))
     prepared(plain)
     prepared(tagged, tags=True)
     with pytest.raises(ValueError, match="^data.tags: true, but the vocabulary that came with"):

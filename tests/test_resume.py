@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from toys import KillAt, datamodule, module, trainer
 
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training.logging import TrainingLog
 from transformer.training.saving import Checkpoints
@@ -139,8 +140,8 @@ def resume_with(folder: Path, place: str, **changes: Any) -> None:
             run(folder / place, KillAt(signal.SIGINT, 0))
     network = changes.pop("network", NETWORK)
     data = datamodule(folder, **changes)
-    data.tokenizer = Tokenizer.train(
-        TokenizerConfig(vocab_size=280), lambda: ["rot blau"] * 9, lambda: ["red blue"] * 9
+    data.tokenizer = train_tokenizer(
+        TokenizerConfig(vocab_size=280), lambda: [("rot blau", "red blue")] * 9
     )
     loop = trainer(folder, TrainingLog(), max_epochs=1)
     path = folder / place / INTERRUPTED

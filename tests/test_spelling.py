@@ -6,6 +6,7 @@ import pytest
 
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import SPECIALS, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 
 OLD = ["the cat sees the dog", "a house, a tree; the dog's House", "Übung macht Räder"] * 4
 NEW = ["le chat voit the dog", "une maison, cathouse; thecat", "Räder und Übung naïve"] * 4
@@ -14,11 +15,11 @@ KINDS = ["bpe", "unigram", "word"]
 
 def learn(lines: list[str], kind: str, **options: object) -> Tokenizer:
     config = TokenizerConfig(kind=kind, vocab_size=310, min_frequency=2, **options)  # type: ignore[arg-type]
-    return Tokenizer.train(config, lambda: lines, lambda: lines)
+    return train_tokenizer(config, lambda: zip(lines, lines, strict=True))
 
 
 def text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return "".join(tokenizer.src_pieces(ids))
+    return "".join(tokenizer.pieces("src", ids))
 
 
 @pytest.mark.parametrize("kinds", list(product(KINDS, KINDS)))
@@ -55,7 +56,7 @@ def test_a_word_begins_after_a_space() -> None:
 def test_a_lowercased_vocabulary_spells_capitals_in_small_letters() -> None:
     old, new = learn(OLD, "bpe", lowercase=True), learn(OLD, "bpe")
     found = dict(enumerate(spellings(new, old, "src")))
-    words = {i: piece for i in found if len(piece := new.src_pieces([i])[0].strip()) > 1}
+    words = {i: piece for i in found if len(piece := new.pieces("src", [i])[0].strip()) > 1}
     capitals = {i: word for i, word in words.items() if i >= len(SPECIALS) and word != word.lower()}
     assert "Übung" in capitals.values()
     for i, word in capitals.items():
@@ -65,7 +66,7 @@ def test_a_lowercased_vocabulary_spells_capitals_in_small_letters() -> None:
 def test_each_side_is_spelled_by_its_own() -> None:
     def separate(src: list[str], tgt: list[str]) -> Tokenizer:
         config = TokenizerConfig(vocab_size=300, shared=False)
-        return Tokenizer.train(config, lambda: src, lambda: tgt)
+        return train_tokenizer(config, lambda: zip(src, tgt, strict=True))
 
     old, new = separate(OLD, NEW), separate(NEW, OLD)
     found = {side: spellings(new, old, side) for side in ("src", "tgt")}

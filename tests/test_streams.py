@@ -22,7 +22,8 @@ from toys import ROOT, feed
 from transformer.__main__ import main
 from transformer.bundle import save_bundle
 from transformer.commands.text import Input, Source, writing
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.translator import Translator
 
 QUICK = ["--beam=1", "--max_extra=3", "--device=cpu"]
@@ -32,7 +33,9 @@ QUICK = ["--beam=1", "--max_extra=3", "--device=cpu"]
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An untrained model with 60 learned positions: what it writes is of no use, but its own."""
     folder = tmp_path_factory.mktemp("run") / "bundle"
-    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=300), lambda: LINES, lambda: ANSWERS)
+    tokenizer = train_tokenizer(
+        TokenizerConfig(vocab_size=300), lambda: zip(LINES, ANSWERS, strict=True)
+    )
     torch.manual_seed(0)
     shape = replace(SHAPE, positions="learned", max_positions=60)
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)

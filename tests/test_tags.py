@@ -13,6 +13,7 @@ from toys import recipe, write_corpus
 from transformer.__main__ import main
 from transformer.commands.reproduce import moved
 from transformer.data.tokenizer import EOS, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference import forced
 from transformer.inference.translator import Translator
 
@@ -25,11 +26,11 @@ pytestmark = pytest.mark.usefixtures("own_log")
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_text_that_spells_a_tag_is_text(kind: Any, shared: bool) -> None:
-    lines = lambda: iter(["<2de> <s> ein haus", "<2en> a house </s>"] * 20)  # noqa: E731
+    pairs = lambda: [(line, line) for line in ["<2de> <s> ein haus", "<2en> a house </s>"] * 20]  # noqa: E731
     config = TokenizerConfig(kind, 300, shared)
-    tokenizer = Tokenizer.train(config, lines, lines, ["en", "de"])
+    tokenizer = train_tokenizer(config, pairs, ["en", "de"])
     assert tokenizer.tags == {"de": 4, "en": 5}
-    assert Tokenizer.from_text(tokenizer.to_text()).tags == tokenizer.tags
+    assert Tokenizer(tokenizer.to_text()).tags == tokenizer.tags
     text = "<2de> <2en> ein haus"
     [found] = tokenizer.encode_src([text], "en")
     assert (found[0], found[-1]) == (5, EOS)
@@ -37,9 +38,9 @@ def test_text_that_spells_a_tag_is_text(kind: Any, shared: bool) -> None:
     assert (
         tokenizer.decode([[5, *tokenizer.encode_tgt(["a house"])[0]]]) == ["a house"] or not shared
     )
-    assert tokenizer.src_pieces(found)[0] == "<2en>"
-    assert tokenizer.src_words(found[:-1])[0] == 0
-    assert tokenizer.src_words(found[:-1])[-1] == 3, "a tag was counted"
+    assert tokenizer.pieces("src", found)[0] == "<2en>"
+    assert tokenizer.words("src", found[:-1])[0] == 0
+    assert tokenizer.words("src", found[:-1])[-1] == 3, "a tag was counted"
     with pytest.raises(
         ValueError, match="^language 'it' is unknown .*: it translates into de, en$"
     ):
@@ -131,8 +132,7 @@ def test_a_language_that_the_model_does_not_know(
 
 
 def test_a_model_without_tags_translates_into_one_language(trained: Path) -> None:
-    lines = lambda: iter(["rot haus", "red house"])  # noqa: E731
-    plain = Tokenizer.train(TokenizerConfig(vocab_size=300), lines, lines)
+    plain = train_tokenizer(TokenizerConfig(vocab_size=300), lambda: [("rot haus", "red house")])
     model = Translator.load(trained / "run/bundle").model
     translator = Translator(model, plain, tgt="en")
     assert (

@@ -14,7 +14,8 @@ from toys import write_lines
 
 from transformer import kernels
 from transformer.bundle import TRAINING, load_bundle, save_bundle
-from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.translator import Translator
 from transformer.kernels import has_bfloat16
 
@@ -90,7 +91,9 @@ def test_an_empty_source_has_an_empty_translation_in_every_command(
 
 def with_learned_positions(folder: Path, positions: int) -> Path:
     """A bundle with random weights."""
-    tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=300), lambda: LINES, lambda: ANSWERS)
+    tokenizer = train_tokenizer(
+        TokenizerConfig(vocab_size=300), lambda: zip(LINES, ANSWERS, strict=True)
+    )
     shape = replace(SHAPE, positions="learned", max_positions=positions)
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     about: dict[str, Any] = {"src": "en", "tgt": "xx", "search": asdict(SEARCH), "evaluation": {}}

@@ -28,6 +28,7 @@ from transformer.data.tokenizer import (
     Tokenizer,
     TokenizerConfig,
 )
+from transformer.data.tokenizer_training import train_tokenizer
 
 SRC = ["나는 사과를 먹는다 .", "그는 학교에 간다 .", "고양이가 책을 읽는다 ."] * 20
 TGT = ["I eat an apple .", "He goes to the school .", "The cat reads a book ."] * 20
@@ -35,7 +36,7 @@ TGT = ["I eat an apple .", "He goes to the school .", "The cat reads a book ."] 
 
 def train(kind: str = "bpe", **options: object) -> Tokenizer:
     config = TokenizerConfig(**{"kind": kind, "vocab_size": 350, **options})  # type: ignore[arg-type]
-    return Tokenizer.train(config, lambda: iter(SRC), lambda: iter(TGT))
+    return train_tokenizer(config, lambda: zip(SRC, TGT, strict=True))
 
 
 TRAINED = {
@@ -76,7 +77,7 @@ def test_text_that_spells_special_tokens_is_not_special(
 def test_every_copy_encodes_alike(tmp_path: Path, key: tuple[str, bool], way: str) -> None:
     tokenizer = TRAINED[key]
     if way == "text":
-        copy = Tokenizer.from_text(json.loads(json.dumps(tokenizer.to_text())))
+        copy = Tokenizer(json.loads(json.dumps(tokenizer.to_text())))
     elif way == "folder":
         tokenizer.save(tmp_path)
         copy = Tokenizer.load(tmp_path)
@@ -91,7 +92,7 @@ def test_every_copy_encodes_alike(tmp_path: Path, key: tuple[str, bool], way: st
 
 def test_special_ids_are_the_same_in_every_vocabulary() -> None:
     for tokenizer in TRAINED.values():
-        assert tokenizer.src_pieces([PAD, BOS, EOS, UNK]) == list(SPECIALS)
+        assert tokenizer.pieces("src", [PAD, BOS, EOS, UNK]) == list(SPECIALS)
         assert tokenizer.encode_src([""]) == [[EOS]]
 
 
@@ -121,7 +122,7 @@ def test_decode_stops_at_eos_and_drops_specials() -> None:
 def test_pieces_label_each_id_with_its_text() -> None:
     tokenizer = TRAINED["bpe", True]
     [ids] = tokenizer.encode_src(["I eat 사과"])
-    pieces = tokenizer.src_pieces(ids)
+    pieces = tokenizer.pieces("src", ids)
     assert len(pieces) == len(ids)
     assert (pieces[0], pieces[-1]) == ("I", "</s>")
     assert " eat" in pieces or " e" in pieces
@@ -131,7 +132,7 @@ def test_pieces_label_each_id_with_its_text() -> None:
 def test_pieces_never_show_half_a_character(kind: str) -> None:
     tokenizer, text = TRAINED[kind, True], "나는 밥을 \U0001f600 먹었어요, déjà vu"
     [ids] = tokenizer.encode_tgt([text])
-    pieces = tokenizer.tgt_pieces(ids)
+    pieces = tokenizer.pieces("tgt", ids)
     assert "".join(pieces[:-1]) == text
     assert "" in pieces  # a character was cut, and stands with its last piece
 
@@ -173,7 +174,7 @@ def test_small_text_gives_a_small_vocabulary(caplog: pytest.LogCaptureFixture) -
 
 def learn(lines: Callable[[], Iterable[str]], kind: str = "bpe") -> Tokenizer:
     config = TokenizerConfig(kind=kind, vocab_size=8000)  # type: ignore[arg-type]
-    return Tokenizer.train(config, lines, lambda: ())
+    return train_tokenizer(config, lambda: ((line, "") for line in lines()))
 
 
 def letters(count: int) -> str:
@@ -255,4 +256,4 @@ def test_files_that_hold_no_tokenizer_of_this_project(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     foreign = TRAINED["bpe", True].to_text()["tokenizer.json"].replace("<pad>", "[PAD]")
     with pytest.raises(ValueError, match=r"<pad> has id None in tokenizer.json, must be 0"):
-        Tokenizer.from_text({"tokenizer.json": foreign})
+        Tokenizer({"tokenizer.json": foreign})

@@ -14,6 +14,7 @@ from toys import sentences
 from transformer.bundle import Bundle, load_bundle
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.models import ModelConfig, Seq2Seq
 from transformer.training.transfer import merged, transplant
 
@@ -23,7 +24,7 @@ FRENCH = ["un deux trois house chien", "le chat rouge house", "deux arbres bleus
 
 def vocabulary(lines: list[str], shared: bool = True) -> Tokenizer:
     config = TokenizerConfig(vocab_size=290, shared=shared)
-    return Tokenizer.train(config, lambda: lines, lambda: [line[::-1] for line in lines])
+    return train_tokenizer(config, lambda: ((line, line[::-1]) for line in lines))
 
 
 def bundle(shape: ModelConfig, tokenizer: Tokenizer) -> Bundle:

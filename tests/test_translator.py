@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformer.bundle import save_bundle
 from transformer.data.lengths import by_length
 from transformer.data.tokenizer import BOS, EOS, UNK, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.batches import pad
 from transformer.inference.forced import align, cross_attention
 from transformer.inference.lines import LineError, split
@@ -32,7 +33,7 @@ SEARCH = SearchConfig(beam=3)
 def parts(shared: bool = True) -> tuple[Transformer, Tokenizer]:
     """A model that has learned three sentences by heart."""
     config = TokenizerConfig(vocab_size=300, shared=shared)
-    tokenizer = Tokenizer.train(config, lambda: LINES, lambda: ANSWERS)
+    tokenizer = train_tokenizer(config, lambda: zip(LINES, ANSWERS, strict=True))
     torch.manual_seed(0)
     shape = SHAPE if shared else replace(SHAPE, tied="two_way")
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
@@ -158,7 +159,7 @@ def test_alignment_is_the_most_attended_source_word() -> None:
 
 def test_an_unknown_word_is_not_in_the_text_and_not_aligned() -> None:
     config = TokenizerConfig(kind="word", shared=False)
-    tokenizer = Tokenizer.train(config, lambda: LINES * 2, lambda: ANSWERS * 2)
+    tokenizer = train_tokenizer(config, lambda: [*zip(LINES, ANSWERS, strict=True)] * 2)
     shape = replace(SHAPE, tied="none")
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size).eval()
     (src,) = tokenizer.encode_src(["a zebra sleeps"])

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from transformer.__main__ import main
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
-from transformer.data.tokenizer import BOS, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import BOS, TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.search import SearchConfig
 from transformer.models import TransformerConfig
 from transformer.training.logging import TrainingLog
@@ -182,8 +183,7 @@ class FixedData(LightningDataModule):
         super().__init__()
         self.groups, self.val = groups, val
         self.lines = sentences(sum(groups) + sum(val), seed=5)
-        src, tgt = ([pair[side] for pair in self.lines] for side in (0, 1))
-        self.tokenizer = Tokenizer.train(TokenizerConfig(vocab_size=270), lambda: src, lambda: tgt)
+        self.tokenizer = train_tokenizer(TokenizerConfig(vocab_size=270), lambda: self.lines)
 
     def check_lengths(self, longest: int) -> None:
         """They are all short."""

@@ -96,7 +96,7 @@ def build(run: Run, parser: Parser, checkpoint: dict[str, Any] | None) -> None:
     run.module.recipe = {"name": run.name, "config": yaml.safe_load(text)}
     if checkpoint:
         run.module.init_from = None  # the checkpoint has all weights
-        run.data.tokenizer = Tokenizer.from_text(checkpoint["bundle"]["tokenizer"])
+        run.data.tokenizer = Tokenizer(checkpoint["bundle"]["tokenizer"])
     run.make_trainer(built.trainer, text, (checkpoint or {}).get("wandb_id"))
 
 

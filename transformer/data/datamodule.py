@@ -12,10 +12,10 @@ from lightning.pytorch import LightningDataModule
 from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.dataset import Counts, TokenTable, digest, open_table
-from transformer.data.learning import open_tokenizer
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture, check_tags, choose
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
+from transformer.data.tokenizer_training import open_tokenizer
 from transformer.errors import UserError
 from transformer.writing import clear
 
@@ -280,9 +280,9 @@ class DataModule(LightningDataModule):
         trainer: Any = self.trainer
         text = trainer.strategy.broadcast(None if rank else self._learned().to_text())
         if trainer.local_rank == 0:
-            self._open(Tokenizer.from_text(text))
+            self._open(Tokenizer(text))
         trainer.strategy.barrier()
-        return Tokenizer.from_text(text)
+        return Tokenizer(text)
 
     def _eval_loader(self, split: Split) -> EvalLoader | list[Any]:
         if self.specs[split] is None:

@@ -9,9 +9,8 @@ special id.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,6 @@ SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 256, "word": 5}
 SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
 
-Lines = Callable[[], Iterable[str]]
 Side = Literal["src", "tgt"]
 
 
@@ -90,38 +88,6 @@ class Tokenizer:
         #: Language -> id of the tag that asks for a translation into it; empty without tags.
         self.tags = {text[2:-1]: i for i, text in _specials(self._src).items() if i > UNK}
 
-    @classmethod
-    def train(
-        cls,
-        config: TokenizerConfig,
-        src_lines: Lines,
-        tgt_lines: Lines,
-        languages: Sequence[str] = (),
-    ) -> Tokenizer:
-        """Learns the vocabulary or vocabularies.
-
-        BPE and words give the same vocabulary every time. Unigram training in the library is not
-        deterministic: the order and the scores of its pieces vary a little from run to run.
-
-        Args:
-            config: What to train.
-            src_lines: Gives a fresh iterator over the source lines each time it is called.
-            tgt_lines: The same for the target lines.
-            languages: Target languages that a tag tells apart.
-
-        Raises:
-            UserError: The configuration cannot be trained.
-        """
-        from transformer.data.learning import learn
-
-        config.check(len(languages))
-        tags = [f"<2{language}>" for language in sorted(languages)]
-        if config.shared:
-            both = learn(config, lambda: chain(src_lines(), tgt_lines()), "shared", tags)
-            return cls({SHARED_FILE: both})
-        src, tgt = learn(config, src_lines, "source", tags), learn(config, tgt_lines, "target")
-        return cls({SRC_FILE: src, TGT_FILE: tgt})
-
     def side(self, side: Side) -> hf.Tokenizer:
         """The library's tokenizer of the source or the target."""
         return self._src if side == "src" else self._tgt
@@ -161,21 +127,13 @@ class Tokenizer:
         texts: list[str] = self._tgt.decode_batch([_until_eos(line) for line in ids])
         return texts
 
-    def src_pieces(self, ids: list[int]) -> list[str]:
-        """A readable label for each source id: its text, special ids as they are written."""
-        return _pieces(self._src, ids)
+    def pieces(self, side: Side, ids: list[int]) -> list[str]:
+        """A readable label for each id of a side: its text, special ids as they are written."""
+        return _pieces(self.side(side), ids)
 
-    def tgt_pieces(self, ids: list[int]) -> list[str]:
-        """A readable label for each target id."""
-        return _pieces(self._tgt, ids)
-
-    def src_words(self, ids: list[int]) -> list[int]:
-        """Number of the word, separated by spaces, in which each source id ends; from 0."""
-        return _words(self._src, ids)
-
-    def tgt_words(self, ids: list[int]) -> list[int]:
-        """The same for target ids."""
-        return _words(self._tgt, ids)
+    def words(self, side: Side, ids: list[int]) -> list[int]:
+        """Number of the word, separated by spaces, in which each id of a side ends; from 0."""
+        return _words(self.side(side), ids)
 
     def tgt_shown(self, ids: list[int]) -> list[int]:
         """Places of the target ids that `decode` writes: all but the special ones."""
@@ -185,11 +143,6 @@ class Tokenizer:
     def to_text(self) -> dict[str, str]:
         """File name -> JSON text: one file, or one for each side."""
         return dict(self._files)
-
-    @classmethod
-    def from_text(cls, files: dict[str, str]) -> Tokenizer:
-        """The inverse of `to_text`."""
-        return cls(files)
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json, or tokenizer.src.json and tokenizer.tgt.json."""
@@ -203,7 +156,7 @@ class Tokenizer:
         paths = [Path(folder) / name for name in (SHARED_FILE, SRC_FILE, TGT_FILE)]
         texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
         try:
-            return cls.from_text(texts)
+            return cls(texts)
         except ValueError as error:
             raise UserError(f"{folder}: {error}") from None
 

@@ -67,8 +67,8 @@ def _word_pairs(
         return []
     weights = weights[shown, : len(src) - 1]  # the end symbol is no word,
     weights[:, : bool(tokenizer.tags)] = 0  # and neither is a tag
-    src_words = tokenizer.src_words(src[:-1])
-    tgt_words = tokenizer.tgt_words([tgt[place] for place in shown])
+    src_words = tokenizer.words("src", src[:-1])
+    tgt_words = tokenizer.words("tgt", [tgt[place] for place in shown])
     words = weights.new_zeros(tgt_words[-1] + 1, src_words[-1] + 1)
     rows = torch.tensor(tgt_words, device=words.device)[:, None]
     columns = torch.tensor(src_words, device=words.device)

@@ -282,7 +282,7 @@ class Translator:
         """
         [(src, tgt)] = self.encode_pairs([src_line], [tgt_line], to)
         (weights,) = cross_attention(self.model, [(src, tgt)])
-        return weights, self.tokenizer.src_pieces(src), self.tokenizer.tgt_pieces(tgt)
+        return weights, self.tokenizer.pieces("src", src), self.tokenizer.pieces("tgt", tgt)
 
     def _translations(
         self, found: list[_Line], aligned: Iterator[Alignment | None]

@@ -63,7 +63,7 @@ def check_resumed(trained: dict[str, Any], config: ModelConfig, tokenizer: Token
     shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
     fix = "resume with that, or begin a new run"
     _check_shape(config, shape, "the checkpoint", DROPOUTS, fix)
-    theirs = Tokenizer.from_text(trained["tokenizer"])
+    theirs = Tokenizer(trained["tokenizer"])
     if theirs.to_text() != tokenizer.to_text():
         raise UserError(
             "the vocabulary does not fit the checkpoint: this run has "

@@ -1,9 +1,9 @@
-"""A vocabulary is learned from the text of a run, once."""
+"""Trains a tokenizer on the text of a run, once: from then on it is read from the cache."""
 
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +15,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from transformer.data.background import Fail, in_background
 from transformer.data.corpus import Corpus, Pair, names
 from transformer.data.dataset import cached, digest
-from transformer.data.tokenizer import EOS, SPECIALS, UNK, Lines, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import (
+    EOS,
+    SHARED_FILE,
+    SPECIALS,
+    SRC_FILE,
+    TGT_FILE,
+    UNK,
+    Tokenizer,
+    TokenizerConfig,
+)
 from transformer.writing import write
 
 # Learning BPE takes time that grows with the square of what no space divides: from words of 2,000
@@ -41,7 +50,7 @@ def tokenizer_path(
 
 
 def _read(path: Path) -> Tokenizer:
-    return Tokenizer.from_text(json.loads(path.read_text(encoding="utf-8")))
+    return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _write(
@@ -52,15 +61,38 @@ def _write(
     def pairs() -> Iterator[Pair]:
         return chain.from_iterable(corpus.pairs() for corpus in corpora)
 
-    sides: tuple[Lines, Lines] = (
-        lambda: (pair.src for pair in pairs()), lambda: (pair.tgt for pair in pairs())
-    )  # fmt: skip
+    write(path, json.dumps(train_tokenizer(config, pairs, languages).to_text()))
+
+
+def train_tokenizer(
+    config: TokenizerConfig,
+    pairs: Callable[[], Iterable[tuple[str, str]]],
+    languages: Sequence[str] = (),
+) -> Tokenizer:
+    """Learns the vocabulary or vocabularies.
+
+    BPE and words give the same vocabulary every time. Unigram training in the library is not
+    deterministic: the order and the scores of its pieces vary a little from run to run.
+
+    Args:
+        config: What to train.
+        pairs: Gives a fresh iterator over source and target lines each time it is called.
+        languages: Target languages that a tag tells apart.
+
+    Raises:
+        UserError: The configuration cannot be trained.
+    """
+    config.check(len(languages))
+    tags = [f"<2{language}>" for language in sorted(languages)]
     if config.shared:  # which side a line is of does not matter: read once
-        sides = lambda: chain.from_iterable(pairs()), lambda: ()
-    write(path, json.dumps(Tokenizer.train(config, *sides, languages).to_text()))
+        shared = _train(config, chain.from_iterable(pairs()), "shared", tags)
+        return Tokenizer({SHARED_FILE: shared})
+    src = _train(config, (src for src, _ in pairs()), "source", tags)
+    tgt = _train(config, (tgt for _, tgt in pairs()), "target", [])
+    return Tokenizer({SRC_FILE: src, TGT_FILE: tgt})
 
 
-def learn(config: TokenizerConfig, lines: Lines, side: str, tags: Sequence[str] = ()) -> str:
+def _train(config: TokenizerConfig, lines: Iterable[str], side: str, tags: list[str]) -> str:
     """Learns one vocabulary, called `side` in messages, and returns it as JSON text."""
     specials = [*SPECIALS, *tags]
     tokenizer, trainer = _untrained(config, specials)
@@ -71,7 +103,7 @@ def learn(config: TokenizerConfig, lines: Lines, side: str, tags: Sequence[str] 
         spelled = hf.Regex(f"^(?:{'|'.join(map(re.escape, specials))})$")
         dropped = pre_tokenizers.Split(spelled, "removed")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, dropped])
-    left_out = _learn(tokenizer, trainer, lines)
+    left_out = _feed(tokenizer, trainer, lines)
     if left_out:
         log.info(
             "The %s vocabulary was learned without %d words of more than %d characters",
@@ -109,7 +141,7 @@ def _untrained(config: TokenizerConfig, specials: list[str]) -> tuple[hf.Tokeniz
     return tokenizer, trainer
 
 
-def _learn(tokenizer: hf.Tokenizer, trainer: Any, lines: Lines) -> int:
+def _feed(tokenizer: hf.Tokenizer, trainer: Any, lines: Iterable[str]) -> int:
     """Learns from all but the longest words; how many these were."""
     left_out = 0
 
@@ -125,7 +157,7 @@ def _learn(tokenizer: hf.Tokenizer, trainer: Any, lines: Lines) -> int:
     def lists(fail: Fail) -> Iterator[list[str]]:
         try:
             # A list of lines crosses into the library faster than the same lines one by one.
-            iterator = map(kept, lines())
+            iterator = map(kept, lines)
             while some := list(islice(iterator, 1000)):
                 yield some
         except BaseException as error:
