@@ -56,7 +56,7 @@ def cached(table: TokenTable, plan: Plan, rank: int = 0, limit: int | float = 1.
 
 
 def ids(batches: Iterable[Batch]) -> list[list[int]]:
-    return [batch.ids.tolist() for batch in batches]
+    return [batch.indices.tolist() for batch in batches]
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def make_loader(
 def test_collate_pads_shifts_and_counts() -> None:
     table = make_table([(3, 2), (1, 4)])
     batch = collate(table, np.array([1, 0]))
-    assert batch.ids.tolist() == [1, 0]
+    assert batch.indices.tolist() == [1, 0]
     assert batch.src.tolist() == [[EOS, 0, 0], [10, 10, EOS]]
     assert batch.src_lengths.tolist() == [1, 3]
     assert batch.tgt_in.tolist() == [[BOS, 11, 11, 11], [BOS, 10, 0, 0]]
@@ -154,7 +154,7 @@ def test_an_epoch_holds_its_pairs_within_the_budget(make_loader: Source) -> None
         assert sorted(i for batch in ids(batches) for i in batch) == make_loader.rows(epoch)
         for batch in batches:
             longest = max(batch.src.shape[1], batch.tgt_out.shape[1])
-            assert len(batch.ids) * longest <= BUDGET
+            assert len(batch.indices) * longest <= BUDGET
             assert longest == max(*batch.src_lengths.tolist(), *batch.tgt_lengths.tolist())
 
 
@@ -296,14 +296,14 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
     batch = collate(table, rows)
     for ours, theirs in zip(batch, collate(memory, rows), strict=True):
         assert torch.equal(ours, theirs)
-    for row, number in enumerate(batch.ids.tolist()):
+    for row, number in enumerate(batch.indices.tolist()):
         [src], [tgt] = (f([side]) for f, side in zip(
             (tokenizer.encode_src, tokenizer.encode_tgt), pairs[number], strict=True
         ))  # fmt: skip
         assert batch.src[row, : batch.src_lengths[row]].tolist() == src
         assert batch.tgt_out[row, : batch.tgt_lengths[row]].tolist() == tgt
     short = [i for i, pair in enumerate(pairs) if max(len(s.split()) for s in pair) + 1 <= 15]
-    assert sorted(batch.ids.tolist()) == short
+    assert sorted(batch.indices.tolist()) == short
     assert counts == Counts(len(short), too_long=500 - len(short))
 
 
@@ -342,7 +342,7 @@ def test_a_stream_of_which_nothing_is_left_says_so(
     corpus = open_corpus(str(tmp_path / "train"), "de", "en")
     tokenizer = train_tokenizer(TokenizerConfig("word", 20), lambda: [("a b", "a b")])
     some = StreamLoader(corpus, tokenizer, 3, False, Plan(10))
-    assert [batch.ids.tolist() for batch in some] == [[2, 3]]  # the first pool is left out whole
+    assert ids(some) == [[2, 3]]  # the first pool is left out whole
     none = StreamLoader(corpus, tokenizer, 1, False, Plan(10))
     with pytest.raises(ValueError, match=r"no pair of .*train is left: 4 are longer"):
         list(none)

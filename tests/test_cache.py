@@ -149,8 +149,8 @@ def test_two_runs_may_learn_the_same_vocabulary_at_once(corpus: Path) -> None:
     second.prepare_data()
     first.prepare_data()
     shutil.copy(
-        tokenizer_path(second.cache, *second._learned_from()),
-        tokenizer_path(first.cache, *first._learned_from()),
+        tokenizer_path(second.cache, *second.tokenizer_inputs()),
+        tokenizer_path(first.cache, *first.tokenizer_inputs()),
     )
     first.setup()
     assert first.counts.pairs == 400

@@ -183,4 +183,4 @@ def test_score_of_files_of_different_length(refused: Any, bundle: str, tmp_path:
         write_lines(tmp_path / "tgt", ["a", "b"]),
     )
     message = refused("score", bundle, "--src", src, "--tgt", tgt)
-    assert f"{src} has 3 lines, but {tgt} has 2" in message
+    assert f"{src} has 3 lines but {tgt} has 2" in message

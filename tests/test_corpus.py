@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -257,25 +254,11 @@ def test_columns_that_are_named_twice(tmp_path: Path) -> None:
     fails(open_corpus(str(tmp_path / "x.parquet"), "en", "de"), message)
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.json"])
-def test_other_formats_are_named_with_the_command_that_converts_them(
-    tmp_path: Path, name: str
-) -> None:
-    with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
-        if name == "x.csv":
-            writer = csv.DictWriter(stream, ["id", "de", "en"])
-            writer.writeheader()
-            writer.writerows(rows(nested=False))
-        else:
-            json.dump(rows(nested=False), stream)
-    with pytest.raises(
-        ValueError, match=r"x\.(csv|json): \.\1 is not read, .tsv, .jsonl, "
-    ) as caught:
-        open_corpus(str(tmp_path / name), "en", "de")
-    command = str(caught.value).partition("convert it: ")[2]
-    command = command.replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
-    assert read(str(tmp_path / "x.jsonl")) == PAIRS
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_other_formats_are_named_with_those_that_are_read(tmp_path: Path, suffix: str) -> None:
+    message = rf"x\{suffix}: \{suffix} is not read, .tsv, .jsonl, .*; convert it to .jsonl$"
+    with pytest.raises(ValueError, match=message):
+        open_corpus(str(tmp_path / f"x{suffix}"), "en", "de")
 
 
 @pytest.mark.parametrize(

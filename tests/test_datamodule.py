@@ -28,7 +28,7 @@ def test_validation_ids_count_into_the_texts(corpus: Path) -> None:
     assert tgt == (corpus / "val.de").read_text().splitlines()
     seen = []
     for batch in data.val_dataloader():
-        for row, number in enumerate(batch.ids.tolist()):
+        for row, number in enumerate(batch.indices.tolist()):
             [ids] = data.tokenizer.encode_src([src[number]])
             assert batch.src[row, : batch.src_lengths[row]].tolist() == ids
             assert data.tokenizer.decode([batch.tgt_out[row].tolist()]) == [tgt[number]]
@@ -45,7 +45,7 @@ def test_long_and_empty_training_pairs_are_left_out_and_counted(
     data = ready(corpus)
     assert (data.counts.pairs, data.counts.too_long, data.counts.empty) == (397, 1, 2)
     assert "left out 1 pairs longer than data.max_length = 50 tokens and 2 with" in caplog.text
-    numbers = sorted(i for batch in data.train_dataloader() for i in batch.ids.tolist())
+    numbers = sorted(i for batch in data.train_dataloader() for i in batch.indices.tolist())
     assert numbers == list(range(3, 400))
     refusing = make(corpus, too_long="refuse")
     with pytest.raises(
@@ -125,8 +125,8 @@ def test_rank_and_world_come_from_the_trainer(corpus: Path) -> None:
             fit_loop=SimpleNamespace(_data_fetcher=None),
         )  # fmt: skip
         data.trainer = trainer  # type: ignore[assignment]
-        seen += [i for batch in data.train_dataloader() for i in batch.ids.tolist()]
-        whole += [i for batch in data.val_dataloader() for i in batch.ids.tolist()]
+        seen += [i for batch in data.train_dataloader() for i in batch.indices.tolist()]
+        whole += [i for batch in data.val_dataloader() for i in batch.indices.tolist()]
     assert sorted(seen) == list(range(400))
     assert sorted(whole) == list(range(30))
 
@@ -252,7 +252,8 @@ def test_epochs_cut_short_and_training_by_steps(
     assert len({i for _, batch in watch.seen for i in batch}) > 100
     if streaming:  # goes on in the stream, loses nothing
         fresh = iter(ready(corpus, streaming=True).train_dataloader())
-        assert [batch for _, batch in watch.seen] == [next(fresh).ids.tolist() for _ in range(12)]
+        expected = [next(fresh).indices.tolist() for _ in range(12)]
+        assert [batch for _, batch in watch.seen] == expected
 
 
 def test_no_validation_set_is_no_validation(corpus: Path) -> None:
@@ -264,7 +265,7 @@ def test_no_validation_set_is_no_validation(corpus: Path) -> None:
 def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:
     data = ready(corpus, streaming=True, max_length=12)
     assert sum(1 for _ in (corpus / "cache").glob("tokens-*")) == 2, "val and test only"
-    numbers = [i for batch in data.train_dataloader() for i in batch.ids.tolist()]
+    numbers = [i for batch in data.train_dataloader() for i in batch.indices.tolist()]
     cached = ready(corpus, max_length=12)
     assert (
         (data.counts.pairs, data.counts.too_long)
@@ -272,5 +273,5 @@ def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:
         == (len(numbers), 400 - len(numbers))
     )
     assert sorted(numbers) == sorted(
-        i for batch in cached.train_dataloader() for i in batch.ids.tolist()
+        i for batch in cached.train_dataloader() for i in batch.indices.tolist()
     )

@@ -134,7 +134,7 @@ def test_two_nodes_train_with_one_vocabulary(tmp_path: Path) -> None:
     """Each has a cache of its own, and the second one holds another vocabulary already."""
     data = datamodule(tmp_path / "1")
     other = train_tokenizer(TokenizerConfig(vocab_size=262), lambda: [("ab", "")] * 9)
-    write(tokenizer_path(data.cache, *data._learned_from()), json.dumps(other.to_text()))
+    write(tokenizer_path(data.cache, *data.tokenizer_inputs()), json.dumps(other.to_text()))
     first, second = launch("vocabulary", tmp_path, nodes=2)
     assert first == second != other.to_text()
     assert len(list((tmp_path / "1/cache").glob("tokens-*.arrow"))) == 3

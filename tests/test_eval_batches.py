@@ -58,4 +58,4 @@ def test_every_process_gets_an_evaluation_batch() -> None:
     """Lightning leaves a process without any out of the evaluation, and the others wait for it."""
     table = make_table([(2, 3)])
     shares = [list(EvalLoader(table, 100, rank, 3)) for rank in range(3)]
-    assert [[len(batch.ids) for batch in share] for share in shares] == [[1], [0], [0]]
+    assert [[len(batch.indices) for batch in share] for share in shares] == [[1], [0], [0]]

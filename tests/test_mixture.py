@@ -16,7 +16,7 @@ from transformer.data import loaders
 from transformer.data.batching import Plan, collate
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.datamodule import DataModule
-from transformer.data.dataset import Counts, TokenTable, digest, select, write_table
+from transformer.data.dataset import Counts, TokenTable, json_digest, select, write_table
 from transformer.data.loaders import CachedLoader
 from transformer.data.mixture import ExtraCorpus, Mixture, proportions, walk
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
@@ -109,7 +109,7 @@ def test_corpora_lie_behind_one_another_in_one_file(
     table = pickle.loads(pickle.dumps(TokenTable(tmp_path / "x.arrow")))
     assert table.bounds.tolist() == [0, 4, 7, 14]
     batch = collate(table, np.array([13, 0, 6, 4, 3]))
-    assert batch.ids.tolist() == [13, 0, 6, 4, 3]
+    assert batch.indices.tolist() == [13, 0, 6, 4, 3]
     for row, (corpus, number) in enumerate([(1004, 6), (1001, 0), (1000, 2), (1000, 0), (1001, 3)]):
         assert batch.src[row].tolist() == [corpus, number, EOS]
         assert batch.tgt_out[row].tolist() == [number] * number + [EOS] + [0] * (6 - number)
@@ -182,7 +182,7 @@ def test_each_source_carries_the_tag_of_its_target(corpus: Path) -> None:
     bounds = {4: (0, 400), 5: (490, 580), 6: (400, 490)}
     for batch in data.train_dataloader():
         assert batch.src_lengths.max() <= 50
-        for row, tag in zip(batch.ids.tolist(), batch.src[:, 0].tolist(), strict=True):
+        for row, tag in zip(batch.indices.tolist(), batch.src[:, 0].tolist(), strict=True):
             assert bounds[tag][0] <= row < bounds[tag][1]
     for batch in data.val_dataloader():
         assert (batch.src[:, 0] == tags["de"]).all()
@@ -219,8 +219,8 @@ def test_caches_depend_on_the_mixture_and_those_without_one_stay(corpus: Path) -
     [text] = plain._text("train")
     about = ["TwoFiles", "en", "de", text.identity(), None, vars(plain.tokenizer_config)]
     assert (
-        tokenizer_path(plain.cache, *plain._learned_from()).name
-        == f"tokenizer-{digest(about)}.json"
+        tokenizer_path(plain.cache, *plain.tokenizer_inputs()).name
+        == f"tokenizer-{json_digest(about)}.json"
     )
     options: list[dict[str, Any]] = [
         {}, {"tags": True}, {"extra_corpora": [further(corpus, tgt="de", src="fr")]},
@@ -229,7 +229,8 @@ def test_caches_depend_on_the_mixture_and_those_without_one_stay(corpus: Path) -
         {"extra_corpora": [further(corpus)], "tags": True},
     ]  # fmt: skip
     made = [make(corpus, **given) for given in options]
-    assert len({tokenizer_path(data.cache, *data._learned_from()) for data in made}) == len(options)
+    paths = {tokenizer_path(data.cache, *data.tokenizer_inputs()) for data in made}
+    assert len(paths) == len(options)
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None:

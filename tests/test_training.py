@@ -176,9 +176,9 @@ def test_a_validation_has_a_budget_that_counts_beams(tmp_path: Path) -> None:
     trainer(tmp_path).validate(module(), datamodule=data, verbose=False)
     batches = list(data.val_dataloader())
     # Two beams, three tokens beyond the source: what does not fit is a batch of its own.
-    held = [2 * len(b.ids) * (max(b.src.size(1), b.tgt_out.size(1)) + 3) for b in batches]
-    assert all(h <= 60 or len(b.ids) == 1 for h, b in zip(held, batches, strict=True))
-    assert max(len(b.ids) for b in batches) > 1
+    held = [2 * len(b.indices) * (max(b.src.size(1), b.tgt_out.size(1)) + 3) for b in batches]
+    assert all(h <= 60 or len(b.indices) == 1 for h, b in zip(held, batches, strict=True))
+    assert max(len(b.indices) for b in batches) > 1
 
 
 def test_lengths_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

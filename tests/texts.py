@@ -57,7 +57,7 @@ class Watch(LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         assert isinstance(batch, Batch)
-        self.seen.append((self.current_epoch, batch.ids.tolist()))
+        self.seen.append((self.current_epoch, batch.indices.tolist()))
         return self.weight * 1.0
 
     def validation_step(self, batch: Batch, index: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 
 from transformer.bundle import save_bundle
-from transformer.data.dataset import digest
+from transformer.data.dataset import json_digest
 from transformer.inference.search import SearchConfig
 from transformer.training.checkpoints import about
 from transformer.training.module import Seq2SeqModule
@@ -35,7 +35,7 @@ def train_once(text: Text, workload: Path, bench: Path, device: str) -> Path:
         bench: where the bundle is kept.
         device: `cpu` or `cuda`.
     """
-    folder = bench / f"bundle-{digest([workload.name, STEPS])[:12]}"
+    folder = bench / f"bundle-{json_digest([workload.name, STEPS])[:12]}"
     if folder.exists():
         return folder
     print(f"Training a tiny model for {STEPS} steps: {folder}", flush=True)

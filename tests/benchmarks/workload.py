@@ -8,7 +8,7 @@ import numpy as np
 
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
-from transformer.data.dataset import digest
+from transformer.data.dataset import json_digest
 from transformer.data.tokenizer import BOS, EOS, PAD, UNK, TokenizerConfig
 
 SEED, VOCABULARY = 1, 10_000
@@ -59,7 +59,7 @@ def make(text: Text, bench: Path) -> Path:
     """
     data = text.data(bench / "cache")
     about = [asdict(text), data.tokenizer.to_text(), data.counts.pairs, SEED]
-    folder = bench / f"workload-{digest(about)[:12]}"
+    folder = bench / f"workload-{json_digest(about)[:12]}"
     if (folder / "workload.npz").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _arrays(data: DataModule) -> dict[str, Any]:
 
 def _split(prefix: str, batches: list[Batch]) -> dict[str, Any]:
     """Pairs in the order of the corpus, and the batches as numbers of pairs."""
-    numbers = [batch.ids.numpy() for batch in batches]
+    numbers = [batch.indices.numpy() for batch in batches]
     order = np.argsort(np.concatenate(numbers))
     places = np.argsort(order)  # of each pair as the batches have it
     ends = np.cumsum([len(ids) for ids in numbers])

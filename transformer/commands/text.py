@@ -9,12 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice
 from pathlib import Path
 from queue import Queue
 from typing import IO, BinaryIO, NamedTuple
 
-from transformer.data.files import decoded, unzipped
+from transformer.data.files import aligned, decoded, unzipped
 from transformer.errors import UserError
 from transformer.inference.lines import LineError
 from transformer.inference.translator import Translator
@@ -113,17 +113,9 @@ class Input:
         return _whole(self._rows()) if self.is_file else _arriving(self._rows())
 
     def _rows(self) -> Iterator[Row]:
-        sides = [chain.from_iterable(side) for side in self.sides]
+        rows = aligned([chain.from_iterable(side) for side in self.sides], self.names)
         count = 0
-        for row in zip_longest(*sides):
-            if None in row:
-                counts = [
-                    count + (line is not None) + sum(1 for _ in side)
-                    for line, side in zip(row, sides, strict=True)
-                ]
-                one, other = self.names
-                raise UserError(f"{one} has {counts[0]} lines, but {other} has {counts[1]}")
-            count += 1
+        for count, row in enumerate(rows, 1):
             if count > self.skip:
                 yield row
         if count < self.skip:

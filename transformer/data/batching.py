@@ -26,7 +26,8 @@ class Batch(NamedTuple):
     """Padded pairs; padding is 0.
 
     Args:
-        ids: (B,) number of each pair in its corpus, from 0; in a mixture corpora follow each other.
+        indices: (B,) number of each pair in its corpus, from 0; corpora of a mixture follow each
+            other.
         src: (B, S) source ids, EOS last.
         src_lengths: (B,) source tokens, EOS included.
         tgt_in: (B, T) BOS and the target ids.
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
         tgt_lengths: (B,) target tokens, BOS or EOS included.
     """
 
-    ids: Tensor
+    indices: Tensor
     src: Tensor
     src_lengths: Tensor
     tgt_in: Tensor
@@ -103,8 +104,8 @@ def collate(table: TokenTable, rows: Ints) -> Batch:
     # What stands before the last token of a row, shifted by one: EOS is not fed to the decoder.
     tgt_in[:, 1:] = tgt_out[:, :-1] * (np.arange(1, tgt_out.shape[1]) < tgt_lengths[:, None])
     tgt_in[:, 0] = BOS
-    ids = table.first + rows.astype(np.int64)
-    arrays = (ids, src, src_lengths, tgt_in, tgt_out, tgt_lengths)
+    indices = table.first + rows.astype(np.int64)
+    arrays = (indices, src, src_lengths, tgt_in, tgt_out, tgt_lengths)
     return Batch(*(torch.from_numpy(array) for array in arrays))
 
 

@@ -16,14 +16,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.data.files import (
     TABLES,
     UNZIP_ERRORS,
-    digest,
+    aligned,
+    file_digest,
     find_side,
     find_table,
     lines,
@@ -148,22 +149,12 @@ class TwoFiles(Corpus):
     files: tuple[Path, Path]
 
     def identity(self) -> list[Any]:
-        return [digest(path) for path in self.files]
+        return [file_digest(path) for path in self.files]
 
     def _rows(self, start: int) -> Iterator[Pair]:
-        return islice(self._aligned(), start, None)
-
-    def _aligned(self) -> Iterator[Pair]:
         sides = [lines(path, self.key) for path in self.files]
-        for number, (src, tgt) in enumerate(zip_longest(*sides)):
-            if src is None or tgt is None:
-                longer, counts = int(src is None), [number, number]
-                counts[longer] += 1 + sum(1 for _ in sides[longer])
-                raise UserError(
-                    f"{self.key}: {self.files[0]} has {counts[0]} lines but {self.files[1]} has "
-                    f"{counts[1]}; line n of one must translate line n of the other"
-                )
-            yield Pair(src, tgt)
+        pairs = aligned(sides, (f"{self.key}: {self.files[0]}", self.files[1]))
+        return islice(map(Pair._make, pairs), start, None)
 
 
 @dataclass(frozen=True)
@@ -174,7 +165,7 @@ class Table(Corpus):
     columns: tuple[str, ...] | None = None
 
     def identity(self) -> list[Any]:
-        return [digest(self.file), self.suffix, self.columns]
+        return [file_digest(self.file), self.suffix, self.columns]
 
     @property
     def suffix(self) -> str:

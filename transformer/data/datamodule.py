@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
-from transformer.data.dataset import Counts, TokenTable, digest, open_table
+from transformer.data.dataset import Counts, TokenTable, json_digest, open_table
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture, check_tags, choose
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
@@ -118,6 +118,11 @@ class DataModule(LightningDataModule):
         named = (split for split, spec in self.specs.items() if spec)
         return [corpus for split in named for corpus in self._text(split)]
 
+    def tokenizer_inputs(self) -> tuple[TokenizerConfig, list[Corpus], list[str]]:
+        """How a tokenizer is learned, from which text, and the languages that have a tag."""
+        tagged = sorted({corpus.tgt for corpus in self._named.values()}) if self.tags else []
+        return self.tokenizer_config, self._text("train"), tagged
+
     def shares(self) -> list[tuple[str, str, float]]:
         """Source, target and part of the training pairs of each corpus, once they are open."""
         shares = self._mixture.shares if self.extra_corpora else [1.0]
@@ -144,7 +149,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
         (rank, world), corpora = self._processes(), self._text("train")
-        text = digest([corpus.identity() for corpus in corpora])[:12]
+        text = json_digest([corpus.identity() for corpus in corpora])[:12]
         plan = Plan(self.max_tokens, self.seed, world, text)
         if self.streaming:
             self._loader = StreamLoader(
@@ -187,7 +192,7 @@ class DataModule(LightningDataModule):
                     )
 
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
-        """Source and reference lines of a set; `Batch.ids` counts into them."""
+        """Source and reference lines of a set; `Batch.indices` counts into them."""
         pairs = list(self._text(split)[0].pairs())
         return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
 
@@ -264,13 +269,8 @@ class DataModule(LightningDataModule):
 
     def _learned(self) -> Tokenizer:
         if self._vocabulary is None:
-            self._vocabulary = open_tokenizer(self.cache, *self._learned_from())
+            self._vocabulary = open_tokenizer(self.cache, *self.tokenizer_inputs())
         return self._vocabulary
-
-    def _learned_from(self) -> tuple[TokenizerConfig, list[Corpus], list[str]]:
-        """How a tokenizer is learned, from which text, and the languages that have a tag."""
-        tagged = sorted({corpus.tgt for corpus in self._named.values()}) if self.tags else []
-        return self.tokenizer_config, self._text("train"), tagged
 
     def _first_tokenizer(self) -> Tokenizer:
         """The tokenizer of the first process: two nodes may have learned two of them."""

@@ -217,11 +217,11 @@ def nothing_left(corpus: Corpus, counts: Counts) -> UserError:
 def open_table(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> TokenTable:
     """Opens the tokenised corpora of the cache; makes them unless they are there."""
     about = [FORMAT, [corpus.content() for corpus in corpora], tokenizer.to_text()]
-    path = cache / f"tokens-{digest(about)}.arrow"
+    path = cache / f"tokens-{json_digest(about)}.arrow"
     return cached(path, TokenTable, partial(write_table, corpora, tokenizer))
 
 
-def digest(about: Any) -> str:
+def json_digest(about: Any) -> str:
     """A short name for JSON content, which changes with it."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -9,19 +9,16 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from transformer.errors import UserError
 
+Line = TypeVar("Line")
 TABLES = (".tsv", ".jsonl", ".parquet")
-#: Files that are not read: how to turn one into JSON Lines, which are.
-CONVERSIONS = {
-    ".csv": "csv.DictReader(open('{}', encoding='utf-8-sig', newline=''))",
-    ".json": "json.load(open('{}', encoding='utf-8'))",
-}
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 #: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
 MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
@@ -61,11 +58,10 @@ def find_side(prefix: Path, language: str, key: str) -> Path:
         if file.is_file():
             return file
     suffix = Path(prefix.name.removesuffix(".gz")).suffix
-    if rows := CONVERSIONS.get(suffix):
+    if suffix in (".csv", ".json"):
         raise UserError(
             f"{key}: {prefix}: {suffix} is not read, {', '.join(TABLES)} are (also with .gz); "
-            f'convert it: python -c "import csv, json; [print(json.dumps(row)) for row in '
-            f'{rows.format(prefix)}]" > {prefix.name.removesuffix(suffix)}.jsonl'
+            "convert it to .jsonl"
         )
     raise UserError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")
 
@@ -79,7 +75,7 @@ def near(path: Path) -> str:
     return f"; near it: {', '.join(close)}" if close else f"; {path.parent} has nothing like it"
 
 
-def digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """What changes when a file's content does, wherever it lies: SHA-256 of its bytes.
 
     A process reads each file once: what changes a file also changes the time (`ctime`) that no user
@@ -87,16 +83,41 @@ def digest(path: Path) -> str:
     """
     status = path.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
-    return _digest(path, status.st_dev, status.st_ino, status.st_size, times)
+    return _file_digest(path, status.st_dev, status.st_ino, status.st_size, times)
 
 
 @cache
-def _digest(path: Path, *_: Any) -> str:
-    found = hashlib.sha256()  # the fastest of the standard library where the CPU knows it
+def _file_digest(path: Path, *_: Any) -> str:
     with path.open("rb") as stream:
-        while part := stream.read(1 << 20):
-            found.update(part)
+        return sha256(stream)
+
+
+def sha256(stream: IO[bytes]) -> str:
+    """The SHA-256 of the rest of a stream."""
+    found = hashlib.sha256()  # the fastest of the standard library where the CPU knows it
+    while part := stream.read(1 << 20):
+        found.update(part)
     return found.hexdigest()
+
+
+def aligned(sides: Sequence[Iterable[Line]], names: Sequence[object]) -> Iterator[tuple[Line, ...]]:
+    """Rows of one line of each side.
+
+    Raises:
+        UserError: One of two sides has more lines; it calls them by their `names`.
+    """
+    rest = [iter(side) for side in sides]
+    for number, row in enumerate(zip_longest(*rest)):
+        if None in row:
+            counts = [
+                number + (line is not None) + sum(1 for _ in side)
+                for line, side in zip(row, rest, strict=True)
+            ]
+            raise UserError(
+                f"{names[0]} has {counts[0]} lines but {names[1]} has {counts[1]}; line n of one "
+                "must translate line n of the other"
+            )
+        yield row
 
 
 def unzipped(path: Path) -> IO[bytes]:

@@ -1,4 +1,8 @@
-"""How the pieces of one vocabulary are spelled in another: what a new row can be made of."""
+"""How the pieces of one vocabulary are spelled in another: what a new row can be made of.
+
+Fine-tuning (`training.transfer`) uses it; it lies here because it needs no tensors, but to know
+how tokenizers write bytes.
+"""
 
 from collections.abc import Callable
 

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from transformer.data.background import Fail, in_background
 from transformer.data.corpus import Corpus, Pair, names
-from transformer.data.dataset import cached, digest
+from transformer.data.dataset import cached, json_digest
 from transformer.data.tokenizer import (
     EOS,
     SHARED_FILE,
@@ -46,7 +46,7 @@ def tokenizer_path(
 ) -> Path:
     """Names the file of a tokenizer: the name changes with all that its content does."""
     about = [*chain.from_iterable(corpus.content() for corpus in corpora), *languages]
-    return cache / f"tokenizer-{digest([*about, vars(config)])}.json"
+    return cache / f"tokenizer-{json_digest([*about, vars(config)])}.json"
 
 
 def _read(path: Path) -> Tokenizer:

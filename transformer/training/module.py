@@ -242,7 +242,7 @@ class Seq2SeqModule(LightningModule):
 
     def validation_step(self, prepared: Prepared, batch_idx: int) -> None:
         batch = prepared.batch
-        if not len(batch.ids):
+        if not len(batch.indices):
             return  # this process has none
         # On a CPU in full precision, as a bundle is evaluated there.
         device = self.device.type
@@ -252,8 +252,8 @@ class Seq2SeqModule(LightningModule):
             loss, nll = self.loss(prepared)
             found = search(self.model, batch.src, batch.src_lengths, self.search_config)
         hypotheses = self.tokenizer.decode([best[0].ids for best in found])
-        ids = batch.ids.tolist()
-        self.scorer.add(ids, hypotheses, loss.item(), nll.item(), prepared.tgt_tokens)
+        indices = batch.indices.tolist()
+        self.scorer.add(indices, hypotheses, loss.item(), nll.item(), prepared.tgt_tokens)
 
     def on_validation_epoch_end(self) -> None:
         """Scores of the whole set. Loggers get them from a callback, with the step of the rest."""

@@ -56,7 +56,7 @@ def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, weights
     """Make a bundle of a checkpoint in a new folder; its card says where the weights came from."""
     trained = checkpoint["bundle"]
     about = trained["about"]
-    tokenizer = Tokenizer.from_text(trained["tokenizer"])
+    tokenizer = Tokenizer(trained["tokenizer"])
     config = ARCHITECTURES[trained["architecture"]](**trained["network"])
     network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     load_network(network, checkpoint)

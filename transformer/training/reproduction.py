@@ -1,6 +1,5 @@
 """Reproducing a recipe: is the text that of the measured runs, and is the run on their curve?"""
 
-import hashlib
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from transformer.data.corpus import Corpus, Table, TwoFiles
-from transformer.data.files import UNZIP_ERRORS, lines, unzipped
+from transformer.data.files import UNZIP_ERRORS, lines, sha256, unzipped
 from transformer.errors import UserError
 from transformer.training.logging import TrainingLog, of_training
 
@@ -64,14 +63,11 @@ def _files(corpus: Corpus) -> tuple[Path, ...]:
 
 
 def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
     try:
         with unzipped(file) as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
+            return sha256(stream)
     except UNZIP_ERRORS as error:
         raise UserError(f"{file} is not a whole gzip file ({error})") from None
-    return digest.hexdigest()
 
 
 class Curve(Callback):

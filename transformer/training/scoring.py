@@ -45,12 +45,12 @@ class Scorer:
         self._sums = [0.0, 0.0, 0.0]
 
     def add(
-        self, ids: list[int], hypotheses: list[str], loss: float, nll: float, tokens: int
+        self, indices: list[int], hypotheses: list[str], loss: float, nll: float, tokens: int
     ) -> None:
         """Take in a batch; an empty source has the empty translation.
 
         Args:
-            ids: indices of its sentences in the corpus.
+            indices: of its sentences in the corpus.
             hypotheses: a translation of each.
             loss: smoothed, in nats, summed over its target tokens.
             nll: negative log-likelihood, in nats, summed over its target tokens.
@@ -58,7 +58,7 @@ class Scorer:
         """
         added = zip(self._sums, (loss, nll, tokens), strict=True)
         self._sums = [total + value for total, value in added]
-        for index, hypothesis in zip(ids, hypotheses, strict=True):
+        for index, hypothesis in zip(indices, hypotheses, strict=True):
             self.translations[index] = "" if is_blank(self.sources[index]) else hypothesis
 
     def finish(self, trainer: Trainer) -> None:
