@@ -29,6 +29,11 @@ from transformer.errors import UserError
 BUDGET = 60
 
 
+def nothing() -> int:
+    """No batch is set aside by a trainer."""
+    return 0
+
+
 NOWHERE = Corpus("nowhere", "en", "de", "data.train")
 
 
@@ -55,7 +60,9 @@ def random_table(pairs: int = 500, seed: int = 0) -> TokenTable:
 
 
 def cached(table: TokenTable, plan: Plan, rank: int = 0, limit: int | float = 1.0) -> CachedLoader:
-    return CachedLoader(table, Mixture([np.arange(len(table))]), plan, rank, limit)
+    return CachedLoader(
+        table, Mixture([np.arange(len(table))], [], 1.0), plan, rank, limit, nothing
+    )
 
 
 def ids(batches: Iterable[Batch]) -> list[list[int]]:
@@ -94,8 +101,8 @@ class Source:
 
     def __call__(self, rank: int = 0, plan: Plan = Plan(BUDGET)) -> TrainLoader:  # noqa: B008
         if self.kind == "stream":
-            return StreamLoader(*self.stream, 50, False, plan, rank)
-        return CachedLoader(self.table, self.mixture, plan, rank)
+            return StreamLoader(*self.stream, 50, False, plan, rank, nothing)
+        return CachedLoader(self.table, self.mixture, plan, rank, 1.0, nothing)
 
     def rows(self, epoch: int) -> list[int]:
         """The pairs of an epoch, in order."""
@@ -239,7 +246,7 @@ def test_batches_set_aside_do_not_count(
 ) -> None:
     aside: list[Batch] = []
     make = lambda: StreamLoader(  # noqa: E731
-        *stream_source, 50, False, Plan(BUDGET), ahead=lambda: len(aside)
+        *stream_source, 50, False, Plan(BUDGET), 0, lambda: len(aside)
     )
     whole, loader = ids(make()), make()
     batches = iter(loader)
@@ -266,15 +273,15 @@ def test_a_stream_with_other_settings_is_another_one(
     stream_source: tuple[Corpus, Tokenizer],
 ) -> None:
     """Its batches depend on which pairs are left out."""
-    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET))
+    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, nothing)
     next(iter(loader))
-    other = StreamLoader(*stream_source, 6, False, Plan(BUDGET))
+    other = StreamLoader(*stream_source, 6, False, Plan(BUDGET), 0, nothing)
     with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
         other.load_state_dict(loader.state_dict())
 
 
 def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer]) -> None:
-    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET))
+    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, nothing)
     counts = [(len(list(loader)), loader.counts.pairs)[1] for _ in range(3)]
     assert counts[0] > 0 and counts == counts[:1] * 3
 
@@ -289,7 +296,7 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
     table, memory = (
         TokenTable(tmp_path / "x.arrow"), table_in_memory(pairs, 0, corpus, tokenizer)
     )  # fmt: skip
-    chosen, counts = select(table, corpus, 15)
+    chosen, counts = select(table, corpus, 15, False, 0)
     rows = np.random.default_rng(0).permutation(chosen)
     batch = collate(table, rows)
     for ours, theirs in zip(batch, collate(memory, rows), strict=True):
@@ -319,7 +326,7 @@ def test_a_stream_is_resumed_at_its_pool(
     small_pools: None, stream_source: tuple[Corpus, Tokenizer]
 ) -> None:
     make = lambda: StreamLoader(  # noqa: E731
-        Lines("lines", "a", "b", "k"), stream_source[1], 50, False, Plan(BUDGET)
+        Lines("lines", "a", "b", "k"), stream_source[1], 50, False, Plan(BUDGET), 0, nothing
     )
     loader = make()
     whole = ids(loader)
@@ -339,9 +346,9 @@ def test_a_stream_of_which_nothing_is_left_says_so(
         (tmp_path / f"train.{side}").write_text("a b c d e f g h\n" * 2 + "a\n" * 2)
     corpus = open_corpus(str(tmp_path / "train"), "de", "en")
     tokenizer = train_tokenizer(TokenizerConfig("word", 20), lambda: [("a b", "a b")])
-    some = StreamLoader(corpus, tokenizer, 3, False, Plan(10))
+    some = StreamLoader(corpus, tokenizer, 3, False, Plan(10), 0, nothing)
     assert ids(some) == [[2, 3]]  # the first pool is left out whole
-    none = StreamLoader(corpus, tokenizer, 1, False, Plan(10))
+    none = StreamLoader(corpus, tokenizer, 1, False, Plan(10), 0, nothing)
     with pytest.raises(ValueError, match=r"no pair of .*train is left: 4 are longer"):
         list(none)
 

@@ -187,9 +187,10 @@ class Quick:  # the library is not what is measured, and it takes its time
 path = Path(sys.argv[2])
 lines = Lines("lines", "en", "de", "data.train")
 write_table([lines], Quick(), path)
-rows, counts = select(table := TokenTable(path), lines, 256)
+rows, counts = select(table := TokenTable(path), lines, 256, False, 0)
 measure()
-for number, batch in enumerate(CachedLoader(table, Mixture([rows]), Plan(4096))):
+loader = CachedLoader(table, Mixture([rows], [], 1.0), Plan(4096), 0, 1.0, lambda: 0)
+for number, batch in enumerate(loader):
     if number % 100 == 0:
         measure()
 print(counts.pairs, peak)

@@ -16,7 +16,7 @@ from transformer.models.cache import TransformerState
 def test_an_evaluation_batch_counts_what_search_may_remember() -> None:
     lengths = [(3, 2), (50, 4), *[(5, 6)] * 40, (1, 1)]
     table = make_table(lengths)
-    batches = ids(EvalLoader(table, 300, beams=4, extra=7))
+    batches = ids(EvalLoader(table, 300, 0, 1, 4, 7))
 
     def held(rows: list[int]) -> int:
         return len(rows) * 4 * (max(max(lengths[row]) for row in rows) + 7)
@@ -47,8 +47,8 @@ def test_the_cache_of_an_evaluation_is_as_large_as_is_said(monkeypatch: pytest.M
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_evaluation_batches_do_not_depend_on_the_processes(world: int) -> None:
     table = make_table([(3, 2), (100, 4), *[(5, 6)] * 40, (1, 1)])
-    whole = ids(EvalLoader(table, BUDGET))
-    shares = [ids(EvalLoader(table, BUDGET, rank, world)) for rank in range(world)]
+    whole = ids(EvalLoader(table, BUDGET, 0, 1, 1, 0))
+    shares = [ids(EvalLoader(table, BUDGET, rank, world, 1, 0)) for rank in range(world)]
     assert [shares[i % world][i // world] for i in range(len(whole))] == whole
     assert whole[0] == [1], "a line beyond the budget is a batch of its own, never dropped"
     assert sorted(i for batch in whole for i in batch) == list(range(43))
@@ -57,5 +57,5 @@ def test_evaluation_batches_do_not_depend_on_the_processes(world: int) -> None:
 def test_every_process_gets_an_evaluation_batch() -> None:
     """Lightning leaves a process without any out of the evaluation, and the others wait for it."""
     table = make_table([(2, 3)])
-    shares = [list(EvalLoader(table, 100, rank, 3)) for rank in range(3)]
+    shares = [list(EvalLoader(table, 100, rank, 3, 1, 0)) for rank in range(3)]
     assert [[len(batch.indices) for batch in share] for share in shares] == [[1], [0], [0]]

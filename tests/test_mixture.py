@@ -44,7 +44,7 @@ def mixture(shares: tuple[float | None, ...] = (None, 0.2), temperature: float =
 def make_loader(
     rank: int = 0, plan: Plan = Plan(BUDGET), **options: Any  # noqa: B008
 ) -> CachedLoader:  # fmt: skip
-    return CachedLoader(random_table(sum(SIZES)), mixture(**options), plan, rank)
+    return CachedLoader(random_table(sum(SIZES)), mixture(**options), plan, rank, 1.0, lambda: 0)
 
 
 def flat(batches: list[list[int]]) -> list[int]:
@@ -114,10 +114,10 @@ def test_corpora_lie_behind_one_another_in_one_file(
         assert batch.tgt_out[row].tolist() == [number] * number + [EOS] + [0] * (6 - number)
         assert batch.tgt_lengths[row] == number + 1
     assert collate(table, np.arange(0)).src.shape == (0, 1)
-    rows, counts = select(table, corpora[2], 5, number=2)
+    rows, counts = select(table, corpora[2], 5, False, 2)
     assert (rows.tolist(), counts) == ([7, 8, 9, 10, 11], Counts(5, too_long=2))
     with pytest.raises(ValueError, match=r"^k: 1004, line 6: 6 tokens, more than data.max_length"):
-        select(table, corpora[2], 5, refuse=True, number=2)
+        select(table, corpora[2], 5, True, 2)
 
 
 def test_epochs_are_mixed() -> None:

@@ -129,10 +129,10 @@ class EvalLoader:
         self,
         table: TokenTable,
         max_tokens: int,
-        rank: int = 0,
-        world: int = 1,
-        beams: int = 1,
-        extra: int = 0,
+        rank: int,
+        world: int,
+        beams: int,
+        extra: int,
     ) -> None:
         self.table = table
         longest = table.longest(np.arange(len(table))).astype(np.int64)

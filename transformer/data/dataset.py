@@ -166,7 +166,7 @@ class Counts:
 
 
 def select(
-    table: TokenTable, corpus: Corpus, max_length: int, refuse: bool = False, number: int = 0
+    table: TokenTable, corpus: Corpus, max_length: int, refuse: bool, number: int
 ) -> tuple[Ints, Counts]:
     """Chooses the pairs of a corpus that a model is trained on.
 

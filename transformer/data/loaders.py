@@ -132,9 +132,9 @@ class CachedLoader(TrainLoader):
         table: TokenTable,
         mixture: Mixture,
         plan: Plan,
-        rank: int = 0,
-        limit: int | float = 1.0,
-        ahead: Callable[[], int] = lambda: 0,
+        rank: int,
+        limit: int | float,
+        ahead: Callable[[], int],
     ) -> None:
         super().__init__(plan, {"corpus": str(mixture)}, rank, ahead)
         self.table, self.mixture = table, mixture
@@ -192,8 +192,8 @@ class StreamLoader(TrainLoader):
         max_length: int,
         refuse: bool,
         plan: Plan,
-        rank: int = 0,
-        ahead: Callable[[], int] = lambda: 0,
+        rank: int,
+        ahead: Callable[[], int],
     ) -> None:
         about = {"stream": f"limit {corpus.limit} max_length {max_length}"}
         super().__init__(plan, about, rank, ahead)

@@ -178,7 +178,7 @@ class Mixture:
     """
 
     def __init__(
-        self, corpora: Sequence[Ints], shares: Sequence[float | None] = (), temperature: float = 1
+        self, corpora: Sequence[Ints], shares: Sequence[float | None], temperature: float
     ) -> None:
         self.corpora, self.sizes = corpora, [len(rows) for rows in corpora]
         main, *others = proportions(self.sizes, [None, *shares], temperature)
