@@ -208,7 +208,7 @@ class StreamLoader(TrainLoader):
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         corpus = self._text[0]
         for number, table in enumerate(one_ahead(self._tables(start)), start):
-            rows, self._counted[number] = select(table, corpus, *self._rule)
+            rows, self._counted[number] = select(table, corpus, *self._rule, 0)
             yield number, table, rows
         if not self.counts.pairs:
             raise nothing_left(corpus, self.counts)
