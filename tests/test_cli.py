@@ -191,6 +191,40 @@ def test_the_help_of_fit_is_about_its_own_keys_first(capsys: pytest.CaptureFixtu
     assert not {"profiler", "detect_anomaly", "limit_predict_batches"} & {*keys}
     assert "https://lightning.ai/docs/pytorch/stable/common/trainer.html" in lines[-1]
     assert "activation           of the feed-forward layers. [relu | gelu | swish]" in text
+    assert "`setup`" not in text and "Customize every aspect" not in text  # words for programmers
+
+
+@pytest.mark.parametrize("key", ["average", "weight_decay", "activation_dropout", "rank", "top_k"])
+def test_a_default_of_0_is_shown(key: str) -> None:
+    text = parser_of(TransformerConfig()).format_help()
+    (text,) = re.findall(rf"^  {key} (.*(?:\n {{23}}.*)*)", text, re.MULTILINE)
+    assert re.search(r"\[0(\.0)?\]$", text)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "option"),
+    [
+        ("translate", "<bundle> [<texts>]", "--max_tokens         Source tokens in a batch"),
+        (
+            "score",
+            "<bundle> --src <src> --tgt <tgt>",
+            "--skip               Pairs at the beginning",
+        ),
+        ("test", "<bundle>", "--data.test          Corpus to test on."),
+        ("average", "<checkpoints> <bundle>", "<bundle>             Folder to write"),
+        ("table", "<results> <markdown>", "<markdown>           File with the two comments."),
+    ],
+)
+def test_the_help_of_a_command_is_a_list_of_its_options(
+    command: str, arguments: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: transformer {command} {arguments} [--<option> <value> ...]\n\n")
+    assert f"\n  {option}" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(text.splitlines()) <= 70
 
 
 @pytest.mark.parametrize(("given", "read"), [("1", int), ("1.0", float), ("0.5", float)])

@@ -171,6 +171,7 @@ def test_test_finds_a_folder_and_never_overwrites_it(
     assert "case:mixed" in numbers["signature"]
     assert "tok:char" in numbers["signature"]
     assert "exists already: choose another --run_dir" in refused(*args)
+    assert "option '--sample' does not exist" in refused(*args, "--sample")
 
 
 def test_test_asks_for_a_corpus_that_is_there(refused: Any, bundle: str, tmp_path: Path) -> None:

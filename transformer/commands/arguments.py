@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from difflib import SequenceMatcher
 from inspect import Parameter, isclass, signature
 from itertools import takewhile
@@ -38,6 +39,8 @@ EXPECTED = re.compile(
 WORDS = {"NoneType": "null", "dot import path string": "group of settings"}
 VALUE = re.compile(r"(?:Got|Given) value: (.*)")
 CLASS = re.compile(r"Problem with given class_path ('[^']+':)\s*(.*)")
+
+WIDTH = 100  # of the help
 
 
 class Recipe(ActionConfigFile):
@@ -142,11 +145,42 @@ def nearest(key: str, keys: Iterable[str]) -> str | None:
     return best if best is not None and likeness(best) > 1.0 else None
 
 
+def explained(name: str, about: str, action: argparse.Action) -> str:
+    """Puts an option, what it is for, its default and its choices into columns."""
+    has_default = action.default is not False and action.default not in (None, "", ())
+    choices = [action.default] if has_default else []
+    metavar = str(action.metavar)
+    if metavar.startswith("{") and not metavar.startswith("{true"):
+        others = metavar.strip("{}").split(",")
+        choices += [c for c in others if c != action.default and f"`{c}`" not in about]
+    hint = " | ".join(str([*c] if isinstance(c, tuple) else c) for c in choices)
+    text = " ".join(f"{about} [{hint}]".split()).removesuffix(" []")
+    return textwrap.fill(text, WIDTH, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23)
+
+
 class OptionParser(Parser):
-    """The parser of every command but `fit`: options for the parameters of a function."""
+    """Options for the parameters of a function: the parser of commands that take no recipe."""
+
+    needed: Sequence[argparse.Action] = ()  # jsonargparse hides it while it parses
+
+    def format_help(self, *_: Any) -> str:
+        """Lists the arguments and the options, each with its default and its choices."""
+        shown = [action for action in self._actions if action.default != argparse.SUPPRESS]
+        usage = [f"usage: {self.prog}"]
+        rows = []
+        for action in shown:
+            value = f"<{action.dest}>" if action in self.needed else f"[<{action.dest}>]"
+            option = action.option_strings[0] if action.option_strings else ""
+            rows.append(explained(option or value, str(action.help), action))
+            if action in self.needed or not option:
+                usage.append(f"{option} {value}".strip())
+        about = textwrap.fill(" ".join(str(self.description).split()), WIDTH)
+        usage.append("[--<option> <value> ...]")
+        return "\n".join([" ".join(usage), "", about, "", *rows, ""])
 
     def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Parses the arguments; texts and files may stand between and after options."""
+        self.needed = [action for action in self._actions if action.required]
         return super().parse_args(self.options_first(args), *rest, **kwargs)
 
     def options_first(self, args: Sequence[str]) -> list[str]:
@@ -182,7 +216,7 @@ class OptionParser(Parser):
         self,
         function: Callable[..., Any],
         arguments: Mapping[str, str | None],
-        skip: Iterable[str] = (),
+        skip: Set[str] = frozenset(),
     ) -> None:
         """Adds an option for each parameter of a function or a class, described by its docstring.
 
@@ -193,7 +227,8 @@ class OptionParser(Parser):
             skip: Parameters that get no option.
         """
         documented = {p.arg_name: p.description for p in docstring(function.__doc__ or "").params}
-        switches = [p.name for p in signature(function).parameters.values() if is_switch(p)]
+        parameters = signature(function).parameters.values()
+        switches = [p.name for p in parameters if is_switch(p) and p.name not in skip]
         names = [name.lstrip("-") for name in arguments]
         add = self.add_class_arguments if isclass(function) else self.add_function_arguments
         for name, nargs in arguments.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from transformer.commands.arguments import Parser, Recipe
+from transformer.commands.arguments import Parser, Recipe, explained
 from transformer.commands.recipes import CONFIG_OPTIONS
 from transformer.data.datamodule import DataModule
 from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
@@ -16,7 +15,7 @@ from transformer.training.checks import module_of
 from transformer.training.forgetting import ParentPair
 from transformer.training.logging import LoggerName
 
-#: Of Lightning's Trainer.
+#: Defaults of options of Lightning's Trainer that are not Lightning's own.
 DEFAULTS = {
     "enable_model_summary": False,  # one line of ours instead
     "num_sanity_val_steps": 0,  # the data is checked before
@@ -25,7 +24,7 @@ DEFAULTS = {
 }
 #: Whole numbers are batches, others a share. Lightning's hints have no order: 1 might be 1.0, all.
 LIMITS = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
-#: Those of its options that the help explains: recipes and the README use them.
+#: The Trainer's options that the help explains: recipes and the README use them.
 EXPLAINED = {
     "max_epochs": "Epochs, at most.",
     "max_steps": "Optimizer steps, at most.",
@@ -39,7 +38,12 @@ EXPLAINED = {
     "fast_dev_run": "A trial: one batch of everything, and nothing is kept.",
     "enable_progress_bar": "Whether there is a bar.",
 }
-WIDTH = 100
+#: Headings of the groups, in place of what their classes say to programmers.
+HEADINGS = {
+    "model": "How the model learns, and how it is scored.",
+    "data": "The corpora, and how they become batches.",
+    "trainer": "How long and on what device it trains; these are options of Lightning's Trainer.",
+}
 HELP = """usage: transformer fit --config <recipe> [--<key> <value> ...]
 
 Trains a model from a recipe, tests it, and leaves a bundle.
@@ -60,7 +64,7 @@ def parser_of(network: ModelConfig) -> Parser:
     parser = FitParser(prog="transformer fit")
     add = parser.add_argument
     add(*CONFIG_OPTIONS, action=Recipe, help="Recipe; a later one overrides it.")
-    add("--seed_everything", type=int, default=1, help="Of weights, dropout, order of batches.")
+    add("--seed_everything", type=int, default=1, help="Seed of weights, dropout and batches.")
     add(
         "--architecture",
         type=str,
@@ -111,9 +115,12 @@ class FitParser(Parser):
         for group in self._action_groups:
             shown = [action for action in group._group_actions if is_explained(action)]
             above = shown[0].dest.rpartition(".")[0] if shown else ""
-            title = " ".join(str(group.title).split())
-            lines += ["", f"{above}: {title}"] if above else []
-            lines += [explained(action) for action in shown]
+            heading = HEADINGS.get(above, " ".join(str(group.title).split()))
+            lines += ["", f"{above}: {heading}"] if above else []
+            for action in shown:
+                name = action.dest.rpartition(".")[2]
+                about = EXPLAINED[name] if above == "trainer" else str(action.help)
+                lines.append(explained(name, about, action))
         return "\n".join([HELP, *lines, LIGHTNING])
 
 
@@ -121,17 +128,3 @@ def is_explained(action: argparse.Action) -> bool:
     """Says whether the help has a key: the settings, without groups, links and Lightning's."""
     above, _, name = action.dest.rpartition(".")
     return action.default != argparse.SUPPRESS and (above != "trainer" or name in EXPLAINED)
-
-
-def explained(action: argparse.Action) -> str:
-    """Puts a key, what it is for, its choices and its default into columns."""
-    above, _, name = action.dest.rpartition(".")
-    about = EXPLAINED[name] if above == "trainer" else str(action.help)
-    choices = [action.default] if action.default not in (None, "", (), False) else []
-    metavar = str(action.metavar)
-    if metavar.startswith("{") and not metavar.startswith("{true"):
-        others = metavar.strip("{}").split(",")
-        choices += [c for c in others if c != action.default and f"`{c}`" not in about]
-    hint = " | ".join(str([*c] if isinstance(c, tuple) else c) for c in choices)
-    text = " ".join(f"{about} [{hint}]".split()).removesuffix(" []")
-    return textwrap.fill(text, WIDTH, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23)

@@ -44,8 +44,8 @@ class DataModule(LightningDataModule):
         tags: Put a tag of the target language (`<2en>`) before each source sentence, so that one
             model translates into several.
         columns: Names of the columns of TSV files that have no header.
-        tokenizer: How the vocabulary is learned; one that comes with a checkpoint or a model goes
-            before.
+        tokenizer: How the vocabulary is learned; one that comes with a checkpoint or a model
+            takes precedence.
         max_tokens: Budget of a training batch in tokens for each side, padding included.
         eval_max_tokens: Budget of a validation or test batch in tokens that search may have to
             remember: sentences x beam x (longest side + max_extra of the search). For each of
