@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,13 @@ def allowed(name: str, inside: set[str], outside: set[str]) -> bool:
         return name.split(".")[0] in outside
     below = name.removeprefix("transformer.")
     return below == "__version__" or any(f"{below}.".startswith(f"{room}.") for room in inside)
+
+
+def test_the_page_names_what_each_room_imports() -> None:
+    page = (PACKAGE.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| \[.+\]\(\.\./transformer/(.+)\) \|.*\|(.*)\|$", page, re.MULTILINE)
+    named = {room.removesuffix(".py"): {*re.findall(r"[\w.]+", text)} for room, text in lines}
+    assert named == {room: inside | outside for room, (inside, outside) in ROOMS.items()}
 
 
 def longest_function(file: str) -> tuple[int, str]:
