@@ -261,7 +261,7 @@ def test_guard_says_what_it_did(run: Any) -> None:
     assert err == [
         f"{start} 2: the translation repeats itself; decoded again, that is mended",
         f"{start} 4: the translation is empty; decoded again, that is mended",
-        f"{start} 6: the translation {long}; decoded again, still it {long}",
+        f"{start} 6: the translation {long}; decoded again, it still {long}",
     ]
     assert run("--guard", "--scores", "loops")[1][0].endswith("\tsalad salad salad fin")
     code, out, err = run("--guard", "--beam", "2", "--n_best", "2", "w1")

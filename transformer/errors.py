@@ -9,7 +9,10 @@ class UserError(ValueError):
 
 
 def is_for_the_user(error: BaseException) -> bool:
-    """Whether an error says what the user can mend: one of ours, or the system's about a file."""
+    """Says whether the user can mend it: one of ours, or the system's about a file it names.
+
+    No such file, no permission or a full disk is nobody's bug; a library's error may be one.
+    """
     return isinstance(error, UserError) or (
         isinstance(error, OSError) and bool(error.filename and error.strerror)
     )

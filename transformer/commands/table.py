@@ -5,7 +5,6 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,11 +70,11 @@ def read_published(file: Path) -> dict[str, str]:
 
 def groups(rows: Sequence[Row]) -> list[list[Row]]:
     """Puts runs together that differ in their seed alone, in the order of their recipes."""
-    keys = [
-        (row["recipe"], Path(row["test"]).name, *row["changes"], row["machine"]) for row in rows
-    ]
-    order = sorted(range(len(rows)), key=lambda i: keys.index(keys[i]))
-    return [[rows[i] for i in same] for _, same in groupby(order, key=lambda i: keys[i])]
+    same: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = (row["recipe"], Path(row["test"]).name, *row["changes"], row["machine"])
+        same.setdefault(key, []).append(row)
+    return list(same.values())
 
 
 def described(rows: Sequence[Row], published: dict[str, str]) -> str:

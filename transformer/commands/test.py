@@ -26,9 +26,9 @@ from transformer.writing import write
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
 given is the bundle's: languages, search, and how its recipe computes scores."""
-#: Of the data's settings the ones that matter for a test.
+#: Settings of the data that matter for a test.
 OF_DATA = {"test", "src", "tgt", "columns", "eval_max_tokens", "cache"}
-#: Of the search's the ones that do not: the best translation is scored, and no random one.
+#: Settings of the search that do not: the best translation is scored, and no random one.
 NOT_OF_SEARCH = {"n_best", "sample", "temperature", "top_k", "top_p"}
 
 

@@ -21,9 +21,9 @@ from transformer.inference.translator import Translator
 
 STANDARD_INPUT = "standard input"
 CHUNK = 2000  # lines that are sorted by length together
-# Whatever a reader of the output may take for the end of a line or of a column.
+# Characters that a reader of the output may take for the end of a line or of a column.
 BREAKS = str.maketrans(dict.fromkeys("\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
-#: Names of what is open already, and is neither made nor replaced.
+#: Names of files that are open already: they are neither made nor replaced.
 OPEN = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
 
 
@@ -139,7 +139,7 @@ def _arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
         except BaseException as error:
             read.put(error)
 
-    # It may wait for a line for ever, which must not keep the program from ending.
+    # A daemon, since it may wait for a line for ever, and the program must be able to end.
     threading.Thread(target=work, daemon=True).start()
     last: Row | BaseException | None = ()
     while isinstance(last, tuple):
@@ -193,7 +193,7 @@ class Output:
         self.size = 0
 
     def write(self, lines: Iterable[str], rows: int) -> None:
-        """Writes what became of the next rows of the input."""
+        """Writes the lines that the next rows of the input became."""
         text = "".join(f"{line}\n" for line in lines).encode()
         if self.zipped:
             text = gzip.compress(text, mtime=0)
@@ -204,9 +204,10 @@ class Output:
 
 @contextmanager
 def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
-    """Opens what is written to: a file that appears when it is whole, or something that is open.
+    """Opens the output: a file that appears when it is whole, or something that is open.
 
-    If the work stops before, what is done stays in a file beside it, and it is said how to go on.
+    If the work stops before, the finished part stays in a file beside it, and a line says how to
+    go on.
 
     Args:
         file: Its name; gzipped if it ends in .gz; standard output for None and `-`. Pipes and
@@ -235,7 +236,7 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
         with stream, _signals_raise():
             yield output
             if output.zipped and not output.size:
-                output.write([], 0)  # of no lines, too, there is a file that can be unzipped
+                output.write([], 0)  # a file without lines can be unzipped, too
     except BaseException:
         _keep(partial, output, skip, path)
         raise
@@ -248,7 +249,7 @@ def _keep(partial: Path, output: Output, skip: int, file: Path) -> None:
     if output.done == skip:
         partial.unlink()
         return
-    os.truncate(partial, output.size)  # of a disk that is full it holds more
+    os.truncate(partial, output.size)  # a full disk may hold a part of the next lines
     rest = file.with_suffix(".rest.gz") if output.zipped else f"{file}.rest"
     kept, rest, whole = (shlex.quote(f"{name}") for name in (partial, rest, file))
     say(
@@ -267,7 +268,7 @@ def _signals_raise() -> Iterator[None]:
 
     names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
     signums = [s for s in signal.Signals if s.name in names]
-    # What is ignored, as under nohup, stays so.
+    # A signal that is ignored, as under nohup, stays ignored.
     before = {s: signal.signal(s, end) for s in signums if signal.getsignal(s) == signal.SIG_DFL}
     try:
         yield

@@ -201,7 +201,7 @@ class Warnings:
                 continue
             remedy = "; --guard decodes such lines again"
             if self.guard:
-                result = f"still it {FLAWED[flaw]}" if flaw else "that is mended"
+                result = f"it still {FLAWED[flaw]}" if flaw else "that is mended"
                 remedy = f"; decoded again, {result}"
             say(f"warning: {line.place}: the translation {FLAWED[first]}{remedy}")
 
