@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: list[str]) -> int:
-    """Runs the command that the first argument names, and returns its exit code."""
+    """Runs the command that the first argument names; returns its exit code, 0 if it gives none."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if args else 2

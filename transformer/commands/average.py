@@ -14,12 +14,11 @@ bundle of them. A single checkpoint, such as that of an interrupted run, becomes
 is."""
 
 
-def main(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer average", description=DESCRIPTION)
     parser.add(average, {"checkpoints": "+", "bundle": None})
     average(**vars(parser.parse_args(args)))
-    return 0
 
 
 def average(checkpoints: Sequence[str], bundle: str) -> None:

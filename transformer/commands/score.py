@@ -15,12 +15,11 @@ other pieces, so the log-probability of `translate --scores` can be another one.
 Result = TypeVar("Result")
 
 
-def main(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer score", description=DESCRIPTION)
     parser.add(score, {"bundle": None})
     score(**vars(parser.parse_args(args)))
-    return 0
 
 
 def score(

@@ -22,12 +22,11 @@ bundle, and those to compare them with, have a table of their own kind."""
 Row = dict[str, Any]
 
 
-def main(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer table", description=DESCRIPTION)
     parser.add(table, {"results": None, "markdown": None})
     table(**vars(parser.parse_args(args)))
-    return 0
 
 
 def table(results: str, markdown: str) -> None:

@@ -32,7 +32,7 @@ OF_DATA = {"test", "src", "tgt", "columns", "eval_max_tokens", "cache"}
 NOT_OF_SEARCH = {"n_best", "sample", "temperature", "top_k", "top_p"}
 
 
-def main(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer test", description=DESCRIPTION)
     parser.add(score_bundle, {"bundle": None}, skip={"data"})
@@ -41,7 +41,6 @@ def main(args: Sequence[str]) -> int:
     parser.add(SearchConfig, {}, skip=NOT_OF_SEARCH)
     # Without defaults, so that those of the bundle apply.
     score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})
-    return 0
 
 
 def score_bundle(

@@ -88,7 +88,7 @@ class Options:
     precision: Precision = "auto"
 
 
-def main(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer translate", description=DESCRIPTION)
     parser.add(Options, {"bundle": None, "texts": "*", "--input": "+"})
@@ -97,7 +97,6 @@ def main(args: Sequence[str]) -> int:
     given = vars(parser.parse_args(args, defaults=False))
     own = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
     translate(Options(**own), {"n_best": 1, **given})
-    return 0
 
 
 def translate(options: Options, search: dict[str, Any]) -> None:

@@ -32,13 +32,13 @@ class TokenizerConfig:
     """How the vocabulary is learned from the training text.
 
     Args:
-        kind: ``bpe`` (byte-level byte-pair encoding), ``unigram`` (byte-level) or ``word``
+        kind: `bpe` (byte-level byte-pair encoding), `unigram` (byte-level) or `word`
             (split at white space, for text that is tokenised already).
         vocab_size: Entries of each vocabulary, the 4 special ids, tags and, in the byte-level
             kinds, the 256 bytes included. Little text may give fewer.
         shared: One vocabulary for both languages; else one for each.
-        min_frequency: Occurrences that a pair needs to be merged (``bpe``) or a word needs to be
-            kept (``word``).
+        min_frequency: Occurrences that a pair needs to be merged (`bpe`) or a word needs to be
+            kept (`word`).
         lowercase: Lowercase the text first.
     """
 
