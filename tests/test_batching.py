@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from threading import Event
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
-from transformer.data.background import one_ahead
 from transformer.data.batching import Batch, Plan, collate, evenly
 from transformer.data.corpus import Corpus, Pair, open_corpus
 from transformer.data.dataset import Counts, TokenTable, select, table_in_memory, write_table
@@ -24,7 +22,6 @@ from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import Mixture
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
-from transformer.errors import UserError
 
 BUDGET = 60
 
@@ -99,9 +96,11 @@ class Source:
         parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         self.mixture = Mixture(parts, [None, 0.2][: len(sizes) - 1], 2.0)
 
-    def __call__(self, rank: int = 0, plan: Plan = Plan(BUDGET)) -> TrainLoader:  # noqa: B008
+    def __call__(
+        self, rank: int = 0, plan: Plan = Plan(BUDGET), workers: int = 0  # noqa: B008
+    ) -> TrainLoader:  # fmt: skip
         if self.kind == "stream":
-            return StreamLoader(*self.stream, 50, False, plan, rank, nothing)
+            return StreamLoader(*self.stream, 50, False, plan, rank, workers, nothing)
         return CachedLoader(self.table, self.mixture, plan, rank, 1.0, nothing)
 
     def rows(self, epoch: int) -> list[int]:
@@ -177,25 +176,28 @@ def test_epochs_differ_and_depend_on_the_seed_alone(make_loader: Source) -> None
     assert ids(make_loader(plan=Plan(BUDGET, seed=2))) != first
 
 
-def test_the_generators_of_the_process_are_left_alone(make_loader: Source) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_generators_of_the_process_are_left_alone(make_loader: Source, workers: int) -> None:
     before, numpy_before = torch.get_rng_state(), repr(np.random.get_state())
-    list(make_loader())
+    list(make_loader(workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
     assert repr(np.random.get_state()) == numpy_before
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 2])
-@pytest.mark.parametrize("taken", [0, 1, 30, 61])
+@pytest.mark.parametrize(
+    ("epochs", "taken", "workers"),
+    [*((epochs, taken, 0) for epochs in (0, 2) for taken in (0, 1, 30, 61)), (1, 30, 2)],
+)
 def test_a_saved_position_gives_precisely_the_rest(
-    make_loader: Source, epochs: int, taken: int
+    make_loader: Source, epochs: int, taken: int, workers: int
 ) -> None:
-    loader = make_loader()
+    loader = make_loader(workers=workers)
     for _ in range(epochs):
         list(loader)
     head = ids(islice(iter(loader), taken))
     state = loader.state_dict()
     rest = [ids(loader), ids(loader)]  # iter() goes on
-    resumed = make_loader()
+    resumed = make_loader(workers=workers)
     resumed.load_state_dict(state)
     assert [ids(resumed), ids(resumed)] == rest
     assert sorted(i for batch in head + rest[0] for i in batch) == make_loader.rows(epochs)
@@ -346,27 +348,8 @@ def test_a_stream_of_which_nothing_is_left_says_so(
         (tmp_path / f"train.{side}").write_text("a b c d e f g h\n" * 2 + "a\n" * 2)
     corpus = open_corpus(str(tmp_path / "train"), "de", "en")
     tokenizer = train_tokenizer(TokenizerConfig("word", 20), lambda: [("a b", "a b")])
-    some = StreamLoader(corpus, tokenizer, 3, False, Plan(10), 0, nothing)
+    some = StreamLoader(corpus, tokenizer, 3, False, Plan(10), 0, 0, nothing)
     assert ids(some) == [[2, 3]]  # the first pool is left out whole
-    none = StreamLoader(corpus, tokenizer, 1, False, Plan(10), 0, nothing)
+    none = StreamLoader(corpus, tokenizer, 1, False, Plan(10), 0, 0, nothing)
     with pytest.raises(ValueError, match=r"no pair of .*train is left: 4 are longer"):
         list(none)
-
-
-def test_a_stream_is_read_one_pool_ahead_and_its_errors_arrive() -> None:
-    made = [Event() for _ in range(4)]
-
-    def numbers() -> Iterator[int]:
-        for number in range(3):
-            made[number].set()
-            yield number
-        made[3].set()
-        raise UserError("the fourth")
-
-    found = one_ahead(numbers())
-    for number in range(3):
-        assert next(found) == number
-        assert made[number + 1].wait(60)
-        assert not any(event.is_set() for event in made[number + 2 :])
-    with pytest.raises(UserError, match="the fourth"):
-        next(found)

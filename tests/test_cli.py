@@ -17,7 +17,7 @@ from toys import raising
 
 import transformer
 from transformer.__main__ import COMMANDS, main
-from transformer.commands.arguments import REMOVED, RENAMED, Parser, Recipe
+from transformer.commands.arguments import RENAMED, Parser, Recipe
 from transformer.commands.keys import parser_of
 from transformer.commands.recipes import find_recipe
 from transformer.errors import UserError, message
@@ -252,19 +252,6 @@ def test_a_key_of_before_is_refused_with_its_new_name(old: str, new: str, tmp_pa
         with pytest.raises(UserError, match=f"option '--{old}' is '--{new}' now"):
             parser.parse_args(args)
     assert new in {action.dest for action in parser._actions}
-
-
-@pytest.mark.parametrize(("old", "advice"), REMOVED.items())
-def test_a_key_that_is_gone_is_refused_with_what_to_do(
-    old: str, advice: str, tmp_path: Path
-) -> None:
-    parser = parser_of(TransformerConfig())
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("{}: {{{}: 0}}".format(*old.split(".")))
-    with pytest.raises(UserError, match=f"recipe.yaml:1: key '{old}' does not .*: {advice}$"):
-        parser.parse_args(["--config", str(recipe)])
-    with pytest.raises(UserError, match=f"option '--{old}' does not exist any more: {advice}$"):
-        parser.parse_args([f"--{old}=0"])
 
 
 @dataclass(frozen=True)

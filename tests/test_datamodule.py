@@ -107,6 +107,7 @@ def test_an_assigned_tokenizer_is_used_and_none_is_trained(
         ({"limit": 0}, "data.limit: 0 must be 1 or more"),
         ({"seed": -1}, "data.seed: -1 must be 0 or more"),
         ({"train": None, "max_tokens": -5}, "data.max_tokens: -5 must be 1 or more"),
+        ({"num_workers": -1}, "data.num_workers: -1 must be 0 or more"),
         ({"tokenizer": TokenizerConfig(vocab_size=9)}, "data.tokenizer.vocab_size: 9 is too small"),
     ],
 )
@@ -245,7 +246,7 @@ def test_a_checkpoint_of_the_end_of_an_epoch_resumes_with_the_next(
 def test_epochs_cut_short_and_training_by_steps(
     corpus: Path, small_pools: None, streaming: bool
 ) -> None:
-    data = make(corpus, streaming=streaming)
+    data = make(corpus, streaming=streaming, num_workers=1 if streaming else 0)
     watch = run(data, corpus, limit_train_batches=5, max_epochs=-1, max_steps=12)
     assert [epoch for epoch, _ in watch.seen] == [0] * 5 + [1] * 5 + [2] * 2
     assert len({i for _, batch in watch.seen for i in batch}) > 100

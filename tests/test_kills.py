@@ -70,7 +70,7 @@ class Losses(TrainingLog):
         self.curve[-1] = pl_module.scorer.scores["loss"]
 
 
-def train(folder: Path, fatal: int | None) -> None:
+def train(folder: Path, fatal: int | None, workers: int) -> None:
     """Train from the last checkpoint, if there is one, and note how it ended."""
     moments, log = Moments(fatal), Losses()
     saved = Checkpoints(folder, keep_best=2, average=2, save_every=2)
@@ -79,7 +79,7 @@ def train(folder: Path, fatal: int | None) -> None:
         val_check_interval=6, log_every_n_steps=1000,
     )  # fmt: skip
     model = module(network=NETWORK, schedule="noam", learning_rate=2.0, warmup_steps=8)
-    data = datamodule(folder.parent, max_tokens=110)
+    data = datamodule(folder.parent, max_tokens=110, num_workers=workers)
     last = folder / "last.ckpt"
     path = last if last.exists() else None
     loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
@@ -91,13 +91,13 @@ def train(folder: Path, fatal: int | None) -> None:
     torch.save(final, folder / "final.pt")
 
 
-def life(folder: Path, fatal: int | None) -> bool:
+def life(folder: Path, fatal: int | None, workers: int) -> bool:
     """Train in a process of its own; whether it came to its end."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            train(folder, fatal)
+            train(folder, fatal, workers)
             code = 0
         finally:
             os._exit(code)
@@ -107,16 +107,19 @@ def life(folder: Path, fatal: int | None) -> bool:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "kills"), [(0, 4), (2, 2)])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, workers: int, kills: int
+) -> None:
     """With accumulation, validations inside of epochs, and short steps at their ends."""
-    assert life(tmp_path / "whole", None)
+    assert life(tmp_path / "whole", None, workers)
     expected = torch.load(tmp_path / "whole" / "final.pt", weights_only=True)
-    rng, folder = random.Random(0), tmp_path / "killed"
-    for _ in range(4):
-        assert not life(folder, rng.randint(8, 40))
+    rng, folder = random.Random(workers), tmp_path / "killed"
+    for _ in range(kills):
+        assert not life(folder, rng.randint(8, 40), workers)
         if not (folder / "last.ckpt").exists():  # then it begins anew
             shutil.rmtree(folder, ignore_errors=True)
-    assert life(folder, None)
+    assert life(folder, None, workers)
     found = torch.load(folder / "final.pt", weights_only=True)
     torch.testing.assert_close(found["weights"], expected["weights"], rtol=0, atol=0)
     for key in ("step", "curve", "best", "averaged"):

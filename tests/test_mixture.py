@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def test_corpora_lie_behind_one_another_in_one_file(
     monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 4)
     corpora = [Words(str(1000 + i), "a", "b", "k") for i in (1, 0, 4)]
     write_table(corpora, Spelled(), tmp_path / "x.arrow")  # type: ignore[arg-type]
-    table = TokenTable(tmp_path / "x.arrow")
+    table = pickle.loads(pickle.dumps(TokenTable(tmp_path / "x.arrow")))
     assert table.bounds.tolist() == [0, 4, 7, 14]
     batch = collate(table, np.array([13, 0, 6, 4, 3]))
     assert batch.indices.tolist() == [13, 0, 6, 4, 3]

@@ -41,7 +41,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def reproduce(path: Path, *options: str) -> int:
-    return main(["reproduce", str(path), "--logger", "none", *options])
+    return main(["reproduce", str(path), "--logger", "none", "--data.num_workers", "0", *options])
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

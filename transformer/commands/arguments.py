@@ -27,8 +27,6 @@ from transformer.errors import UserError
 
 #: Keys of recipes, and groups of them, that had another name before.
 RENAMED = {"data.also": "data.extra_corpora", "old_pair": "parent"}
-#: Keys that are gone, and what to do.
-REMOVED = {"data.num_workers": "leave it out, streams are read ahead by themselves"}
 
 # The words of jsonargparse: the key that a message is about, what was expected of its value, the
 # value itself, and what is wrong with a class that was named.
@@ -128,8 +126,6 @@ def unknown(what: str, key: str, parser: ArgumentParser, dashes: str = "") -> st
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):
             return f"{what} is '{dashes}{new}{key.removeprefix(old)}' now"
-    if key in REMOVED:
-        return f"{what} does not exist any more: {REMOVED[key]}"
     near = nearest(key, valid_keys(parser))
     return f"{what} does not exist" + (f", the nearest is '{dashes}{near}'" if near else "")
 

@@ -22,7 +22,7 @@ EPILOG = """All further options are those of `transformer fit`, such as --seed_e
 --existing number; those that change the recipe are noted in the row."""
 #: Options that leave the recipe what it is: where its text lies, what is written and shown where.
 NEUTRAL = (
-    "data.train", "data.val", "data.test", "data.cache", "run_dir", "existing",
+    "data.train", "data.val", "data.test", "data.cache", "data.num_workers", "run_dir", "existing",
     "logger", "seed_everything", "trainer.enable_progress_bar",
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Work that holds up a process from a thread beside it, so that Ctrl-C is heard meanwhile."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
@@ -34,12 +34,3 @@ def in_background(work: Callable[[Fail], Result], seconds: float | None = None) 
 
     Thread(target=run, daemon=True).start()  # the process does not wait for it at its end
     return done.result(seconds)
-
-
-def one_ahead(items: Iterator[Result]) -> Iterator[Result]:
-    """Yields items; a thread prepares each of them while the one before is used."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item

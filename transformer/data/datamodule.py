@@ -56,6 +56,8 @@ class DataModule(LightningDataModule):
         limit: Take only the first pairs of the training corpus.
         streaming: Read and tokenise the training corpus on the fly, without a copy on disk.
         cache: Folder for tokenised corpora and vocabularies.
+        num_workers: Processes that read and tokenise a stream, which wants one; a tokenised corpus
+            needs none.
         seed: Key of the order of the batches.
     """
 
@@ -80,6 +82,7 @@ class DataModule(LightningDataModule):
         limit: int | None = None,
         streaming: bool = False,
         cache: str = "~/.cache/transformer",
+        num_workers: int = 0,
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class DataModule(LightningDataModule):
         #: Beams of a sentence, and tokens beyond its length, that evaluation searches among.
         self.beams, self.extra = 1, 0
         self.max_length, self.too_long = max_length, too_long
-        self.streaming = streaming
+        self.streaming, self.num_workers = streaming, num_workers
         self.cache = Path(cache).expanduser()
         self._vocabulary: Tokenizer | None = None  # learned here; other nodes may learn another
         self._tables: dict[Split, TokenTable] = {}
@@ -151,7 +154,7 @@ class DataModule(LightningDataModule):
         if self.streaming:
             self._loader = StreamLoader(
                 corpora[0], self.tokenizer, self.max_length, self.too_long == "refuse", plan,
-                rank, self._set_aside,
+                rank, self.num_workers, self._set_aside,
             )  # fmt: skip
         else:
             for src, tgt, share in self.shares() if self.extra_corpora else []:
@@ -214,7 +217,7 @@ class DataModule(LightningDataModule):
                 f"{self.max_length}; a batch must hold the longest pair"
             )
         least = dict.fromkeys(["max_tokens", "eval_max_tokens", "max_length"], 1)
-        for key, value in {**least, "seed": 0}.items():
+        for key, value in {**least, "seed": 0, "num_workers": 0}.items():
             if getattr(self, key) < value:
                 raise UserError(f"data.{key}: {getattr(self, key)} must be {value} or more")
 

@@ -119,6 +119,10 @@ class TokenTable:
         """(N,) the length of the longer side of each of these rows, in tokens."""
         return np.maximum(self.src.lengths(rows), self.tgt.lengths(rows))
 
+    def __reduce__(self) -> Any:
+        # Another process maps the file again instead of receiving its content.
+        return TokenTable, (self.source, self.first)
+
 
 def write_table(corpora: Sequence[Corpus], tokenizer: Tokenizer, path: Path) -> None:
     """Tokenises corpora into an Arrow file; the file appears under its name when it is whole."""

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any, NamedTuple
 
-from transformer.data.background import one_ahead
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
 from transformer.data.batching import Batch, Plan, collate
 from transformer.data.corpus import Corpus
 from transformer.data.dataset import (
@@ -174,8 +176,8 @@ class CachedLoader(TrainLoader):
 class StreamLoader(TrainLoader):
     """Batches of a corpus that is read and tokenised on the fly, in its own order, pool by pool.
 
-    Every process reads and tokenises the whole stream and takes its share of the batches. A thread
-    prepares the next pool while the one before is trained on.
+    Every process reads and tokenises the whole stream and takes its share of the batches. Worker w
+    of n prepares the pools w, w + n, ...; with none, training waits for each pool.
 
     Args:
         corpus: The text.
@@ -183,6 +185,7 @@ class StreamLoader(TrainLoader):
         max_length: Longest side of a pair in tokens, EOS included.
         refuse: A longer pair is an error; else it is left out.
         plan, rank, ahead: As in `TrainLoader`.
+        num_workers: Worker processes that read and tokenise.
     """
 
     def __init__(
@@ -193,11 +196,13 @@ class StreamLoader(TrainLoader):
         refuse: bool,
         plan: Plan,
         rank: int,
+        num_workers: int,
         ahead: Callable[[], int],
     ) -> None:
         about = {"stream": f"limit {corpus.limit} max_length {max_length}"}
         super().__init__(plan, about, rank, ahead)
         self._text, self._rule = (corpus, tokenizer), (max_length, refuse)
+        self.num_workers = num_workers
         self._counted: dict[int, Counts] = {}
 
     @property
@@ -207,17 +212,30 @@ class StreamLoader(TrainLoader):
 
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         corpus = self._text[0]
-        for number, table in enumerate(one_ahead(self._tables(start)), start):
+        # Without a generator of its own a loader draws from that of the process.
+        tables = DataLoader(
+            _Tokenised(*self._text, start), batch_size=None, num_workers=self.num_workers,
+            generator=torch.Generator(),
+        )  # fmt: skip
+        for number, table in enumerate(tables, start):
             rows, self._counted[number] = select(table, corpus, *self._rule, 0)
             yield number, table, rows
         if not self.counts.pairs:
             raise nothing_left(corpus, self.counts)
 
-    def _tables(self, start: int) -> Iterator[TokenTable]:
-        """The tokenised stream from one of its pools on."""
-        corpus, tokenizer = self._text
-        pairs = corpus.pairs(start * STREAM_POOL)
-        for pool in count(start):
+
+class _Tokenised(IterableDataset[TokenTable]):
+    """A stream from one of its pools on; a worker takes its share of them."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, start: int) -> None:
+        self.corpus, self.tokenizer, self.start = corpus, tokenizer, start
+
+    def __iter__(self) -> Iterator[TokenTable]:
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        pairs = self.corpus.pairs(self.start * STREAM_POOL)
+        for pool in count(self.start):
             if not (some := list(islice(pairs, STREAM_POOL))):
                 return
-            yield table_in_memory(some, pool * STREAM_POOL, corpus, tokenizer)
+            if (pool - self.start) % workers == mine:
+                yield table_in_memory(some, pool * STREAM_POOL, self.corpus, self.tokenizer)
