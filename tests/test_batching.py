@@ -248,7 +248,7 @@ def test_batches_set_aside_do_not_count(
 ) -> None:
     aside: list[Batch] = []
     make = lambda: StreamLoader(  # noqa: E731
-        *stream_source, 50, False, Plan(BUDGET), 0, lambda: len(aside)
+        *stream_source, 50, False, Plan(BUDGET), 0, 0, lambda: len(aside)
     )
     whole, loader = ids(make()), make()
     batches = iter(loader)
@@ -275,15 +275,15 @@ def test_a_stream_with_other_settings_is_another_one(
     stream_source: tuple[Corpus, Tokenizer],
 ) -> None:
     """Its batches depend on which pairs are left out."""
-    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, nothing)
+    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, 0, nothing)
     next(iter(loader))
-    other = StreamLoader(*stream_source, 6, False, Plan(BUDGET), 0, nothing)
+    other = StreamLoader(*stream_source, 6, False, Plan(BUDGET), 0, 0, nothing)
     with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
         other.load_state_dict(loader.state_dict())
 
 
 def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer]) -> None:
-    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, nothing)
+    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, 0, nothing)
     counts = [(len(list(loader)), loader.counts.pairs)[1] for _ in range(3)]
     assert counts[0] > 0 and counts == counts[:1] * 3
 
@@ -328,7 +328,7 @@ def test_a_stream_is_resumed_at_its_pool(
     small_pools: None, stream_source: tuple[Corpus, Tokenizer]
 ) -> None:
     make = lambda: StreamLoader(  # noqa: E731
-        Lines("lines", "a", "b", "k"), stream_source[1], 50, False, Plan(BUDGET), 0, nothing
+        Lines("lines", "a", "b", "k"), stream_source[1], 50, False, Plan(BUDGET), 0, 0, nothing
     )
     loader = make()
     whole = ids(loader)

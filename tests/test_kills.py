@@ -79,7 +79,8 @@ def train(folder: Path, fatal: int | None, workers: int) -> None:
         val_check_interval=6, log_every_n_steps=1000,
     )  # fmt: skip
     model = module(network=NETWORK, schedule="noam", learning_rate=2.0, warmup_steps=8)
-    data = datamodule(folder.parent, max_tokens=110, num_workers=workers)
+    streaming = workers > 0  # a tokenised corpus starts no workers
+    data = datamodule(folder.parent, max_tokens=110, num_workers=workers, streaming=streaming)
     last = folder / "last.ckpt"
     path = last if last.exists() else None
     loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
