@@ -74,7 +74,7 @@ class Corpus:
         """The pairs, from number `start` on, up to number `limit`.
 
         Raises:
-            ValueError: The corpus is empty, not aligned, not UTF-8, or lacks a column.
+            UserError: The corpus is empty, not aligned, not UTF-8, or lacks a column.
         """
         rest = None if self.limit is None else max(0, self.limit - start)
         rows = islice(self._rows(start), rest)

@@ -24,7 +24,7 @@ def shown(trainer: Trainer, log: TrainingLog) -> dict[str, str]:
     return {
         "loss": f"{log.latest['train/loss']:.3f}",
         "lr": f"{log.latest['train/learning_rate']:.1e}",
-        "tok/s": f"{log.latest['train/tgt_tokens_per_second']:,.0f}",
+        "tgt tok/s": f"{log.latest['train/tgt_tokens_per_second']:,.0f}",
         "left": time_left(trainer, log),
     }
 
