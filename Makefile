@@ -1,6 +1,7 @@
 # make train   sets up, trains a recipe, shows translations       make test    sets up, runs every test
 # make check   linter, types, fast tests                          make clean   removes .venv and caches
 # make bench   measures speed beside other packages            make gpu     tests and measures a GPU
+# make site    builds the documentation into .site/
 PYTHON ?= python3
 RECIPE ?= recipes/quickstart/ko_en.yaml
 ARGS ?=
@@ -16,7 +17,7 @@ WHEELS ?=
 LINKS = $(if $(WHEELS),--find-links '$(WHEELS)')
 PUREPYTHON = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: help setup train test tests check lint bench wheels gpu clean
+.PHONY: help setup train test tests check lint bench site wheels gpu clean
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
@@ -25,6 +26,7 @@ help:
 	@echo "make bench [ARGS=...] [DEVICE=cuda]   set up, measure speed beside other packages (ARGS=--help)"
 	@echo "make gpu [WHEELS=folder] [ARGS=...]   test and measure a GPU, offline, with torch of PYTHON"
 	@echo "make wheels WHEELS=folder   fill the folder, on a machine with a network and the same Python"
+	@echo "make site      build the documentation, with the reference of the code, into .site/"
 	@echo "make setup     the virtual environment .venv alone (PYTHON=$(PYTHON))"
 	@echo "make clean     remove .venv and caches; runs/ and .bench/ stay"
 
@@ -61,6 +63,9 @@ tests: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheels:
 	$(PYTHON) -m pip download --disable-pip-version-check -c constraints.txt \

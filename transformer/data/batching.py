@@ -25,7 +25,7 @@ from transformer.data.tokenizer import BOS
 class Batch(NamedTuple):
     """Padded pairs; padding is 0.
 
-    Args:
+    Attributes:
         indices: (B,) number of each pair in its corpus, from 0; corpora of a mixture follow each
             other.
         src: (B, S) source ids, EOS last.

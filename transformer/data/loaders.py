@@ -124,7 +124,7 @@ class CachedLoader(TrainLoader):
     Args:
         table: The tokenised corpora.
         mixture: Which of their rows are in an epoch.
-        plan, rank, ahead: As in `TrainLoader`.
+        plan: As in `TrainLoader`, like `rank` and `ahead`.
         limit: Where an epoch of one corpus ends: after this many batches, or this share of them
             (`limit_train_batches`).
     """
@@ -184,7 +184,7 @@ class StreamLoader(TrainLoader):
         tokenizer: The tokenizer.
         max_length: Longest side of a pair in tokens, EOS included.
         refuse: A longer pair is an error; else it is left out.
-        plan, rank, ahead: As in `TrainLoader`.
+        plan: As in `TrainLoader`, like `rank` and `ahead`.
         num_workers: Worker processes that read and tokenise.
     """
 
