@@ -32,13 +32,18 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "kernels", "models", "data.lengths", "data.tokenizer", "bundle", "settings"},
         {"torch"},
     ),
+    "interop": (
+        {"errors", "kernels", "models", "data.tokenizer", "bundle", "inference", "settings",
+         "writing"},
+        TENSORS | {"tokenizers", "safetensors", "transformers"},
+    ),
     "training": (
         {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "writing"},
         TENSORS | {"lightning", "wandb"},
     ),
     "commands": (
-        {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "settings",
-         "training", "writing"},
+        {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "interop",
+         "settings", "training", "writing"},
         TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),
     # The lazy public names; the command table reaches the commands by name only.

@@ -123,6 +123,7 @@ def search(
     prefix: Sequence[Sequence[int]] | None = None,
     generator: torch.Generator | None = None,
     stop: Event | None = None,
+    limit: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Translate a batch.
 
@@ -138,6 +139,7 @@ def search(
         prefix: for each sentence, target ids with which the translation must begin.
         generator: source of randomness of the sampling.
         stop: set by another thread that needs no results any more.
+        limit: target tokens of the longest translation, where `max_extra` shall not say it.
 
     Returns:
         For each sentence its `n_best` hypotheses, best first.
@@ -147,6 +149,8 @@ def search(
         expand = sampled_continuations(config.temperature, config.top_k, config.top_p, generator)
     forced, _ = pad(prefix or [()] * len(src), src.device, -1)
     beams = _Beams(model, src, src_lengths, config, forced)
+    if limit is not None:
+        beams.limits = [limit] * len(src)
     while beams.sentences and not (stop and stop.is_set()):
         beams.step(expand)
     if not (all(beams.finished) or (stop and stop.is_set())):
