@@ -12,6 +12,7 @@ SHAPES: dict[str, ModelConfig] = {
     "three_way": TransformerConfig(**TRANSFORMER),  # type: ignore[arg-type]
     "two_way": TransformerConfig(**TRANSFORMER, tied="two_way"),  # type: ignore[arg-type]
     "untied": TransformerConfig(**TRANSFORMER, tied="none"),  # type: ignore[arg-type]
+    "bias": TransformerConfig(**TRANSFORMER, output_bias=True),  # type: ignore[arg-type]
     "learned": TransformerConfig(**TRANSFORMER, positions="learned"),  # type: ignore[arg-type]
     "rnn": RNNConfig(d_model=16),
 }

@@ -109,6 +109,15 @@ def test_tied_embeddings(tied: Any, matrices: int) -> None:
     assert len(shared) == matrices
 
 
+def test_an_output_bias_is_added_to_the_logits() -> None:
+    plain, model = build(), build(replace(SMALL, output_bias=True))
+    assert model.output.bias.abs().max() == 0
+    torch.nn.init.normal_(model.output.bias)
+    hidden = model(SRC, LENGTHS, TGT)
+    wanted = plain.project(plain(SRC, LENGTHS, TGT)) + model.output.bias
+    torch.testing.assert_close(model.project(hidden), wanted)
+
+
 def test_three_way_needs_one_vocabulary() -> None:
     with pytest.raises(ValueError, match="source has 10 tokens and the target 12: set data"):
         SMALL.build(10, 12)

@@ -40,6 +40,7 @@ class TransformerConfig:
         max_positions: longest sequence, in tokens, that learned positions can serve.
         tied: `three_way`: source embedding, target embedding and output projection are one
             matrix (section 3.4); `two_way`: the last two are; `none`.
+        output_bias: add a learned bias to the logits; not in the paper, but in Marian's models.
     """
 
     d_model: int = 512
@@ -55,6 +56,7 @@ class TransformerConfig:
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_positions: int = 1024
     tied: Literal["three_way", "two_way", "none"] = "three_way"
+    output_bias: bool = False
 
     def __post_init__(self) -> None:
         _check_ranges(self)

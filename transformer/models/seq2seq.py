@@ -56,7 +56,8 @@ class Seq2Seq(nn.Module, ABC):
 
     config: Any
     output: nn.Linear
-    #: Parameters that have a row for each token, by name, and whether of the source or the target.
+    #: Parameters that have a row for each token, by name, and whether of the source or the target;
+    #: not every configuration has them all.
     ROWS: ClassVar[dict[str, Literal["src", "tgt"]]]
     #: Longest sequence that the model can read or write, in tokens; None for any length.
     max_length: int | None = None

@@ -148,10 +148,9 @@ class Transformer(Seq2Seq):
 
     config: TransformerConfig
     ROWS: ClassVar = {
-        "src_embedding.tokens.weight": "src",
-        "tgt_embedding.tokens.weight": "tgt",
-        "output.weight": "tgt",
-    }
+        "src_embedding.tokens.weight": "src", "tgt_embedding.tokens.weight": "tgt",
+        "output.weight": "tgt", "output.bias": "tgt",
+    }  # fmt: skip
 
     def __init__(self, config: TransformerConfig, src_vocab_size: int, tgt_vocab_size: int) -> None:
         super().__init__()
@@ -168,7 +167,7 @@ class Transformer(Seq2Seq):
         pre = config.norm == "pre"
         self.encoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
         self.decoder_norm = nn.LayerNorm(config.d_model) if pre else nn.Identity()
-        self.output = nn.Linear(config.d_model, tgt_vocab_size, bias=False)
+        self.output = nn.Linear(config.d_model, tgt_vocab_size, config.output_bias)
         initialise(self.output)
         self.tie()
 

@@ -130,8 +130,10 @@ def transplant(
 
 def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
     first: dict[int, str] = {}
-    for name in model.ROWS:
-        other = first.setdefault(id(model.get_parameter(name)), name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in model.ROWS:
+            continue
+        other = first.setdefault(id(parameter), name)
         if old.get_parameter(other) is not old.get_parameter(name):
             raise UserError(
                 f"model.network.tied is {model.config.tied!r}, but model.init_from has two "
