@@ -30,9 +30,11 @@ def test_every_piece_is_spelled_by_the_same_text(kinds: tuple[str, str]) -> None
     assert found[: len(SPECIALS)] == [[i] for i in range(len(SPECIALS))]
     several = 0
     for i, ids in enumerate(found[len(SPECIALS) :], len(SPECIALS)):
-        piece = new.side("src").id_to_token(i) or ""
-        if kinds[0] == kinds[1] and old.side("src").token_to_id(piece) is not None:
-            assert ids == [old.side("src").token_to_id(piece)]  # not several that also spell it
+        piece = new.side("src").library.id_to_token(i) or ""
+        if kinds[0] == kinds[1] and old.side("src").library.token_to_id(piece) is not None:
+            assert ids == [
+                old.side("src").library.token_to_id(piece)
+            ]  # not several that also spell it
         if ids and "�" not in text(new, [i]):
             assert text(old, ids).removeprefix(" ") == text(new, [i]).removeprefix(" ")
         several += len(ids) > 1
@@ -42,15 +44,15 @@ def test_every_piece_is_spelled_by_the_same_text(kinds: tuple[str, str]) -> None
 
 def test_words_of_which_the_old_vocabulary_knows_some() -> None:
     old, new = learn(OLD, "word"), learn(NEW, "word")
-    found = dict(zip(map(new.side("src").id_to_token, range(99)), spellings(new, old, "src")))  # noqa: B905
+    found = dict(zip(map(new.side("src").entry, range(99)), spellings(new, old, "src")))  # noqa: B905
     assert text(old, found["dog"]) == "dog"
     assert found["chat"] == []
 
 
 def test_a_word_begins_after_a_space() -> None:
     old, new = learn(OLD, "bpe"), learn(NEW, "word")
-    dog = spellings(new, old, "src")[new.side("src").token_to_id("dog") or 0]
-    assert dog == [old.side("src").token_to_id("Ġdog")]
+    dog = spellings(new, old, "src")[new.side("src").library.token_to_id("dog") or 0]
+    assert dog == [old.side("src").library.token_to_id("Ġdog")]
 
 
 def test_a_lowercased_vocabulary_spells_capitals_in_small_letters() -> None:

@@ -20,7 +20,6 @@ from tokenizers import pre_tokenizers
 
 from transformer.data.tokenizer import (
     BOS,
-    BYTE_OF,
     EOS,
     PAD,
     SPECIALS,
@@ -29,6 +28,7 @@ from transformer.data.tokenizer import (
     TokenizerConfig,
 )
 from transformer.data.tokenizer_training import train_tokenizer
+from transformer.data.vocabulary import BYTE_OF
 
 SRC = ["나는 사과를 먹는다 .", "그는 학교에 간다 .", "고양이가 책을 읽는다 ."] * 20
 TGT = ["I eat an apple .", "He goes to the school .", "The cat reads a book ."] * 20

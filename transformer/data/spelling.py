@@ -1,17 +1,11 @@
 """How the pieces of one vocabulary are spelled in another: what a new row can be made of.
 
-Fine-tuning (`training.transfer`) uses it; it lies here because it needs no tensors, but to know
-how tokenizers write bytes.
+Fine-tuning (`training.transfer`) uses it; it lies here because it needs no tensors.
 """
 
 from collections.abc import Callable
 
-import tokenizers as hf
-from tokenizers import models
-
-from transformer.data.tokenizer import BYTE_OF, Side, Tokenizer
-
-CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+from transformer.data.tokenizer import Side, Tokenizer, Vocabulary
 
 
 def spellings(new: Tokenizer, old: Tokenizer, side: Side) -> list[list[int]]:
@@ -30,46 +24,27 @@ def spellings(new: Tokenizer, old: Tokenizer, side: Side) -> list[list[int]]:
         that make it up, else (a special token or a word that the old one does not know) none.
     """
     pieces, others = new.side(side), old.side(side)
-    specials = {token.content: i for i, token in others.get_added_tokens_decoder().items()}
+    specials = {written: i for i, written in others.specials.items()}
     spell = _speller(others)
-    found = [spell(_bytes(pieces, pieces.id_to_token(i))) for i in range(pieces.get_vocab_size())]
-    for i, token in pieces.get_added_tokens_decoder().items():
-        found[i] = [specials[token.content]] if token.content in specials else []
-    return found
+    return [
+        spell(pieces.spelled(i))
+        if i not in pieces.specials
+        else [specials[pieces.specials[i]]] * (pieces.specials[i] in specials)
+        for i in range(pieces.size)
+    ]
 
 
-def _speller(old: hf.Tokenizer) -> Callable[[str], list[int]]:
-    """A function from a piece, its bytes written as characters, to old ids."""
-    specials = set(old.get_added_tokens_decoder())
-    ids = {_bytes(old, token): i for token, i in old.get_vocab().items() if i not in specials}
+def _speller(old: Vocabulary) -> Callable[[bytes], list[int]]:
+    """A function from what a piece writes to old ids."""
+    ids = {old.spelled(i): i for i in range(old.size) if i not in old.specials}
 
-    def spell(piece: str) -> list[int]:
+    def spell(piece: bytes) -> list[int]:
         if piece in ids:
             return [ids[piece]]
-        piece = _normalized(old, piece)
+        piece = old.normalized(piece)
         if piece in ids:
             return [ids[piece]]
-        if isinstance(old.model, models.WordLevel):
-            return []
-        parts = [token.id for token in old.model.tokenize(piece)]
-        return [] if specials.intersection(parts) else parts
+        parts = old.cut(piece)
+        return [] if old.specials.keys() & {*parts} else parts
 
     return spell
-
-
-def _bytes(side: hf.Tokenizer, token: str | None) -> str:
-    """A token as byte-level vocabularies write it: most words come after a space."""
-    assert token is not None
-    return _characters(f" {token}") if isinstance(side.model, models.WordLevel) else token
-
-
-def _characters(text: str) -> str:
-    return "".join(CHARACTER_OF[byte] for byte in text.encode())
-
-
-def _normalized(side: hf.Tokenizer, piece: str) -> str:
-    try:
-        text = bytes(BYTE_OF[character] for character in piece).decode()
-    except UnicodeDecodeError:  # a part of a character
-        return piece
-    return _characters(side.normalizer.normalize_str(text))

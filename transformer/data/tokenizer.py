@@ -8,19 +8,30 @@ special id.
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers as hf
-from tokenizers import models
+from tokenizers import decoders, models
 
+from transformer.data.metaspace import Metaspace, metaspace_file
+from transformer.data.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIALS,
+    UNK,
+    ByteLevel,
+    Vocabulary,
+    Words,
+)
 from transformer.errors import UserError
 
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
-SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
+__all__ = [
+    "BOS", "EOS", "PAD", "SHARED_FILE", "SPECIALS", "SRC_FILE", "TGT_FILE", "UNK", "Side",
+    "Tokenizer", "TokenizerConfig", "Vocabulary", "is_blank", "metaspace_file",
+]  # fmt: skip
 SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 256, "word": 5}
 SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
 
@@ -83,24 +94,24 @@ class Tokenizer:
                     f"or {SRC_FILE} and {TGT_FILE}"
                 )
         self._files = {name: files[name] for name in names}
-        sides = [_parse(name, text) for name, text in self._files.items()]
+        sides = [_read(name, text) for name, text in self._files.items()]
         self._src, self._tgt = sides[0], sides[-1]
         #: Language -> id of the tag that asks for a translation into it; empty without tags.
-        self.tags = {text[2:-1]: i for i, text in _specials(self._src).items() if i > UNK}
+        self.tags = {text[2:-1]: i for i, text in self._src.specials.items() if i > UNK}
 
-    def side(self, side: Side) -> hf.Tokenizer:
-        """The library's tokenizer of the source or the target."""
+    def side(self, side: Side) -> Vocabulary:
+        """The vocabulary of the source or the target."""
         return self._src if side == "src" else self._tgt
 
     @property
     def src_vocab_size(self) -> int:
         """Source ids, the special ones included."""
-        return int(self._src.get_vocab_size())
+        return self._src.size
 
     @property
     def tgt_vocab_size(self) -> int:
         """Target ids, the special ones included."""
-        return int(self._tgt.get_vocab_size())
+        return self._tgt.size
 
     def encode_src(self, lines: list[str], to: str | None = None) -> list[list[int]]:
         """The ids of each source line, EOS last and, where there are tags, the tag of `to` first.
@@ -108,7 +119,7 @@ class Tokenizer:
         Raises:
             UserError: There are tags, and none of the language `to`.
         """
-        ids = _encode(self._src, lines)
+        ids = self._src.encode(lines)
         if not self.tags:
             return ids
         if to not in self.tags:
@@ -120,25 +131,23 @@ class Tokenizer:
 
     def encode_tgt(self, lines: list[str]) -> list[list[int]]:
         """The ids of each target line, EOS last and no BOS."""
-        return _encode(self._tgt, lines)
+        return self._tgt.encode(lines)
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The text of lists of target ids: ends at the first EOS, without other special ids."""
-        texts: list[str] = self._tgt.decode_batch([_until_eos(line) for line in ids])
-        return texts
+        return self._tgt.decode([_until_eos(line) for line in ids])
 
     def pieces(self, side: Side, ids: list[int]) -> list[str]:
         """A readable label for each id of a side: its text, special ids as they are written."""
-        return _pieces(self.side(side), ids)
+        return self.side(side).pieces(ids)
 
     def words(self, side: Side, ids: list[int]) -> list[int]:
         """Number of the word, separated by spaces, in which each id of a side ends; from 0."""
-        return _words(self.side(side), ids)
+        return self.side(side).words(ids)
 
     def tgt_shown(self, ids: list[int]) -> list[int]:
         """Places of the target ids that `decode` writes: all but the special ones."""
-        specials = _specials(self._tgt)
-        return [place for place, token in enumerate(ids) if token not in specials]
+        return [place for place, token in enumerate(ids) if token not in self._tgt.specials]
 
     def to_text(self) -> dict[str, str]:
         """File name -> JSON text: one file, or one for each side."""
@@ -170,77 +179,27 @@ def is_blank(line: str) -> bool:
     return not line.strip()
 
 
-def _parse(name: str, text: str) -> hf.Tokenizer:
-    try:
-        side = hf.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"tokenizer: {name} cannot be read ({error})") from None
-    for expected, special in enumerate(SPECIALS):
-        if side.token_to_id(special) != expected:
-            raise UserError(
-                f"tokenizer: {special} has id {side.token_to_id(special)} in {name}, must be "
-                f"{expected}; it was not made by this project"
-            )
-    side.encode_special_tokens = True  # is not stored in tokenizer.json
-    return side
-
-
-def _specials(side: hf.Tokenizer) -> dict[int, str]:
-    """Special id -> how it is written: the four, then the tags."""
-    return {i: token.content for i, token in sorted(side.get_added_tokens_decoder().items())}
-
-
-def _encode(side: hf.Tokenizer, lines: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = [encoding.ids for encoding in side.encode_batch_fast(lines)]
-    if isinstance(side.model, models.WordLevel):
-        # The special tokens are words of this vocabulary: as text they are unknown words.
-        words = len(_specials(side))
-        return [_no_specials(line, words) if min(line[:-1], default=words) < words else line
-                for line in ids]  # fmt: skip
-    return ids
-
-
-def _no_specials(ids: list[int], words: int) -> list[int]:
-    return [*(i if i >= words else UNK for i in ids[:-1]), EOS]
-
-
 def _until_eos(ids: list[int]) -> list[int]:
     return ids[: ids.index(EOS)] if EOS in ids else ids
 
 
-def _byte_of_character() -> dict[str, int]:
-    """How pieces write bytes: printable Latin-1 as itself, the others from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + number): byte for number, byte in enumerate(others)
-    }
-
-
-BYTE_OF = _byte_of_character()
-
-
-def _pieces(side: hf.Tokenizer, ids: list[int]) -> list[str]:
-    """A character that is cut into several pieces is shown with the last of them."""
-    if isinstance(side.model, models.WordLevel):
-        return [side.id_to_token(i) or "" for i in ids]
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    specials = _specials(side)
-    pieces = []
-    for i in ids:
-        if i in specials:
-            decoder.reset()
-            pieces.append(specials[i])
-        else:
-            pieces.append(decoder.decode(bytes(BYTE_OF[c] for c in side.id_to_token(i) or "")))
-    return pieces
-
-
-def _words(side: hf.Tokenizer, ids: list[int]) -> list[int]:
-    # A tag is no word; its number is that of the first one.
-    tag = [0] if ids and UNK < ids[0] < len(_specials(side)) else []
-    ids = ids[len(tag) :]
-    if isinstance(side.model, models.WordLevel):
-        return tag + list(range(len(ids)))
-    texts = accumulate(_pieces(side, ids))
-    return tag + [max(len(text.split()) - 1, 0) for text in texts]
+def _read(name: str, text: str) -> Vocabulary:
+    try:
+        library = hf.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"tokenizer: {name} cannot be read ({error})") from None
+    library.encode_special_tokens = True  # is not stored in tokenizer.json
+    if isinstance(library.model, models.WordLevel):
+        vocabulary: Vocabulary = Words(library)
+    elif isinstance(library.decoder, decoders.ByteLevel):
+        vocabulary = ByteLevel(library)
+    else:
+        vocabulary = Metaspace(library)
+    found = {written: i for i, written in vocabulary.specials.items()}
+    for expected, special in enumerate(SPECIALS):
+        if found.get(special) != expected:
+            raise UserError(
+                f"tokenizer: {special} has id {found.get(special)} in {name}, must be "
+                f"{expected}; it was not made by this project"
+            )
+    return vocabulary
