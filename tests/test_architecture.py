@@ -41,9 +41,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "writing"},
         TENSORS | {"lightning", "wandb"},
     ),
+    "serving": (
+        {"errors", "kernels", "bundle", "inference"},
+        {"fastapi", "pydantic", "starlette", "uvicorn"},
+    ),
     "commands": (
         {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "interop",
-         "settings", "training", "writing"},
+         "serving", "settings", "training", "writing"},
         TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),
     # The lazy public names; the command table reaches the commands by name only.

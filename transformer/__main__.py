@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "score a bundle on a test set: loss, perplexity, BLEU, chrF",
     "score": "log-probability of given translations, one for each line",
     "translate": "translate text, files or standard input with a bundle",
+    "serve": "serve bundles: a page, this project's interface and LibreTranslate's",
     "average": "average checkpoints, or take a single one, and make a bundle of it",
     "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
     "table": "write the results of reproduced recipes into a Markdown file, with a plot",

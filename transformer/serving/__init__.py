@@ -1,0 +1,1 @@
+"""Serving: bundles behind an HTTP interface, and the page that uses it."""
