@@ -13,6 +13,7 @@ from transformer.inference.search import SearchConfig, search
 from transformer.kernels import has_bfloat16
 from transformer.models import RNN, RNNConfig
 from transformer.models.attention import SCORES
+from transformer.models.recording import recorded
 from transformer.models.rnn import Bidirectional, context_vector
 
 SMALL = RNNConfig(d_model=8, num_layers=2)
@@ -115,6 +116,13 @@ def test_decoder_by_hand(cell: Any, attention: str, input_feeding: bool) -> None
                 context = expected @ states
             fed = torch.tanh(model.output_projection.weight @ torch.cat([context, x]))
             torch.testing.assert_close(found[row, step], fed)
+
+
+def test_a_recurrent_model_has_cross_attention_alone() -> None:
+    model = build(input_feeding=True)
+    with recorded(model, "encoder", "decoder", "cross") as weights:
+        model(SRC, LENGTHS, TGT)
+    assert [*weights] == ["cross"] and weights["cross"].shape == (2, 1, 1, 4, 5)
 
 
 def test_without_attention_the_weights_never_move() -> None:

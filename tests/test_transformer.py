@@ -10,6 +10,7 @@ from toys import copy_attention, dropouts
 
 from transformer.models import Transformer, TransformerConfig
 from transformer.models.attention import padding_mask
+from transformer.models.recording import Kind, recorded
 
 SMALL = TransformerConfig(d_model=16, d_ff=32, num_heads=4, num_layers=2)
 SRC = torch.tensor([[5, 6, 7, 8, 2], [9, 4, 2, 0, 0]])
@@ -172,6 +173,33 @@ def test_cross_attention_is_a_distribution_over_the_source() -> None:
     assert weights.shape == (2, 2, 4, 4, 5)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 4, 4, dtype=torch.float64))
     assert weights[1, ..., 3:].abs().max() == 0
+
+
+def test_recorded_weights_are_those_that_the_layers_give() -> None:
+    model = build()
+    expected: dict[Kind, torch.Tensor] = {
+        "encoder": model.encoder[0].self_attention(
+            model.src_embedding(SRC), mask=padding_mask(LENGTHS, 5), need_weights=True
+        ).weights,
+        "decoder": model.decoder[0].self_attention(
+            model.tgt_embedding(TGT), causal=True, need_weights=True
+        ).weights,
+    }  # fmt: skip
+    with recorded(model, "encoder", "decoder", "cross") as weights:
+        hidden = model(SRC, LENGTHS, TGT)
+    for kind, layer in expected.items():
+        assert weights[kind].shape == (2, 2, 4, *layer.shape[-2:])
+        torch.testing.assert_close(weights[kind][:, 0], layer)
+    torch.testing.assert_close(weights["cross"], model.cross_attention(SRC, LENGTHS, TGT))
+    torch.testing.assert_close(hidden, model(SRC, LENGTHS, TGT))
+
+
+def test_nothing_is_recorded_afterwards() -> None:
+    model = build()
+    with pytest.raises(ValueError, match="^an error$"), recorded(model, "cross"):
+        raise ValueError("an error")
+    hooks = [module for module in model.modules() if module._forward_hooks]
+    assert not hooks and not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_dropout_stands_where_the_paper_has_it() -> None:

@@ -8,6 +8,9 @@ from torch import Tensor
 from transformer.data.tokenizer import BOS, EOS, Tokenizer
 from transformer.inference.batches import Pair, pad
 from transformer.models import Seq2Seq
+from transformer.models.recording import Kind, recorded
+
+KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross")
 
 
 @torch.inference_mode()
@@ -30,6 +33,22 @@ def log_probs(model: Seq2Seq, pairs: Sequence[Pair]) -> list[float]:
 def cross_attention(model: Seq2Seq, pairs: Sequence[Pair]) -> Tensor:
     """The weights (B, L, H, T, S) of pairs of source and target ids, EOS last in both."""
     return model.cross_attention(*_inputs(model, pairs)).float()
+
+
+@torch.inference_mode()
+def attention_maps(model: Seq2Seq, pair: Pair) -> dict[Kind, Tensor]:
+    """The weights of self-attention, where the model has it, and of cross-attention.
+
+    Args:
+        model: in evaluation mode.
+        pair: source and target ids, EOS last in both.
+
+    Returns:
+        `encoder` (L, H, S, S), `decoder` (L, H, T, T), `cross` (L, H, T, S).
+    """
+    with recorded(model, *KINDS) as weights:
+        model(*_inputs(model, [pair]))
+    return {kind: found[0].float() for kind, found in weights.items()}
 
 
 def _inputs(model: Seq2Seq, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:

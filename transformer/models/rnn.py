@@ -228,17 +228,12 @@ class RNN(Seq2Seq):
             x = layer(self.dropout(x), src_lengths)
         return Memory(x, src_lengths, padding_mask(src_lengths, src.size(1)))
 
-    def decode(
-        self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         state = self.start(memory)
         # All steps at once, where none waits for the one before.
         size = 1 if self.config.input_feeding else tgt_in.size(1)
-        parts = [
-            self._advance(tokens[:, None], state, need_weights) for tokens in tgt_in.split(size, 1)
-        ]
-        hidden, weights = zip(*parts, strict=True)
-        return torch.cat(hidden, 1), torch.cat(weights, 2)[:, None] if need_weights else None
+        parts = [self._advance(tokens[:, None], state) for tokens in tgt_in.split(size, 1)]
+        return torch.cat(parts, 1)
 
     def start(self, memory: Memory, beams: int = 1) -> RNNState:
         first = torch.tanh(self.bridge(context_vector(memory)))
@@ -248,16 +243,14 @@ class RNN(Seq2Seq):
         return RNNState(tuple(hidden), self.attention.read(memory), input_feed)
 
     def step(self, token: Tensor, state: RNNState) -> Tensor:
-        return self._advance(token[:, :, None], state)[0]
+        return self._advance(token[:, :, None], state)
 
     def combine(self, context: Tensor, states: Tensor) -> Tensor:
         """tanh(W_c [a_t; s_t]) (Luong et al. 2015, equation 5); all (B, T, D)."""
         return torch.tanh(self.output_projection(torch.cat([context, states], -1)))
 
-    def _advance(
-        self, tokens: Tensor, state: RNNState, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """T tokens for each of N beams, of which one is 1: (B, N, T) -> (B, N * T, D), weights."""
+    def _advance(self, tokens: Tensor, state: RNNState) -> Tensor:
+        """T tokens for each of N beams, of which one is 1: (B, N, T) -> (B, N * T, D)."""
         batch, beams, _ = tokens.shape
         x = self.dropout(self.tgt_embedding(tokens))
         if self.config.input_feeding:
@@ -271,8 +264,8 @@ class RNN(Seq2Seq):
             torch.stack(parts).unflatten(1, (batch, beams)) for parts in zip(*after, strict=True)
         )
         states = states.reshape(batch, -1, self.config.d_model)
-        context, weights = self.attention(states, state.memory, need_weights)
+        context, _ = self.attention(states, state.memory)
         combined = self.dropout(self.combine(context, states))
         if self.config.input_feeding:
             state.input_feed = combined.view_as(state.input_feed)
-        return combined, weights
+        return combined

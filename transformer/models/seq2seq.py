@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from transformer.models.recording import recorded
+
 
 def initialise(*layers: nn.Linear) -> None:
     """Draws Xavier's uniform weights (Glorot and Bengio 2010), and sets biases to zero."""
@@ -71,15 +73,12 @@ class Seq2Seq(nn.Module, ABC):
         """Read the source: token ids (B, S) with lengths (B,)."""
 
     @abstractmethod
-    def decode(
-        self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """All target steps: hidden states (B, T, D), and attention weights if asked for.
+    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+        """All target steps: hidden states (B, T, D).
 
         Args:
             tgt_in: (B, T) token ids, beginning with the start symbol.
             memory: as `encode` makes it.
-            need_weights: also return the weights of cross-attention, (B, L, H, T, S).
         """
 
     def forward(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
@@ -90,7 +89,7 @@ class Seq2Seq(nn.Module, ABC):
             src_lengths: (B,), tokens.
             tgt_in: (B, T) token ids, beginning with the start symbol.
         """
-        return self.decode(tgt_in, self.encode(src, src_lengths))[0]
+        return self.decode(tgt_in, self.encode(src, src_lengths))
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) over the target vocabulary for any hidden states (..., D)."""
@@ -106,9 +105,9 @@ class Seq2Seq(nn.Module, ABC):
 
     def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> Tensor:
         """How much each target step looked at each source token: weights (B, L, H, T, S)."""
-        _, weights = self.decode(tgt_in, self.encode(src, src_lengths), need_weights=True)
-        assert weights is not None
-        return weights
+        with recorded(self, "cross") as weights:
+            self.decode(tgt_in, self.encode(src, src_lengths))
+        return weights["cross"]
 
     def tie(self) -> None:
         """Make one of the matrices that the model shares, after its weights were replaced."""

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,22 +96,18 @@ class DecoderLayer(nn.Module):
         memory: Tensor | tuple[Tensor, Tensor],
         memory_mask: Tensor | None,
         cache: LayerCache | None = None,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """x and, if asked for, the weights of cross-attention (B, H, T, S).
+    ) -> Tensor:
+        """x: (B, T, D), all target steps, each of which sees itself and those before it.
 
-        x is (B, T, D), all target steps, each of which sees itself and those before it; with a
-        `cache` of those before it is (B, N, D), one step of N beams. `memory` is (B, S, D), or the
-        keys and values of it; `memory_mask` (B, 1, 1, S) is True for real source tokens.
+        With a `cache` of those before it is (B, N, D), one step of N beams. `memory` is (B, S, D),
+        or the keys and values of it; `memory_mask` (B, 1, 1, S) is True for real source tokens.
         """
         first, second, third = cast(list[ResidualNorm], self.residuals)
         y, _ = self.self_attention(first.sublayer_input(x), causal=cache is None, cache=cache)
         x = first.add_norm(x, y)
-        y, weights = self.cross_attention(
-            second.sublayer_input(x), memory, mask=memory_mask, need_weights=need_weights
-        )
+        y, _ = self.cross_attention(second.sublayer_input(x), memory, mask=memory_mask)
         x = second.add_norm(x, y)
-        return third.add_norm(x, self.feed_forward(third.sublayer_input(x))), weights
+        return third.add_norm(x, self.feed_forward(third.sublayer_input(x)))
 
 
 class Embedding(nn.Module):
@@ -187,15 +182,11 @@ class Transformer(Seq2Seq):
             x = layer(x, mask)
         return Memory(self.encoder_norm(x), src_lengths, mask)
 
-    def decode(
-        self, tgt_in: Tensor, memory: Memory, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, tgt_in: Tensor, memory: Memory) -> Tensor:
         x = self.tgt_embedding(tgt_in)
-        weights = []
         for layer in self.decoder:
-            x, layer_weights = layer(x, memory.hidden, memory.mask, need_weights=need_weights)
-            weights.append(layer_weights)
-        return self.decoder_norm(x), torch.stack(weights, 1) if need_weights else None
+            x = layer(x, memory.hidden, memory.mask)
+        return self.decoder_norm(x)
 
     def start(self, memory: Memory, beams: int = 1) -> TransformerState:
         projected = [layer.cross_attention.project_memory(memory.hidden) for layer in self.decoder]
@@ -205,5 +196,5 @@ class Transformer(Seq2Seq):
         x = self.tgt_embedding(token, state.position)
         state.advance()
         for layer, cache in zip(self.decoder, state.layers(), strict=True):
-            x, _ = layer(x, cache.memory, state.memory_mask, cache)
+            x = layer(x, cache.memory, state.memory_mask, cache)
         return self.decoder_norm(x)
