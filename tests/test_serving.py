@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
-from test_translator import ANSWERS, LINES, save
+from libretranslatepy import LibreTranslateAPI
+from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
 from toys import ROOT
 
+from transformer.data.tokenizer import TokenizerConfig
+from transformer.data.tokenizer_training import train_tokenizer
+from transformer.inference.forced import attention_maps
 from transformer.inference.translator import Translator
 from transformer.serving.app import build
+from transformer.serving.libretranslate import FORM, JSON
 from transformer.serving.options import Options
-from transformer.serving.service import load
+from transformer.serving.service import Service, load
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +130,121 @@ def test_other_addresses_methods_and_forms(client: TestClient) -> None:
     assert refusal(client.post("/v1/translate", data={"text": "a"}))[0] == 400
 
 
+# LibreTranslate's
+
+
+@pytest.fixture(scope="module")
+def several(bundle: Path) -> Iterator[TestClient]:
+    """Beside the bundle a model with tags, from English and German into the other one."""
+    toy = load(str(bundle), Options([]))
+    tokenizer = train_tokenizer(
+        TokenizerConfig(vocab_size=300), lambda: zip(LINES, LINES, strict=True), ["de", "en"]
+    )
+    model = SHAPE.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    config = {**toy.config, "src": "de", "tgt": "en"}
+    tagged = Service("tagged", Translator(model, tokenizer, SEARCH, tgt="en"), config, Options([]))
+    with TestClient(build([toy, tagged], max_body=100_000)) as client:
+        yield client
+
+
+@pytest.mark.parametrize("how", ["json", "data"])
+def test_texts_as_libretranslate(client: TestClient, how: str) -> None:
+    pair = {"source": "en", "target": "xx", "format": "text", "api_key": ""}
+
+    def answer(q: Any, **more: int) -> Any:
+        given: dict[str, Any] = {how: {"q": q, **pair, **more}}
+        return client.post("/translate", **given).json()
+
+    assert answer(LINES[0]) == {"translatedText": ANSWERS[0]}
+    assert answer([LINES[0], LINES[1]]) == {"translatedText": [ANSWERS[0], ANSWERS[1]]}
+    text = f"{LINES[0]}\r\n\n{LINES[1]}"
+    assert answer(text) == {"translatedText": f"{ANSWERS[0]}\n\n{ANSWERS[1]}"}
+    long = " ".join([LINES[2]] * 9)  # 60 tokens are the limit
+    assert answer(long) == {"translatedText": " ".join([ANSWERS[2]] * 9)}
+    found = answer([LINES[0], ""], alternatives=2)
+    assert found["translatedText"] == [ANSWERS[0], ""]
+    assert [len(others) for others in found["alternatives"]] == [2, 2]
+    assert ANSWERS[0] not in found["alternatives"][0]
+
+
+def test_languages_and_the_bundle_that_knows_them(several: TestClient) -> None:
+    assert several.get("/languages").json() == [
+        {"code": "en", "name": "English", "targets": ["xx", "de"]},
+        {"code": "de", "name": "German", "targets": ["en"]},
+    ]
+    for source, target in (("de", "en"), ("en", "de")):
+        asked = {"q": "a dog", "source": source, "target": target}
+        found = several.post("/translate", json=asked).json()["translatedText"]
+        other = {"text": "a dog", "bundle": "tagged", "to": target}
+        answer = several.post("/v1/translate", json=other).json()
+        assert (answer["bundle"], answer["translations"][0][0]["text"]) == ("tagged", found)
+    found = several.post("/translate", data={"q": LINES[0], "source": "en", "target": "xx"}).json()
+    assert found == {"translatedText": ANSWERS[0]}
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "reason"),
+    [
+        ({"json": {"q": "a"}}, 400, "source: Field required"),
+        ({"data": {"q": "a", "source": "en"}}, 400, "target: Field required"),
+        ({"json": {"q": "a", "source": "auto", "target": "xx"}}, 400, "auto to xx is not transl"),
+        ({"json": {"q": 1, "source": "en", "target": "xx"}}, 400, "q: Input should be a valid str"),
+        ({"json": {"q": "a", "source": "en", "target": "xx", "format": "html"}}, 400, "format: In"),
+        ({"content": b"{", "headers": {"content-type": JSON}}, 400, f"the body is not {JSON}"),
+        ({"content": b"q=%ff", "headers": {"content-type": FORM}}, 400, "the body is not applica"),
+        ({"content": b"\xff", "headers": {"content-type": FORM}}, 400, "the body is not applica"),
+        ({"content": b"[" * 90_000, "headers": {"content-type": JSON}}, 400, "the body is not"),
+        ({"files": {"q": b"a"}}, 415, "the content type is 'multipart/form-data': send"),
+        ({"data": {"q": "a" * 200_000}}, 413, "the body is too long, the limit is 100,000 bytes"),
+    ],
+)
+def test_what_libretranslate_would_refuse(
+    client: TestClient, given: dict[str, Any], status: int, reason: str
+) -> None:
+    code, error = refusal(client.post("/translate", **given))
+    assert (code, error[: len(reason)]) == (status, reason)
+
+
+def test_detection_is_refused(client: TestClient) -> None:
+    assert refusal(client.post("/detect", data={"q": "a"}))[0] == 501
+
+
+# Attention
+
+
+def test_attention_is_the_models(client: TestClient, bundle: Path) -> None:
+    asked = {"source": LINES[0], "target": ANSWERS[0]}
+    found = client.post("/v1/attention", json=asked).json()
+    translator = Translator.load(bundle)
+    weights, source, target = translator.attention(*asked.values())
+    assert (found["source"], found["target"]) == (source, target)
+    torch.testing.assert_close(torch.tensor(found["cross"]), weights, atol=1e-4, rtol=0)
+    [pair] = translator.encode_pairs([LINES[0]], [ANSWERS[0]])
+    for kind, expected in attention_maps(translator.model, pair).items():
+        torch.testing.assert_close(torch.tensor(found[kind]), expected, atol=1e-4, rtol=0)
+    assert max(len(str(weight)) for weight in found["cross"][0][0][0]) <= 6
+
+
+def test_attention_that_is_refused(client: TestClient) -> None:
+    long = {"source": LINES[0], "target": "a b " * 500}
+    assert refusal(client.post("/v1/attention", json=long))[0] == 413
+    assert refusal(client.post("/v1/attention", json={**long, "source": long["target"]}))[0] == 413
+    assert refusal(client.post("/v1/attention", json={"source": "a"}))[0] == 400
+
+
+# The description
+
+
+def test_the_description_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "http" not in page and "<script" not in page
+    for path in ("/v1/translate", "/v1/attention", "/translate", "/languages", "/health"):
+        assert path in page
+    for name in re.findall('href="#(.+?)"', page):
+        assert f'id="{name}"' in page
+    assert "q: string | [string, …]" in page
+
+
 # The process
 
 
@@ -152,11 +276,30 @@ def test_the_process_answers_and_ends(
     process, address = server
     assert address.startswith("http://127.0.0.1:")
     assert ask(address, text=LINES[0])["translations"][0][0]["text"] == ANSWERS[0]
+    foreign = LibreTranslateAPI(address)
+    assert foreign.translate(LINES[1], "en", "xx") == ANSWERS[1]
+    assert foreign.languages() == [{"code": "en", "name": "English", "targets": ["xx"]}]
+    with pytest.raises(HTTPError, match="501"):
+        foreign.detect(LINES[1])
     start = time.monotonic()
     process.send_signal(signum)
     assert process.wait(timeout=60) == 0
     assert time.monotonic() - start < 10
     assert process.stderr and process.stderr.read() == ""
+
+
+def test_what_was_begun_is_answered(server: tuple[subprocess.Popen[str], str]) -> None:
+    process, address = server
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(ask, address, text=LINES * 60, beam=32)
+        time.sleep(0.5)
+        assert not answer.done()
+        process.send_signal(signal.SIGTERM)
+        found = answer.result()["translations"]
+    assert [line[0]["text"] for line in found] == ANSWERS * 60
+    assert process.wait(timeout=60) == 0
+    with pytest.raises(URLError, match="refused"):
+        ask(address, text=LINES[0])
 
 
 def test_a_port_that_is_taken(server: tuple[subprocess.Popen[str], str], refused: Any) -> None:

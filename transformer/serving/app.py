@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from transformer import __version__
 from transformer.errors import UserError, message
-from transformer.serving.service import Service, pick
+from transformer.serving import docs
+from transformer.serving.libretranslate import LibreRequest, add_libretranslate
+from transformer.serving.service import MOST_BEAMS, Service, pick
 
 STATIC = Path(__file__).parent / "static"
-MOST_BEAMS = 32
 DRAINED = 256  # times the limit is read of a body that is too long, so that its sender listens
 
 Beams = Annotated[int, Field(ge=1, le=MOST_BEAMS)]
@@ -58,6 +59,28 @@ class TranslateAnswer(BaseModel):
     translations: list[list[TranslationAnswer]]
 
 
+class AttentionRequest(Strict):
+    """A source and its translation, a line each."""
+
+    source: str
+    target: str
+    bundle: str | None = None
+    to: str | None = None
+
+
+class AttentionAnswer(BaseModel):
+    """Pieces of both sides, and by layer and head how much each piece looked at each other one.
+
+    `encoder` and `decoder`, self-attention, are null where the model has none.
+    """
+
+    source: list[str]
+    target: list[str]
+    encoder: list[list[list[list[float]]]] | None
+    decoder: list[list[list[list[float]]]] | None
+    cross: list[list[list[list[float]]]] | None
+
+
 class Error(BaseModel):
     """What went wrong, in one line."""
 
@@ -88,11 +111,19 @@ def build(services: Sequence[Service], max_body: int) -> FastAPI:
     app.add_middleware(BodyLimit, most=max_body)
     add_errors(app)
     add_v1(app, services)
+    add_libretranslate(app, services)
     app.mount("/static", static := StaticFiles(directory=STATIC, check_dir=False))
+
+    @app.get("/docs", include_in_schema=False)
+    async def described() -> HTMLResponse:
+        return HTMLResponse(docs.page(app.openapi()))
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return await static.get_response("index.html", request.scope)
+
+    # FastAPI describes only the requests that it reads itself.
+    app.openapi()["components"]["schemas"]["LibreRequest"] = LibreRequest.model_json_schema()
 
     return app
 
@@ -127,6 +158,13 @@ def add_v1(app: FastAPI, services: Sequence[Service]) -> None:
             for line in found
         ]  # fmt: skip
         return TranslateAnswer(bundle=service.name, translations=translations)
+
+    @app.post("/v1/attention", responses={200: {"model": AttentionAnswer}})
+    async def attention(asked: AttentionRequest, request: Request) -> Response:
+        """Shows what a model looks at while it writes a translation."""
+        service = pick(services, asked.bundle)
+        found = await service.attention(request, asked.source, asked.target, asked.to)
+        return Response(found, media_type="application/json")
 
 
 def add_errors(app: FastAPI) -> None:

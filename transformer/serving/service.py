@@ -1,6 +1,7 @@
 """A bundle in service: what it is called, what it translates, and the queue in front of it."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -13,11 +14,16 @@ from starlette.requests import Request
 
 from transformer.bundle import read_config
 from transformer.errors import UserError, message
+from transformer.inference.batches import Pair
+from transformer.inference.forced import KINDS, attention_maps
+from transformer.inference.lines import split
 from transformer.inference.results import Translation
 from transformer.inference.translator import Translator
 from transformer.serving.options import Options
 from transformer.serving.queue import Full, Queue, TooLarge
 
+MOST_BEAMS = 32
+MOST_WEIGHTS = 1_000_000  # of attention in an answer, some 7 bytes each
 GONE = 499  # nobody reads it
 
 
@@ -76,18 +82,70 @@ class Service:
         config = self.translator.config
         beam = beam or max(config.beam, n_best)
         replace(config, n_best=n_best, beam=beam)  # refuses what is not possible
-        ids = await run_in_threadpool(self.translator.encode, lines, to)
-        for number, row in enumerate(ids, 1):
-            if len(row) > (limit := self.translator.max_length):
-                raise HTTPException(413, f"text {number}: {len(row)} tokens, the limit is {limit}")
+        ids = await run_in_threadpool(self._encode, lines, to)
         items = [(line, len(row) * beam) for line, row in zip(lines, ids, strict=True)]
         return await self._results(request, Search(to, n_best, beam, alignments), items)
 
-    def _compute(self, how: Search, items: list[Any]) -> Sequence[Any]:
+    async def texts(
+        self, request: Request, texts: Sequence[str], to: str, n_best: int
+    ) -> list[list[str]]:
+        """The `n_best` translations of texts of several lines, each cut where it is too long."""
+        parts = await run_in_threadpool(self._parts, texts, to)
+        flat = [part for lines in parts for line in lines for part in line]
+        found = iter(await self.translate(request, flat, to, n_best))
+        hypotheses = [[[next(found) for _ in line] for line in lines] for lines in parts]
+        return [[_joined(lines, number) for number in range(n_best)] for lines in hypotheses]
+
+    async def attention(
+        self, request: Request, source: str, target: str, to: str | None = None
+    ) -> bytes:
+        """Attention of a sentence pair, as JSON; raises what `translate` does."""
+        pair = await run_in_threadpool(self._encode_pair, source, target, to)
+        config, (src, tgt) = self.config["network"], map(len, pair)
+        heads = config.get("num_layers", 1) * config.get("num_heads", 1)
+        if heads * (src * src + tgt * tgt + src * tgt) > MOST_WEIGHTS:
+            raise HTTPException(
+                413, f"{src} and {tgt} tokens: beyond the limit of {MOST_WEIGHTS:,} weights"
+            )
+        [found] = await self._results(request, None, [(pair, src + tgt)])
+        return bytes(found)
+
+    def _encode(self, lines: Sequence[str], to: str | None) -> list[list[int]]:
+        """The ids of lines that are short enough."""
+        ids, limit = self.translator.encode(lines, to), self.translator.max_length
+        for number, row in enumerate(ids, 1):
+            if len(row) > limit:
+                raise HTTPException(413, f"text {number}: {len(row)} tokens, the limit is {limit}")
+        return ids
+
+    def _encode_pair(self, source: str, target: str, to: str | None) -> Pair:
+        [src] = self._encode([source], to)
+        [(_, tgt)] = self.translator.encode_pairs([source], [target], to)
+        return src, tgt
+
+    def _parts(self, texts: Sequence[str], to: str) -> list[list[list[str]]]:
+        """Each text as lines, each line as parts that are short enough."""
+
+        def fits(part: str) -> bool:
+            return len(self.translator.encode([part], to)[0]) <= self.translator.max_length
+
+        return [[split(line, fits) for line in text.split("\n")] for text in texts]
+
+    def _compute(self, how: Search | None, items: list[Any]) -> Sequence[Any]:
+        if how is None:
+            return [self._attention(pair) for pair in items]
         return self.translator.n_best(items, **how._asdict())
 
+    def _attention(self, pair: Pair) -> bytes:
+        pieces = self.translator.tokenizer.pieces
+        found = attention_maps(self.translator.model, pair)
+        weights = {kind: found[kind].cpu().double().round(decimals=4).tolist() for kind in found}
+        answer = {"source": pieces("src", pair[0]), "target": pieces("tgt", pair[1])}
+        empty = dict.fromkeys(KINDS)
+        return json.dumps({**answer, **empty, **weights}, ensure_ascii=False).encode()
+
     async def _results(
-        self, request: Request, how: Search, items: list[tuple[Any, int]]
+        self, request: Request, how: Search | None, items: list[tuple[Any, int]]
     ) -> list[Any]:
         try:
             return await results(request, self.queue.put(how, items))
@@ -100,6 +158,13 @@ class Service:
             raise
         except Exception as error:
             raise HTTPException(500, f"decoding failed: {message(error)}") from None
+
+
+def _joined(lines: Sequence[Sequence[Sequence[Translation]]], number: int) -> str:
+    """A text made of the hypotheses of one rank, of the last where there are fewer."""
+    return "\n".join(
+        " ".join(found[min(number, len(found) - 1)].text for found in line) for line in lines
+    )
 
 
 async def results(request: Request, futures: Sequence[Future[Any]]) -> list[Any]:
