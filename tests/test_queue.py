@@ -132,7 +132,7 @@ def test_a_closed_queue_ends_its_thread(busy: Queue, work: Work) -> None:
 # In the service
 
 
-def service(bundle: Path, **options: int) -> tuple[Service, Work]:
+def service(bundle: Path, **options: Any) -> tuple[Service, Work]:
     """A service that computes nothing before it may go on, and begins with an item."""
     found, work = load(str(bundle), Options([], **options)), Work()
     compute = found.queue.compute

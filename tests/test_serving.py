@@ -18,8 +18,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from benchmarks.serving import load, serving, soak
 from fastapi.testclient import TestClient
-from libretranslatepy import LibreTranslateAPI
+from libretranslatepy import LibreTranslateAPI  # type: ignore[import-untyped]
 from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
 from toys import ROOT
 
@@ -30,7 +31,8 @@ from transformer.inference.translator import Translator
 from transformer.serving.app import build
 from transformer.serving.libretranslate import FORM, JSON
 from transformer.serving.options import Options
-from transformer.serving.service import Service, load
+from transformer.serving.service import Service
+from transformer.serving.service import load as load_service
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[TestClient]:
-    with TestClient(build([load(str(bundle), Options([]))], max_body=100_000)) as client:
+    with TestClient(build([load_service(str(bundle), Options([]))], max_body=100_000)) as client:
         yield client
 
 
@@ -136,7 +138,7 @@ def test_other_addresses_methods_and_forms(client: TestClient) -> None:
 @pytest.fixture(scope="module")
 def several(bundle: Path) -> Iterator[TestClient]:
     """Beside the bundle a model with tags, from English and German into the other one."""
-    toy = load(str(bundle), Options([]))
+    toy = load_service(str(bundle), Options([]))
     tokenizer = train_tokenizer(
         TokenizerConfig(vocab_size=300), lambda: zip(LINES, LINES, strict=True), ["de", "en"]
     )
@@ -300,6 +302,14 @@ def test_what_was_begun_is_answered(server: tuple[subprocess.Popen[str], str]) -
     assert process.wait(timeout=60) == 0
     with pytest.raises(URLError, match="refused"):
         ask(address, text=LINES[0])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_under_load(bundle: Path) -> None:
+    with serving(bundle, 1) as (pid, host):
+        memory = soak(host, pid, LINES, seconds=8)
+        assert len(load(host, LINES, clients=2, seconds=1).seconds) > 2
+    assert memory[-1] - memory[len(memory) // 2] < 16 * 1024, memory
 
 
 def test_a_port_that_is_taken(server: tuple[subprocess.Popen[str], str], refused: Any) -> None:
