@@ -1,7 +1,7 @@
 """Errors that the user can mend are one line; all others keep their traceback."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class UserError(ValueError):
@@ -22,12 +22,17 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Ends a message about a wrong name with the valid one most like it, if one is like it at all.
 
     Args:
-        name: that was given.
+        name: that was given; of a dotted one the last part counts twice, as groups are long.
         known: that there are.
         cutoff: how much alike they must be, from 0 to 1.
     """
-    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f", the nearest is {near[0]!r}" if near else ""
+
+    def likeness(other: str) -> float:
+        pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs) / len(pairs)
+
+    near = max(known, key=likeness, default="")
+    return f", the nearest is {near!r}" if near and likeness(near) >= cutoff else ""
 
 
 def message(error: Exception) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from difflib import SequenceMatcher
+from collections.abc import Callable, Sequence, Set
 from inspect import Parameter, isclass, signature
 from itertools import takewhile
 from typing import Any, NoReturn
@@ -23,7 +22,7 @@ from transformer.commands.recipes import (
     place,
     read,
 )
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 
 #: Keys of recipes, and groups of them, that had another name before.
 RENAMED = {"data.also": "data.extra_corpora", "old_pair": "parent"}
@@ -126,19 +125,8 @@ def unknown(what: str, key: str, parser: ArgumentParser, dashes: str = "") -> st
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):
             return f"{what} is '{dashes}{new}{key.removeprefix(old)}' now"
-    near = nearest(key, valid_keys(parser))
-    return f"{what} does not exist" + (f", the nearest is '{dashes}{near}'" if near else "")
-
-
-def nearest(key: str, keys: Iterable[str]) -> str | None:
-    """Finds the key most like `key`; the last part counts twice, as groups are long and common."""
-
-    def likeness(other: str) -> float:
-        leaf = SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
-        return leaf + SequenceMatcher(None, key, other).ratio()
-
-    best = max(keys, key=likeness, default=None)
-    return best if best is not None and likeness(best) > 1.0 else None
+    keys = [f"{dashes}{known}" for known in valid_keys(parser)]
+    return f"{what} does not exist{nearest(f'{dashes}{key}', keys)}"
 
 
 def explained(name: str, about: str, action: argparse.Action) -> str:
@@ -208,33 +196,51 @@ class OptionParser(Parser):
             others.append(options.pop(last))
         return [*options, "--", *others] if others else options
 
-    def add(
-        self,
-        function: Callable[..., Any],
-        arguments: Mapping[str, str | None],
-        skip: Set[str] = frozenset(),
-    ) -> None:
+    def add(self, function: Callable[..., Any], skip: Set[str] = frozenset()) -> None:
         """Adds an option for each parameter of a function or a class, described by its docstring.
+
+        Parameters that must be given, or are texts, are positional, unless they stand behind a `*`.
 
         Args:
             function: Its type hints say what is valid, its docstring what it is for.
-            arguments: Those that take several values, with argparse's `nargs`, or that are
-                positional (no dashes in front). Switches are known by their type, bool.
             skip: Parameters that get no option.
         """
         documented = {p.arg_name: p.description for p in docstring(function.__doc__ or "").params}
-        parameters = signature(function).parameters.values()
-        switches = [p.name for p in parameters if is_switch(p) and p.name not in skip]
-        names = [name.lstrip("-") for name in arguments]
-        add = self.add_class_arguments if isclass(function) else self.add_function_arguments
-        for name, nargs in arguments.items():
-            about = documented[name.lstrip("-")]
-            action = self.add_argument(name, nargs=nargs, type=str, help=about)
-            if nargs == "*":  # none is enough, which jsonargparse overlooks
+        ours = {*skip}
+        for name, parameter in signature(function).parameters.items():
+            settings = _own_settings(parameter)
+            if name in skip or settings is None:
+                continue
+            ours.add(name)
+            is_option = parameter.kind == Parameter.KEYWORD_ONLY or parameter.annotation is bool
+            flag = f"--{name}" if is_option else name
+            action = self.add_argument(flag, help=documented[name], **settings)
+            if settings.get("nargs") == "*":  # none is enough, which jsonargparse overlooks
                 action.required = False
-        add(function, skip={*names, *switches, *skip})
-        for name in switches:
-            self.add_argument(f"--{name}", action="store_true", help=documented[name])
+        add = self.add_class_arguments if isclass(function) else self.add_function_arguments
+        add(function, skip=ours)
+
+
+def _own_settings(parameter: Parameter) -> dict[str, Any] | None:
+    """Says how argparse reads switches, texts and positional arguments; the rest is None."""
+    if parameter.annotation is bool:
+        return {"action": "store_true"}
+    is_option = parameter.kind != Parameter.POSITIONAL_OR_KEYWORD
+    is_needed = parameter.default is Parameter.empty
+    if parameter.annotation == Sequence[str]:
+        return {"type": str, "nargs": "+" if is_option or is_needed else "*"}
+    return {"type": str} if is_needed and not is_option else None
+
+
+def run_function(function: Callable[..., Any], args: Sequence[str]) -> None:
+    """Runs a command: a function whose parameters are its options, and its docstring their help."""
+    about = docstring(function.__doc__ or "")
+    parser = OptionParser(
+        prog=f"transformer {function.__name__}",
+        description=f"{about.short_description} {about.long_description}",
+    )
+    parser.add(function)
+    function(**vars(parser.parse_args(args)))
 
 
 class Peek(argparse.ArgumentParser):
@@ -264,8 +270,3 @@ def given(args: Sequence[str], key: str) -> tuple[str | None, str]:
         if value is not None:
             return str(value), f"{file}: "
     return None, ""
-
-
-def is_switch(parameter: Parameter) -> bool:
-    """Says whether a parameter is a switch: its option takes no value."""
-    return parameter.annotation in (bool, "bool")

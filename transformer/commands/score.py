@@ -3,27 +3,22 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from transformer.commands.arguments import OptionParser
+from transformer.commands.arguments import run_function
 from transformer.commands.text import Input, Row, Source, check_language, placed, writing
 from transformer.inference.translator import Translator
 from transformer.kernels import Precision
 
-DESCRIPTION = """Forced decoding. For each pair of lines two columns, separated by a tab: the
-log-probability of the target line in nats, its end symbol included, and its number of tokens. It is
-that of the pieces that the tokenizer cuts the line into: a search may spell the same text with
-other pieces, so the log-probability of `translate --scores` can be another one."""
 Result = TypeVar("Result")
 
 
 def main(args: Sequence[str]) -> None:
     """Runs the command."""
-    parser = OptionParser(prog="transformer score", description=DESCRIPTION)
-    parser.add(score, {"bundle": None})
-    score(**vars(parser.parse_args(args)))
+    run_function(score, args)
 
 
 def score(
     bundle: str,
+    *,
     src: str,
     tgt: str,
     output: str | None = None,
@@ -33,7 +28,12 @@ def score(
     device: str = "auto",
     precision: Precision = "float32",
 ) -> None:
-    """Scores given translations.
+    """Forced decoding.
+
+    For each pair of lines two columns, separated by a tab: the log-probability of the target line
+    in nats, its end symbol included, and its number of tokens. It is that of the pieces that the
+    tokenizer cuts the line into: a search may spell the same text with other pieces, so the
+    log-probability of `translate --scores` can be another one.
 
     Args:
         bundle: Folder that `transformer fit` or `transformer average` wrote.

@@ -35,10 +35,10 @@ NOT_OF_SEARCH = {"n_best", "sample", "temperature", "top_k", "top_p"}
 def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer test", description=DESCRIPTION)
-    parser.add(score_bundle, {"bundle": None}, skip={"data"})
+    parser.add(score_bundle, skip={"data"})
     others = {*signature(DataModule).parameters} - OF_DATA
     parser.add_class_arguments(DataModule, "data", skip=others)
-    parser.add(SearchConfig, {}, skip=NOT_OF_SEARCH)
+    parser.add(SearchConfig, skip=NOT_OF_SEARCH)
     # Without defaults, so that those of the bundle apply.
     score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})
 

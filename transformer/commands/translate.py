@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -72,6 +72,7 @@ class Options:
 
     bundle: str
     texts: Sequence[str] = ()
+    _: KW_ONLY
     input: Sequence[str] = ()
     output: str | None = None
     skip: int = 0
@@ -91,8 +92,8 @@ class Options:
 def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer translate", description=DESCRIPTION)
-    parser.add(Options, {"bundle": None, "texts": "*", "--input": "+"})
-    parser.add(SearchConfig, {})
+    parser.add(Options)
+    parser.add(SearchConfig)
     # Without defaults, so that those of the bundle apply.
     given = vars(parser.parse_args(args, defaults=False))
     own = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
