@@ -19,8 +19,7 @@ from transformer.training.checkpoints import (
 )
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
-from transformer.training.report import checkpoint_to_bundle
-from transformer.training.results import load_final_weights
+from transformer.training.results import checkpoint_to_bundle, load_final_weights
 from transformer.training.saving import Checkpoints
 
 

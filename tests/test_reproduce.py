@@ -19,11 +19,13 @@ from transformer.commands.reproduce import changes
 from transformer.commands.table import by_length, groups
 from transformer.training.reproduction import (
     CHECKSUMS,
+    NEEDED,
     Curve,
+    add_row,
     mean_curve,
+    read_rows,
     where,
 )
-from transformer.training.results import NEEDED, add_row, read_rows
 from transformer.training.stopping import StopSafely
 
 

@@ -206,7 +206,7 @@ class OptionParser(Parser):
             skip: Parameters that get no option.
         """
         documented = {p.arg_name: p.description for p in docstring(function.__doc__ or "").params}
-        ours = {*skip}
+        ours: set[str | int] = {*skip}
         for name, parameter in signature(function).parameters.items():
             settings = _own_settings(parameter)
             if name in skip or settings is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformer.commands.arguments import run_function
 from transformer.errors import UserError
 from transformer.training.checkpoints import average_checkpoints
-from transformer.training.report import checkpoint_to_bundle
+from transformer.training.results import checkpoint_to_bundle
 from transformer.training.runs import program
 
 
@@ -23,9 +23,6 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
     Args:
         checkpoints: Files that `transformer fit` wrote into checkpoints/.
         bundle: Folder to write, which must not exist.
-
-    Raises:
-        UserError: If the checkpoints do not belong together, or the folder exists.
     """
     if Path(bundle).exists():  # before the work, which may be long
         raise UserError(

@@ -7,14 +7,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.bundle import read_config
-from transformer.commands.arguments import Parser, given
+from transformer.commands.arguments import given
 from transformer.commands.keys import parser_of
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
@@ -33,17 +32,7 @@ from transformer.training.train import Run, train
 
 
 def main(args: Sequence[str]) -> int:
-    """Trains a model.
-
-    Args:
-        args: The arguments after `fit`.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        UserError: For what the user can mend.
-    """
+    """Trains a model; returns the exit code."""
     with lightning_errors(), prepared(args) as run:
         return train(run)
 
@@ -70,7 +59,7 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
     config = parser.parse_args(args)
     check(config)
     seed_everything(config.seed_everything, workers=True)
-    checkpoint = resumable(config) if config.ckpt_path else None
+    checkpoint = resumable(config) if config.ckpt_path else {}
     name = recipe_name(config, checkpoint)
     trainer = config.trainer
     stored = checkpoint and checkpoint["recipe"]["config"]["trainer"]["precision"]
@@ -80,34 +69,25 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
     run = Run(config, name, folder, is_new, is_trial, again)
     try:
         config.run_dir = os.environ[RUN_DIR] = str(folder)
-        build(run, parser, checkpoint)
+        keep_freed_memory()
+        keep_few_kernels(config.model.network.d_model)
+        built = parser.instantiate(config)
+        text = parser.dump(config, skip_unset=False)
+        run.module, run.data, run.parent = built.model, built.data, built.parent
+        run.module.recipe = {"name": name, "config": yaml.safe_load(text)}
+        if checkpoint:
+            run.module.init_from = None  # the checkpoint has all weights
+            run.data.tokenizer = Tokenizer(checkpoint["bundle"]["tokenizer"])
+        run.make_trainer(built.trainer, text, checkpoint.get("wandb_id"))
         yield run
     finally:
         run.tidy()
 
 
-def build(run: Run, parser: Parser, checkpoint: dict[str, Any] | None) -> None:
-    """Builds the model, the data and the trainer of a run."""
-    keep_freed_memory()
-    keep_few_kernels(run.config.model.network.d_model)
-    built = parser.instantiate(run.config)
-    text = parser.dump(run.config, skip_unset=False)
-    run.module, run.data, run.parent = built.model, built.data, built.parent
-    run.module.recipe = {"name": run.name, "config": yaml.safe_load(text)}
-    if checkpoint:
-        run.module.init_from = None  # the checkpoint has all weights
-        run.data.tokenizer = Tokenizer(checkpoint["bundle"]["tokenizer"])
-    run.make_trainer(built.trainer, text, (checkpoint or {}).get("wandb_id"))
-
-
 def default_network(args: Sequence[str]) -> ModelConfig:
-    """The network of which a recipe says what differs.
+    """The network of which a recipe says what differs: of its bundle, or of the architecture.
 
-    It is that of the bundle that a run begins from, or else the default of the architecture. Known
-    before everything else is parsed, since the options of `model.network` depend on it.
-
-    Raises:
-        UserError: When there is no such architecture or bundle, or the bundle has another one.
+    Known before everything else is parsed, since the options of `model.network` depend on it.
     """
     name, where = given(args, "architecture")
     if name is not None and name not in ARCHITECTURES:

@@ -13,17 +13,7 @@ CONFIG_OPTIONS = ("-c", "--config")
 
 
 def find_recipe(path: str) -> str:
-    """Finds a recipe: the file itself or, outside a checkout, the one of that name in the wheel.
-
-    Args:
-        path: A file, or a recipe's path such as `recipes/multi30k/tiny_en_de.yaml`.
-
-    Returns:
-        The path of a file that exists.
-
-    Raises:
-        UserError: If there is neither; it names the nearest recipe.
-    """
+    """Finds a recipe: the file itself or, outside a checkout, the one of that name in the wheel."""
     if Path(path).is_file():
         return path
     folder = recipes_folder()
@@ -35,11 +25,7 @@ def find_recipe(path: str) -> str:
 
 
 def read(file: str | Path) -> yaml.MappingNode:
-    """Reads a recipe as YAML nodes, which know their lines.
-
-    Raises:
-        UserError: If it is no UTF-8, no YAML, or no keys and values.
-    """
+    """Reads a recipe as YAML nodes, which know their lines."""
     try:
         node = yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
@@ -90,11 +76,7 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
 
 
 def check_groups(file: str, groups: Iterable[str]) -> None:
-    """Refuses a recipe in which `model` or another group of settings is something else.
-
-    Raises:
-        UserError: which key; jsonargparse would take the defaults, or break.
-    """
+    """Refuses a recipe in which `model` or another group of settings is something else."""
     root = read(file)
     for key in groups:
         found = look_up(root, key)

@@ -1,18 +1,17 @@
 """`transformer reproduce`: train a recipe whose results are known, and note what came out."""
 
+import argparse
 import json
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformer.commands.arguments import Peek
 from transformer.commands.fit import lightning_errors, prepared
 from transformer.commands.recipes import CONFIG_OPTIONS, content, find_recipe, read, recipes_folder
 from transformer.errors import UserError
-from transformer.training.reproduction import Curve, check_data, mean_curve
-from transformer.training.results import add_row, read_rows
+from transformer.training.reproduction import Curve, add_row, check_data, mean_curve, read_rows
 from transformer.training.train import FORGOTTEN, Run, train
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
@@ -45,37 +44,16 @@ def main(args: Sequence[str]) -> int:
     if args[0] != given.recipe:  # an option of fit may stand before it, and its value be taken
         raise UserError("the recipe must come first: transformer reproduce <recipe> [options]")
     with lightning_errors():
-        recipe = Path(find_recipe(given.recipe))
-        return reproduce(recipe, given.corpus, given.results, options, given.ckpt_path)
+        return reproduce(Path(find_recipe(given.recipe)), given, options)
 
 
-def reproduce(
-    recipe: Path,
-    corpus: Path | None,
-    results: Path,
-    options: list[str],
-    ckpt_path: str | None = None,
-) -> int:
-    """Trains a recipe and appends its results.
-
-    Args:
-        recipe: Its file.
-        corpus: Folder with the files that the recipe names; where the recipe says if None.
-        results: File of rows, JSON Lines.
-        options: Of `transformer fit`.
-        ckpt_path: Checkpoint to go on from.
-
-    Returns:
-        The exit code of training.
-
-    Raises:
-        UserError: If the text is not that of the measured run, or an option is at fault.
-    """
+def reproduce(recipe: Path, given: argparse.Namespace, options: list[str]) -> int:
+    """Trains a recipe and appends its results; the exit code is that of training."""
     changed = changes(options)
-    args = ["--config", str(recipe), *moved(recipe, corpus), *options]
-    places = [f"--corpus={corpus}"] if corpus else []
-    again = shlex.join(["reproduce", str(recipe), *places, f"--results={results}", *options])
-    resume = [f"--ckpt_path={ckpt_path}"] if ckpt_path else []
+    args = ["--config", str(recipe), *moved(recipe, given.corpus), *options]
+    places = [f"--corpus={given.corpus}"] if given.corpus else []
+    again = shlex.join(["reproduce", str(recipe), *places, f"--results={given.results}", *options])
+    resume = [f"--ckpt_path={given.ckpt_path}"] if given.ckpt_path else []
     with prepared([*args, *resume], again) as run:
         compared = compare(run, recipe, changed)
         why = no_row(run)
@@ -83,36 +61,15 @@ def reproduce(
         if is_first:
             print(compared)
             if why:
-                print(f"Nothing will be appended to {results}: {why}", flush=True)
+                print(f"Nothing will be appended to {given.results}: {why}", flush=True)
         code = train(run)
         if code in (0, FORGOTTEN) and is_first and not why:
-            row = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-            add_row(results, {**row, "changes": changed})
-            print(f"\nAppended to {results}")
-            if not changed:
-                keep_picture(run, results.parent / "pictures")
+            append(run, given.results, changed)
     return code
 
 
-def no_row(run: Run) -> str | None:
-    """Says why what comes out cannot be compared with other runs; None if it can."""
-    if not run.config.data.test:
-        return "data.test is null"
-    limit = run.trainer.limit_test_batches
-    if isinstance(limit, int) or limit < 1.0:  # 1 is a batch, 1.0 is all of them
-        return "a part of the test set is left out (trainer.limit_test_batches, fast_dev_run)"
-    return None
-
-
 def compare(run: Run, recipe: Path, changed: list[str]) -> str:
-    """Compares the text with the checksums, and the run with those measured with the same options.
-
-    Returns:
-        What it will be compared with, in words.
-
-    Raises:
-        UserError: If the text is not that of the measured runs.
-    """
+    """Compares text with checksums, and lets the run be compared; says with what."""
     files = check_data(run.data.corpora(), recipe.parent)
     rows = [row for file in sorted(recipes_folder().glob("*.jsonl")) for row in read_rows(file)]
     measured = [
@@ -126,11 +83,25 @@ def compare(run: Run, recipe: Path, changed: list[str]) -> str:
     return f"{text}; measured runs: {len(measured)}"
 
 
-def keep_picture(run: Run, folder: Path) -> None:
-    """Puts the heatmap beside the results, unless that of another seed is there already."""
-    drawn, kept = run.folder / "attention.png", folder / f"{run.name.replace('/', '-')}.png"
-    if drawn.exists() and not kept.exists():
-        folder.mkdir(exist_ok=True)
+def no_row(run: Run) -> str | None:
+    """Says why what comes out cannot be compared with other runs; None if it can."""
+    if not run.config.data.test:
+        return "data.test is null"
+    limit = run.trainer.limit_test_batches
+    if isinstance(limit, int) or limit < 1.0:  # 1 is a batch, 1.0 is all of them
+        return "a part of the test set is left out (trainer.limit_test_batches, fast_dev_run)"
+    return None
+
+
+def append(run: Run, results: Path, changed: list[str]) -> None:
+    """Appends the row of a run, and keeps its heatmap, unless there is that of another seed."""
+    row = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    add_row(results, {**row, "changes": changed})
+    print(f"\nAppended to {results}")
+    drawn = run.folder / "attention.png"
+    kept = results.parent / "pictures" / f"{run.name.replace('/', '-')}.png"
+    if drawn.exists() and not kept.exists() and not changed:
+        kept.parent.mkdir(exist_ok=True)
         shutil.copyfile(drawn, kept)
         print(f"Where the model looked: {kept}")
 
@@ -140,33 +111,25 @@ def moved(recipe: Path, corpus: Path | None) -> list[str]:
     data = content(read(recipe)).get("data")
     if corpus is None or not isinstance(data, dict):  # fit says what is wrong with it
         return []
-    named = {split: data[split] for split in ("train", "val", "test") if data.get(split)}
-    for split, name in named.items():
-        if ":" in str(name):
+    options = []
+    for split in ("train", "val", "test"):
+        name = str(data.get(split) or "")
+        if ":" in name:
             raise UserError(
                 f"--corpus {corpus}: {recipe} takes data.{split} from {name}, not from a file: "
                 "name yours with --data.train, --data.val and --data.test"
             )
-    options = [f"--data.{split}={corpus / Path(name).name}" for split, name in named.items()]
-    if isinstance(data.get("extra_corpora"), list):
-        extra = [_moved(entry, corpus) for entry in data["extra_corpora"]]
+        options += [f"--data.{split}={corpus / Path(name).name}"] if name else []
+    if isinstance(extra := data.get("extra_corpora"), list):
+        for entry in extra:
+            if isinstance(entry, dict) and ":" not in str(entry.get("train", ":")):
+                entry["train"] = str(corpus / Path(entry["train"]).name)
         options.append(f"--data.extra_corpora={json.dumps(extra)}")
     return options
 
 
-def _moved(entry: Any, corpus: Path) -> Any:
-    """Takes the files of an extra corpus from another folder; what is no file stays."""
-    if not isinstance(entry, dict) or ":" in str(entry.get("train", ":")):
-        return entry
-    return {**entry, "train": str(corpus / Path(entry["train"]).name)}
-
-
 def changes(options: list[str]) -> list[str]:
-    """Returns those of the options, each `key=value`, that make another run of it than the recipe.
-
-    Raises:
-        UserError: If there is another recipe among them.
-    """
+    """Returns the options, each `key=value`, that make another run of it than the recipe."""
     joined: list[str] = []
     for option in options:
         if option.partition("=")[0] in CONFIG_OPTIONS:

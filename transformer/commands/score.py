@@ -46,9 +46,6 @@ def score(
         max_tokens: Tokens in a batch, with padding.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
-
-    Raises:
-        UserError: If the files are of different length, or the bundle is at fault.
     """
     pairs = Input([Source(src)], [Source(tgt)], skip=skip)
     with writing(output, skip) as out:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformer.commands.arguments import run_function
 from transformer.errors import UserError
-from transformer.training.results import read_rows
+from transformer.training.reproduction import read_rows
 from transformer.writing import write
 
 Row = dict[str, Any]
@@ -33,9 +33,6 @@ def table(results: str, markdown: str) -> None:
     Args:
         results: File of rows that `transformer reproduce` wrote.
         markdown: File with the two comments.
-
-    Raises:
-        UserError: If there are no rows, or the comments are missing.
     """
     source, target = Path(results), Path(markdown)
     rows = read_rows(source)

@@ -67,9 +67,6 @@ def score_bundle(
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
         search: Fields of SearchConfig.
-
-    Raises:
-        UserError: If the test set or the bundle is at fault, or the run folder exists.
     """
     set_up_libraries()
     folder = new_folder(bundle, data.get("test"), run_dir)

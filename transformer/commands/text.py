@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from queue import Queue
@@ -42,20 +43,8 @@ class Line(NamedTuple):
 Row = tuple[Line, ...]
 
 
-def lines_of(texts: Iterable[str]) -> list[Line]:
-    """Makes lines of the texts of a command line."""
-    return [Line(f"text {number}", text) for number, text in enumerate(texts, 1)]
-
-
 class Source:
-    """The lines of a UTF-8 file, plain or .gz, or of standard input.
-
-    Args:
-        name: Of the file; `-` is standard input.
-
-    Raises:
-        OSError: If there is no such file.
-    """
+    """The lines of a UTF-8 file, plain or .gz; `-` is standard input."""
 
     def __init__(self, name: str) -> None:
         self.name = STANDARD_INPUT if name == "-" else name
@@ -84,12 +73,7 @@ class Source:
 class Input:
     """Rows of lines: one line each, or a source and a target line.
 
-    Args:
-        sides: What is read for each of them, one after the other.
-        skip: Rows at the beginning that are left out.
-
-    Raises:
-        UserError: If `skip` is negative, or standard input is read twice.
+    Of each side its sources are read one after the other; the first `skip` rows are left out.
     """
 
     def __init__(self, *sides: Sequence[Source | list[Line]], skip: int = 0) -> None:
@@ -105,12 +89,16 @@ class Input:
     def check(self, look: Callable[[list[Row]], object] = len) -> None:
         """Reads everything, if it is all in files, so that a mistake stops no long work later."""
         if self.is_file:
-            for chunk in _whole(self._rows()):
+            for chunk in self.chunks():
                 look(chunk)
 
     def chunks(self) -> Iterator[list[Row]]:
         """Yields rows in lists of at most `CHUNK`; from a pipe or a terminal what has arrived."""
-        return _whole(self._rows()) if self.is_file else _arriving(self._rows())
+        rows = self._rows()
+        if not self.is_file:
+            yield from _arriving(rows)
+        while chunk := list(islice(rows, CHUNK)):
+            yield chunk
 
     def _rows(self) -> Iterator[Row]:
         rows = aligned([chain.from_iterable(side) for side in self.sides], self.names)
@@ -120,11 +108,6 @@ class Input:
                 yield row
         if count < self.skip:
             raise UserError(f"--skip is {self.skip}, but there are {count} lines")
-
-
-def _whole(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
 
 
 def _arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -156,11 +139,7 @@ def _arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def check_language(translator: Translator, to: str | None) -> None:
-    """Refuses a language that a model does not translate into, before any text is read.
-
-    Raises:
-        UserError: If it does not.
-    """
+    """Refuses a language that a model does not translate into, before any text is read."""
     try:
         translator.encode([], to)
     except ValueError as error:
@@ -179,18 +158,14 @@ def placed(chunk: list[Row]) -> Iterator[None]:
         raise UserError(f"{place}: {error.reason}") from None
 
 
+@dataclass
 class Output:
-    """Writes line by line, and knows how much is whole.
+    """Writes line by line, and knows how much is whole; gzipped, each part is a whole gzip file."""
 
-    Args:
-        stream: Where to.
-        done: Rows of the input that are done already.
-        zipped: Whether it shall be gzip; its parts are whole gzip files, one after the other.
-    """
-
-    def __init__(self, stream: BinaryIO, done: int, zipped: bool = False) -> None:
-        self.stream, self.done, self.zipped = stream, done, zipped
-        self.size = 0
+    stream: BinaryIO
+    done: int  # rows of the input
+    zipped: bool = False
+    size: int = 0
 
     def write(self, lines: Iterable[str], rows: int) -> None:
         """Writes the lines that the next rows of the input became."""
@@ -207,15 +182,7 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
     """Opens the output: a file that appears when it is whole, or something that is open.
 
     If the work stops before, the finished part stays in a file beside it, and a line says how to
-    go on.
-
-    Args:
-        file: Its name; gzipped if it ends in .gz; standard output for None and `-`. Pipes and
-            devices are written to as they are.
-        skip: Rows of the input that were done before.
-
-    Raises:
-        UserError: If the file exists, or its folder does not.
+    go on. Pipes and devices are written to as they are. `skip` rows of the input were done before.
     """
     if file in (None, "-"):
         yield Output(sys.stdout.buffer, skip)

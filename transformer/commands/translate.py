@@ -13,10 +13,10 @@ from transformer.commands.arguments import OptionParser
 from transformer.commands.text import (
     BREAKS,
     Input,
+    Line,
     Row,
     Source,
     check_language,
-    lines_of,
     placed,
     say,
     writing,
@@ -101,15 +101,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def translate(options: Options, search: dict[str, Any]) -> None:
-    """Translates texts, files or standard input.
-
-    Args:
-        options: What, and how.
-        search: Fields of SearchConfig.
-
-    Raises:
-        UserError: If the input or the bundle is at fault.
-    """
+    """Translates texts, files or standard input; `search` has fields of SearchConfig."""
     to, too_long = options.to, options.too_long
     numbered = search["n_best"] > 1
     in_columns = options.scores or options.alignments or numbered
@@ -151,7 +143,8 @@ def source_of(options: Options) -> Input:
     if options.texts and options.input:
         raise UserError("there are texts and --input files: give the one or the other")
     if options.texts and options.texts != ["-"]:
-        return Input([lines_of(options.texts)], skip=options.skip)
+        texts = [Line(f"text {n}", text) for n, text in enumerate(options.texts, 1)]
+        return Input([texts], skip=options.skip)
     return Input([Source(file) for file in options.input or ["-"]], skip=options.skip)
 
 
@@ -180,11 +173,7 @@ def printed(
 
 
 class Warnings:
-    """Names the lines whose translation has a flaw: the first few, then how many there were.
-
-    Args:
-        guard: Whether such lines were decoded again.
-    """
+    """Names the first lines whose translation has a flaw, decoded again or not; counts the rest."""
 
     def __init__(self, guard: bool) -> None:
         self.guard = guard

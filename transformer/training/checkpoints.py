@@ -6,6 +6,7 @@ name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` a
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint onto the CPU, adapters merged; nothing in it is executed.
-
-    Args:
-        path: a `.ckpt` file that `transformer fit` wrote.
-
-    Raises:
-        UserError: when it is missing, damaged, or not a checkpoint of this project.
-    """
+    """Read a checkpoint of `transformer fit` onto the CPU, adapters merged; it executes nothing."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
     try:
@@ -63,21 +57,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder that a run can be resumed from; None without one."""
-    files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return next((file for file in files if _is_resumable(file)), None)
+    for file in sorted(folder.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
+        with suppress(Exception):  # torch raises many kinds
+            if {"bundle", "optimizer_states"} <= mapped(file).keys():
+                return file
+    return None
 
 
 def name_newest(folder: Path, sentence: str, otherwise: str = "") -> str:
     """A hint for a message: the sentence with the newest checkpoint of a folder in place of {}."""
     newest = newest_checkpoint(folder)
     return sentence.format(shlex.quote(str(newest))) if newest else otherwise
-
-
-def _is_resumable(file: Path) -> bool:
-    try:
-        return {"bundle", "optimizer_states"} <= mapped(file).keys()
-    except Exception:  # torch raises many kinds
-        return False
 
 
 def mapped(path: Path) -> dict[str, Any]:
@@ -87,16 +77,10 @@ def mapped(path: Path) -> dict[str, Any]:
 
 
 def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """Average the weights of several checkpoints (paper, section 6.1); of one, take its own.
-
-    Args:
-        paths: checkpoints of one run, or at least of one tokenizer and one network shape.
+    """Average the weights of checkpoints of one tokenizer and network shape (paper, section 6.1).
 
     Returns:
         The last checkpoint with the mean weights in its `state_dict`, summed in float64.
-
-    Raises:
-        UserError: when there are none, or two of them do not belong together.
     """
     if not paths:
         raise UserError("there are no checkpoints to average: give at least one .ckpt file")
@@ -105,20 +89,15 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
     sums = {name: tensor.double() for name, tensor in weights.items()}
     for path in paths[:-1]:
         other = read_checkpoint(path)
-        if difference := _difference(checkpoint, other):
-            raise UserError(f"{path} and {paths[-1]} have different {difference}")
+        for key, what in (("network", "network shapes"), ("tokenizer", "tokenizers")):
+            if other["bundle"][key] != checkpoint["bundle"][key]:
+                raise UserError(
+                    f"{path} and {paths[-1]} have different {what}: average checkpoints of one run"
+                )
         for name, tensor in other["state_dict"].items():
             sums[name] += tensor
     means = {name: (total / len(paths)).to(weights[name].dtype) for name, total in sums.items()}
     return {**checkpoint, "state_dict": means}
-
-
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    for key, what in (("network", "network shapes"), ("tokenizer", "tokenizers")):
-        if one["bundle"][key] != other["bundle"][key]:
-            return f"{what}: average checkpoints of one run"
-    shapes = [{k: v.shape for k, v in c["state_dict"].items()} for c in (one, other)]
-    return "weights: are they damaged?" if shapes[0] != shapes[1] else None
 
 
 def bundle_of(module: Any) -> dict[str, Any]:

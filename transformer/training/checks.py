@@ -15,11 +15,7 @@ STRATEGIES = (
 
 
 def module_of(default: ModelConfig) -> type[Seq2SeqModule]:
-    """The module whose signature has the settings of an architecture: options are made from it.
-
-    Args:
-        default: a shape of that architecture, of which a recipe says what differs.
-    """
+    """The module whose signature has the settings of an architecture: options are made from it."""
     shape = type(default)
 
     class Module(Seq2SeqModule):
@@ -32,11 +28,7 @@ def module_of(default: ModelConfig) -> type[Seq2SeqModule]:
 
 
 def check(config: Any) -> None:
-    """Refuse settings that are out of their range or do not go together.
-
-    Raises:
-        UserError: the first of them.
-    """
+    """Refuse settings that are out of their range or do not go together."""
     # One after the other: a number that is out of its range is not computed with.
     for find in (_ranges, _numerics, _groups, _strategy, _not_ours):
         for problem in find(config):

@@ -35,15 +35,7 @@ class ParentPair:
 
 
 class ForgettingGate:
-    """Translates the parent's pair with the parent, and with the model that was trained from it.
-
-    Args:
-        config: the pair, with a test set.
-        folder: the parent, a bundle.
-
-    Raises:
-        UserError: when the corpus or the bundle is not there.
-    """
+    """Translates the parent's pair with the parent, a bundle, and with the model begun from it."""
 
     def __init__(self, config: ParentPair, folder: str) -> None:
         assert config.test
@@ -52,8 +44,7 @@ class ForgettingGate:
         languages = config.src or parent["src"], config.tgt or parent["tgt"]
         self.corpus = open_corpus(config.test, *languages, config.columns, key="parent.test")
         pairs = list(self.corpus.pairs())
-        self.sources = [pair.src for pair in pairs]
-        self.references = [pair.tgt for pair in pairs]
+        self.sources, self.references = [p.src for p in pairs], [p.tgt for p in pairs]
         how = parent["evaluation"]
         self.score = TranslationScore(how["score_tokenize"], how["score_lowercase"])
         self.before: list[str] = []

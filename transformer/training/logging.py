@@ -68,8 +68,7 @@ class Meter:
     def read(self, trainer: Trainer) -> Reading | None:
         """Add up the window over all processes, each of which must call this; None if it is empty.
 
-        Raises:
-            NotFinite: in every process, when any of them met a NaN or an infinite number.
+        Where any of them met a NaN or an infinite number, all raise `NotFinite`.
         """
         if not self.losses:
             return None
@@ -79,16 +78,13 @@ class Meter:
         tokens = map(sum, zip(*self.tokens, strict=True))
         local = [sum(losses), nll, sum(losses) + sum(norms), *tokens]
         loss, nll, worst, *counts = sum_over_processes(trainer, local)
-        if not math.isfinite(worst):
-            raise NotFinite(self._first_bad_step(losses, norms))
-        return Reading(loss, nll, *map(round, counts))
-
-    def _first_bad_step(self, losses: list[float], norms: list[float]) -> int:
+        if math.isfinite(worst):
+            return Reading(loss, nll, *map(round, counts))
         # Each optimizer step has one norm, and the last of them belongs to the last step.
-        first = self.steps[-1] - len(norms) + 1
-        numbers = [*zip(self.steps, losses, strict=True), *enumerate(norms, first)]
+        last = self.steps[-1]
+        numbers = [*zip(self.steps, losses, strict=True), *enumerate(norms, last - len(norms) + 1)]
         bad = [step for step, number in numbers if not math.isfinite(number)]
-        return min(bad, default=self.steps[-1])  # none of this process: then it is another's
+        raise NotFinite(min(bad, default=last))  # none of this process: then it is another's
 
 
 def sum_over_processes(trainer: Trainer, values: list[float]) -> list[float]:
@@ -140,7 +136,6 @@ class TrainingLog(Callback):
         self._warm = trainer.global_step + WARM_UP
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        """Log when enough optimizer steps have been taken."""
         if not stepped(trainer):
             return
         step = trainer.global_step
@@ -156,7 +151,6 @@ class TrainingLog(Callback):
             self._read(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Log the scores, and start the clock of training again."""
         if of_training(trainer):
             self._tick(training=False)
             scores = pl_module.scorer.scores
@@ -182,7 +176,6 @@ class TrainingLog(Callback):
         self.curve = list(checkpoint["curve"])
 
     def log_parent(self, trainer: Trainer, result: dict[str, Any]) -> None:
-        """Log BLEU on the parent's pair before and after."""
         numbers = {f"parent/{key}": result[key] for key in ("before", "after", "p_value")}
         self._log(trainer, numbers)
 
@@ -204,8 +197,15 @@ class TrainingLog(Callback):
         if reading is None:
             return
         self.totals = self._totals_with(reading)
+        real, tokens = reading.src_tokens + reading.tgt_tokens, max(reading.tgt_tokens, 1)
+        seconds = max(self._window, 1e-9)
         metrics = {
-            **_per_token(reading, self._window),
+            "loss": reading.loss / tokens,
+            "nll": reading.nll / tokens,
+            "perplexity": perplexity(reading.nll / tokens),
+            "src_tokens_per_second": reading.src_tokens / seconds,
+            "tgt_tokens_per_second": reading.tgt_tokens / seconds,
+            "padding_share": 1 - real / max(reading.padded_tokens, 1),
             # Of the step just taken: the schedule has moved on already.
             "learning_rate": module.rate(trainer.global_step),
             "epoch": float(trainer.current_epoch),
@@ -222,19 +222,6 @@ class TrainingLog(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def _per_token(reading: Reading, seconds: float) -> dict[str, float]:
-    nll = reading.nll / max(reading.tgt_tokens, 1)
-    real = reading.src_tokens + reading.tgt_tokens
-    return {
-        "loss": reading.loss / max(reading.tgt_tokens, 1),
-        "nll": nll,
-        "perplexity": perplexity(nll),
-        "src_tokens_per_second": reading.src_tokens / max(seconds, 1e-9),
-        "tgt_tokens_per_second": reading.tgt_tokens / max(seconds, 1e-9),
-        "padding_share": 1 - real / max(reading.padded_tokens, 1),
-    }
-
-
 def _peak_memory_gib(device: torch.device) -> float:
     """On CUDA the most that tensors took; else the most that the process took."""
     if device.type == "cuda":
@@ -249,10 +236,8 @@ def make_logger(kind: LoggerName, folder: Path, name: str, run_id: str | None) -
         from transformer.training.tracking import wandb_logger  # W&B is slow to import
 
         return wandb_logger(folder, name, run_id)
-    return _csv_logger(folder) if kind == "csv" else None
-
-
-def _csv_logger(folder: Path) -> CSVLogger:
+    if kind == "none":
+        return None
     logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
     written = folder / "metrics.csv"
     if written.is_file() and getattr(rank_zero_only, "rank", 0) == 0:

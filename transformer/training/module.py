@@ -107,25 +107,20 @@ class Seq2SeqModule(LightningModule):
         }
         self.scorer = Scorer(score_tokenize, score_lowercase, score_detokenized)
         self.network: Seq2Seq | None = None
-        #: Where the weights came from, in words, for the display and the model card.
-        self.origin: list[str] = []
+        self.origin: list[str] = []  # where the weights came from, in words
         self.learned_parameters = 0  # how many of its numbers learn
-        #: Name and settings of the run, plain values; every checkpoint carries them.
-        self.recipe: dict[str, Any] = {}
+        self.recipe: dict[str, Any] = {}  # name and settings of the run, plain values
         self.meter = Meter()
-        self.micro_batches = 0
-        self._step_tokens = 0
+        self.micro_batches = self._step_tokens = 0
 
     # Building
 
     @property
     def data(self) -> DataModule:
-        """The data module of the trainer that this module is attached to."""
         return cast(DataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the run."""
         return self.data.tokenizer
 
     @property
@@ -135,11 +130,11 @@ class Seq2SeqModule(LightningModule):
         return self.network
 
     def setup(self, stage: str) -> None:
-        """Tell the data how much a search holds at once: evaluation batches depend on it."""
+        # Evaluation batches depend on how much a search holds at once.
         self.data.beams, self.data.extra = self.search_config.width, self.search_config.max_extra
 
     def configure_model(self) -> None:
-        """Build the network: its size is known as soon as there is a tokenizer."""
+        """Build the network, whose size the tokenizer knows."""
         if self.network is not None:
             return
         torch.manual_seed(self.seed)
@@ -155,7 +150,6 @@ class Seq2SeqModule(LightningModule):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def rate(self, step: int) -> float:
-        """The learning rate of an optimizer step, counted from 1."""
         return objective.learning_rate(
             self.schedule, step, self.learning_rate, self.warmup_steps, self.config.d_model
         )
@@ -278,7 +272,6 @@ class Seq2SeqModule(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that is needed to go on, or to make a bundle, without the recipe's files."""
         self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
         checkpoint["bundle"] = bundle_of(self)
         checkpoint["origin"] = self.origin

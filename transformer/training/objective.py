@@ -49,15 +49,7 @@ def prepare(batch: Batch) -> Prepared:
 
 
 def target_rows(tgt_lengths: Tensor, width: int) -> Tensor:
-    """The positions of the real target tokens in a flattened (B, T) tensor.
-
-    Args:
-        tgt_lengths: (B,) long, tokens per target.
-        width: T, the padded length in tokens.
-
-    Returns:
-        (N,) long, the N unpadded positions in [0, B * T), in order.
-    """
+    """(N,) long, the positions of the real target tokens in a flattened (B, T=width) tensor."""
     real = torch.arange(width, device=tgt_lengths.device) < tgt_lengths[:, None]
     return real.flatten().nonzero().squeeze(1)
 
@@ -85,8 +77,8 @@ def label_smoothed_loss(
         compiled: let torch.compile fuse what comes after the projection.
 
     Returns:
-        The smoothed loss, with a gradient, and the plain negative log-likelihood without one; both
-        scalars in nats, summed over the N tokens.
+        The smoothed loss, and the negative log-likelihood, which has no gradient; both in nats,
+        summed over the N tokens.
     """
     filled = pad(rows, (0, -len(rows) % LOGIT_ROWS))  # with the first position
     logits = project(hidden.flatten(0, 1).index_select(0, filled))
@@ -98,8 +90,7 @@ def label_smoothed_loss(
 class _SmoothedCrossEntropy(torch.autograd.Function):
     """Both sums, of as many rows as there are labels; the gradient takes the place of the logits.
 
-    A linear layer does not need its result again. Of an operation that does, autograd would notice
-    that it was overwritten, and say so.
+    A linear layer does not need its result again.
     """
 
     @staticmethod
@@ -179,14 +170,8 @@ def divide_and_clip_(
 ) -> Tensor:
     """Turn the gradients of a sum over tokens into those of their mean, and clip them, in place.
 
-    Args:
-        gradients: of an optimizer step, on one device.
-        tokens: scalar, the target tokens of the step, on the same device.
-        parts: by which the loss was divided already: micro-batches times processes.
-        clip: the largest norm that all gradients together may have; None or 0 for any.
-
-    Returns:
-        Scalar, their norm before clipping.
+    The loss was divided by `parts` already, micro-batches times processes. Returns the norm of all
+    gradients together before they are clipped to the norm `clip`, if that is given and not 0.
     """
     scale = parts / tokens.to(torch.promote_types(gradients[0].dtype, torch.float32))
     norm = get_total_norm(gradients) * scale
@@ -204,12 +189,7 @@ def learning_rate(
     `noam` is the paper's equation 3; `inverse_sqrt` rises linearly to `factor` and then falls with
     `sqrt(warmup_steps / step)`; `constant` rises linearly to `factor` and stays.
 
-    Args:
-        schedule: which of the three.
-        step: the optimizer step, counted from 1.
-        factor: for `noam` multiplies equation 3 (1 in the paper), else the highest learning rate.
-        warmup_steps: optimizer steps of linear rise; 0 for none.
-        d_model: the model's width.
+    Steps are counted from 1; for `noam` the factor multiplies equation 3 (1 in the paper).
     """
     warmup_steps = max(warmup_steps, 1)
     if schedule == "noam":

@@ -5,16 +5,11 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from transformer.training.logging import TrainingLog, of_training
-
-
-def progress(log: TrainingLog) -> Callback:
-    """Make the display that suits standard output; it shows the newest numbers of `log`."""
-    return LiveProgress(log) if sys.stdout.isatty() else PlainProgress(log)
 
 
 def shown(trainer: Trainer, log: TrainingLog) -> dict[str, str]:
@@ -59,14 +54,21 @@ def epoch(trainer: Trainer) -> str:
     return f"epoch {trainer.current_epoch + 1}{last}"
 
 
-class LiveProgress(TQDMProgressBar):
-    """Lightning's bar with our numbers, and one line that stays for each validation."""
+class Progress(TQDMProgressBar):
+    """Lightning's bar with our numbers, on a terminal; elsewhere a line every ten seconds.
+
+    Either shows the newest numbers of the log, and one line that stays for each validation.
+    """
 
     BAR_FORMAT = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
+    SECONDS = 10.0
 
     def __init__(self, log: TrainingLog) -> None:
         super().__init__(refresh_rate=5)
         self.log_source = log
+        self._last = time.monotonic()
+        if not sys.stdout.isatty():
+            self.disable()
 
     def init_train_tqdm(self) -> Tqdm:
         """One bar for the whole run; it disappears at its end."""
@@ -85,41 +87,28 @@ class LiveProgress(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(epoch(trainer))
 
-    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        super().on_validation_batch_start(*args, **kwargs)
-        self.val_progress_bar.set_description("validation")
-
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        super().on_test_batch_start(*args, **kwargs)
-        self.test_progress_bar.set_description("test")
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
+        if self.is_enabled or time.monotonic() - self._last < self.SECONDS:
+            return
+        if numbers := shown(trainer, self.log_source):
+            self._last = time.monotonic()
+            self._say(trainer, "  ".join(f"{name} {value}" for name, value in numbers.items()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave a line about each validation above the bar."""
         super().on_validation_end(trainer, pl_module)
         if line := validation_line(trainer, self.log_source):
-            self.print(f"{epoch(trainer)}  {line}")
+            self._say(trainer, line)
 
-
-class PlainProgress(Callback):
-    """A line every ten seconds and one for each validation."""
-
-    SECONDS = 10.0
-
-    def __init__(self, log: TrainingLog) -> None:
-        self.log_source = log
-        self._last = time.monotonic()
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if time.monotonic() - self._last < self.SECONDS:
-            return
-        if numbers := shown(trainer, self.log_source):
-            self._last = time.monotonic()
-            self._print(trainer, "  ".join(f"{name} {value}" for name, value in numbers.items()))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if line := validation_line(trainer, self.log_source):
-            self._print(trainer, line)
-
-    def _print(self, trainer: Trainer, text: str) -> None:
+    def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
-            print(f"{epoch(trainer)}  step {trainer.global_step:>6,}  {text}", flush=True)
+            step = "" if self.is_enabled else f"  step {trainer.global_step:>6,}"
+            self.print(f"{epoch(trainer)}{step}  {text}")
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line above the bar, or where there is none."""
+        if self.is_enabled:
+            super().print(*args, **kwargs)
+        else:
+            print(*args, flush=True)

@@ -1,6 +1,7 @@
-"""Reproducing a recipe: is the text that of the measured runs, and is the run on their curve?"""
+"""Reproducing a recipe: the text and the curve of the measured runs, and their rows."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
@@ -13,21 +14,25 @@ from transformer.data.files import UNZIP_ERRORS, lines, sha256, unzipped
 from transformer.errors import UserError
 from transformer.training.logging import TrainingLog, of_training
 
+#: What each row of measured runs must have.
+NEEDED = (
+    "recipe", "changes", "bleu", "signature", "validation_bleu", "bleu_by_length", "test",
+    "machine", "versions",
+)  # fmt: skip
 CHECKSUMS = "SHA256SUMS"
 #: How far from the measured run BLEU still counts as on its curve. The highest BLEU so far of two
 #: seeds of recipes/multi30k/transformer_small_de_en.yaml differs by up to 2.6 at the same epoch.
 TOLERANCE = 3.0
 
 
-def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
+def check_data(corpora: Sequence[Corpus], folder: Path) -> int:
     """Compare text with the checksums beside the recipes of its corpus.
 
     The sums are of the plain text, as `sha256sum` prints them, whether a file is gzipped or not.
 
     Args:
-        corpora: what the recipe trains and tests on.
-        folder: of the recipe; without SHA256SUMS in it, or for a data set of the hub, there is
-            nothing to compare with.
+        corpora: what the recipe trains and tests on; data sets of the hub are not compared.
+        folder: of the recipe; without SHA256SUMS in it there is nothing to compare with.
 
     Returns:
         How many files were compared.
@@ -35,17 +40,22 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
     Raises:
         UserError: which file is not the one that the recipe was measured on.
     """
-    if not (folder / CHECKSUMS).exists():
+    sums = folder / CHECKSUMS
+    if not sums.exists():
         return 0
-    sums = (line.split() for line in lines(folder / CHECKSUMS, CHECKSUMS))
-    expected = {name: digest for digest, name in sums}
-    files = [file for corpus in corpora for file in _files(corpus)]
-    for file in files:
+    expected = {line.split()[1]: line.split()[0] for line in lines(sums, CHECKSUMS)}
+    tables = [corpus.file for corpus in corpora if isinstance(corpus, Table)]
+    pairs = [file for corpus in corpora if isinstance(corpus, TwoFiles) for file in corpus.files]
+    for file in (*tables, *pairs):
+        try:
+            with unzipped(file) as stream:
+                found = sha256(stream)
+        except UNZIP_ERRORS as error:
+            raise UserError(f"{file} is not a whole gzip file ({error})") from None
         name = file.name.removesuffix(".gz")
-        found = _digest(file)
         if name not in expected:
             raise UserError(
-                f"{file}: {folder / CHECKSUMS} has no {name}, but {', '.join(sorted(expected))}: "
+                f"{file}: {sums} has no {name}, but {', '.join(sorted(expected))}: "
                 "give the files of the recipe, or train on others with `transformer fit`"
             )
         if found != expected[name]:
@@ -53,21 +63,7 @@ def check_data(corpora: Iterable[Corpus], folder: Path) -> int:
                 f"{file}: its text has the SHA-256 {found}, the recipe was measured on "
                 f"{expected[name]}: download it again, or use `transformer fit`"
             )
-    return len(files)
-
-
-def _files(corpus: Corpus) -> tuple[Path, ...]:
-    if isinstance(corpus, TwoFiles):
-        return corpus.files
-    return (corpus.file,) if isinstance(corpus, Table) else ()
-
-
-def _digest(file: Path) -> str:
-    try:
-        with unzipped(file) as stream:
-            return sha256(stream)
-    except UNZIP_ERRORS as error:
-        raise UserError(f"{file} is not a whole gzip file ({error})") from None
+    return len(tables) + len(pairs)
 
 
 class Curve(Callback):
@@ -105,3 +101,39 @@ def mean_curve(rows: list[dict[str, Any]]) -> list[float]:
     """
     curves = [accumulate(row["validation_bleu"], max) for row in rows]
     return [fmean(values) for values in zip(*curves, strict=False)]
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The measured runs in a file; none where there is no file.
+
+    Each row is `results.json` of a run with `changes`, the options in which it differed from its
+    recipe.
+    """
+    rows = []
+    for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
+        rows.append(_checked(row, f"{file}, line {number}"))
+    return rows
+
+
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Append a run to a file, which is made if need be; refuse what `read_rows` would refuse."""
+    _checked(row, f"{file}, a new line")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    if isinstance(row, dict) and "old_pair" in row:  # its name before
+        row["parent"] = row.pop("old_pair")
+    for key in NEEDED:
+        if not isinstance(row, dict) or row.get(key) is None:
+            raise UserError(
+                f"{where}: no {key!r}: it must be a row that `transformer reproduce` wrote, of a "
+                "recipe with a test set"
+            )
+    return dict(row)

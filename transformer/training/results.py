@@ -1,13 +1,12 @@
-"""The final weights of a run, their scores, and the rows of measured runs.
-
-`results.json` of a run and `changes`, the options in which it differed from its recipe, are a row
-of a file such as `recipes/results.jsonl`.
-"""
+"""What a run ends with: its final weights, their scores, the bundle with its card, the summary."""
 
 import json
 import platform
 import re
+import shlex
+from dataclasses import asdict
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,30 +14,31 @@ import torch
 from lightning.pytorch import Trainer
 
 from transformer import __version__
-from transformer.data.files import lines
-from transformer.errors import UserError
+from transformer.bundle import TRAINING, save_bundle
+from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
-from transformer.training.checkpoints import average_checkpoints, load_network, read_checkpoint
+from transformer.models import ARCHITECTURES, Seq2Seq
+from transformer.training.checkpoints import (
+    about,
+    average_checkpoints,
+    load_network,
+    read_checkpoint,
+)
+from transformer.training.forgetting import in_words
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
+from transformer.training.runs import program
 from transformer.training.saving import Checkpoints
-from transformer.training.scoring import Scorer
+from transformer.training.scoring import attention_figure
 from transformer.training.transfer import merge
-from transformer.writing import write
+from transformer.writing import whole, write
 
 Split = Literal["test", "val"]
-NEEDED = (
-    "recipe", "changes", "bleu", "signature", "validation_bleu", "bleu_by_length", "test",
-    "machine", "versions",
-)  # fmt: skip
+SHOWN = 5  # translations in the summary; the picture is of one of them
 
 
 def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
-    """Give the module the weights that the run ends with; returns their name.
-
-    They are the mean of checkpoints where the recipe asks for it, else the checkpoint with the
-    highest BLEU, else the last weights.
-    """
+    """Give the module the weights that the run ends with; returns their name."""
     merge(module.model)
     saved = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
     if saved and saved.to_average:
@@ -63,13 +63,19 @@ def results(
     trainer: Trainer, module: Seq2SeqModule, log: TrainingLog, split: Split | None, weights: str
 ) -> dict[str, Any]:
     """The content of `results.json`, once the final weights were scored on a split, if on any."""
-    totals, data = log.totals, module.data
+    totals, data, scorer = log.totals, module.data, module.scorer
     seconds = max(totals["training_seconds"], 1e-9)
-    if not split:
-        module.scorer.begin([], [], "")
+    by_length: dict[str, Any] = {}
+    if split:
+        sources, references, translations = scorer.texts()
+        texts = scorer.text, sources, translations, references
+        by_length["bleu_by_length"] = [list(bin_) for bin_ in bleu_by_length(*texts)]
+        by_length["bleu_longest_third"] = bleu_of_longest_third(*texts)
+    else:
+        scorer.begin([], [], "")
     return {
-        **module.scorer.results(),
-        **(_by_length(module.scorer) if split else {}),
+        **scorer.results(),
+        **by_length,
         "split": split,
         "test": data.specs[split] if split else None,
         "src": data.src,
@@ -101,16 +107,6 @@ def write_results(folder: Path, numbers: dict[str, Any]) -> None:
     write(folder / "results.json", text + "\n")
 
 
-def _by_length(scorer: Scorer) -> dict[str, Any]:
-    """BLEU by the words of the source, of the sentences that were translated."""
-    sources, references, translations = scorer.texts()
-    texts = scorer.text, sources, translations, references
-    return {
-        "bleu_by_length": [list(b) for b in bleu_by_length(*texts)],
-        "bleu_longest_third": bleu_of_longest_third(*texts),
-    }
-
-
 def machine(device: torch.device) -> str:
     """The GPU, or the processor and how many threads it computes with."""
     if device.type == "cuda":
@@ -124,11 +120,7 @@ def machine(device: torch.device) -> str:
 
 
 def score_lines(numbers: dict[str, Any]) -> list[str]:
-    """Scores for people: each BLEU with its signature, of the detokenised text last, and the rest.
-
-    Args:
-        numbers: the content of a `results.json`.
-    """
+    """Scores of a `results.json` for people: each BLEU with its signature, and the rest."""
     kinds = ("bleu", "signature"), ("bleu_detokenized", "signature_detokenized")
     found = [(numbers[score], numbers[name]) for score, name in kinds if score in numbers]
     return [
@@ -143,41 +135,132 @@ def versions() -> dict[str, str]:
     return own | {name: version(name) for name in ("torch", "lightning", "tokenizers", "sacrebleu")}
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The measured runs in a file; none where there is no file.
+def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> Path | None:
+    """Write `bundle/`, `results.json` and `attention.png`; returns the path of the picture, if any.
 
-    Raises:
-        UserError: which line is not one.
+    A bundle that is there, of a run that ended and was resumed, is put aside.
     """
-    rows = []
-    for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-        rows.append(_checked(row, f"{file}, line {number}"))
-    return rows
+    bundle = folder / "bundle"
+    if bundle.exists():
+        aside = next(p for n in count(1) if not (p := folder / f"bundle-before-{n}").exists())
+        bundle.rename(aside)
+        print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
+    training = {key: numbers[key] for key in TRAINING}
+    model, tokenizer, data = module.model, module.tokenizer, module.data
+    facts = _facts(module, numbers)
+    card = model_card(model, tokenizer, data.src, data.tgt, numbers["recipe"], facts)
+    save_bundle(bundle, model, tokenizer, card=card, training=training, **about(module))
+    write_results(folder, numbers)
+    shown = module.scorer.samples(SHOWN)
+    if (figure := attention_figure(model, data, shown)) is None:
+        return None
+    picture = folder / "attention.png"
+    with whole(picture) as stream:
+        figure.savefig(stream, format="png", dpi=150)
+    return picture
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    if isinstance(row, dict) and "old_pair" in row:  # its name before
-        row["parent"] = row.pop("old_pair")
-    for key in NEEDED:
-        if not isinstance(row, dict) or row.get(key) is None:
-            raise UserError(
-                f"{where}: no {key!r}: it must be a row that `transformer reproduce` wrote, of a "
-                "recipe with a test set"
-            )
-    return dict(row)
+def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, weights: str) -> None:
+    """Make a bundle of a checkpoint in a new folder; its card says where the weights came from."""
+    trained = checkpoint["bundle"]
+    about = trained["about"]
+    tokenizer = Tokenizer(trained["tokenizer"])
+    config = ARCHITECTURES[trained["architecture"]](**trained["network"])
+    network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    load_network(network, checkpoint)
+    training = {
+        "recipe": checkpoint["recipe"].get("name"),
+        "epochs": checkpoint["epoch"] + 1,  # Lightning counts from 0
+        "steps": checkpoint["global_step"],
+    }
+    facts = [
+        "It was not tested; `transformer test` does that.",
+        "",
+        f"- weights: {weights}; the last of them at step {training['steps']:,}",
+    ]
+    languages = about["src"], about["tgt"]
+    card = model_card(network, tokenizer, *languages, training["recipe"], facts)
+    save_bundle(folder, network, tokenizer, card=card, training=training, **about)
 
 
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Append a run to a file, which is made if need be.
+def model_card(
+    model: Seq2Seq, tokenizer: Tokenizer, src: str, tgt: str, recipe: str | None, facts: list[str]
+) -> str:
+    """The bundle's README.md; the facts are lines of Markdown about scores and training."""
+    load = 'Translator.load("bundle").translate(["..."]'
+    lines = [
+        f"# {src} → {tgt}",
+        "",
+        f"{model.describe()} that translates {src} into {tgt}, trained with the recipe `{recipe}`.",
+        "",
+        *facts,
+        "",
+        "```python",
+        "from transformer import Translator",
+        "",
+        f"{load})",
+        *(f'{load}, to="{to}")' for to in tokenizer.tags),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
 
-    Raises:
-        UserError: when `read_rows` would refuse it.
-    """
-    _checked(row, f"{file}, a new line")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+def _facts(module: Seq2SeqModule, numbers: dict[str, Any]) -> list[str]:
+    shape = ", ".join(f"{key} {value}" for key, value in asdict(module.config).items())  # type: ignore[call-overload]
+    scores = ["It was not tested."]
+    if numbers["split"]:  # as text: in a table the | of a signature would begin a cell
+        scores = [f"Scores on {numbers['split']}:", "", "```text", *score_lines(numbers), "```"]
+    shares = (f"{src} → {tgt} {100 * share:.1f} %" for src, tgt, share in module.data.shares())
+    return [
+        *scores,
+        "",
+        f"- weights: {numbers['weights']}; {numbers['epochs']} epochs, {numbers['steps']:,} steps, "
+        f"{numbers['seconds']:,.0f} s",
+        f"- size: {numbers['parameters']:,} parameters, {numbers['learned_parameters']:,} of them "
+        "learned in this run",
+        f"- shape: {shape}",
+        *(f"- {line}" for line in numbers["origin"]),
+        *([f"- {in_words(numbers['parent'])}"] if numbers["parent"] else []),
+        *([f"- training pairs: {', '.join(shares)}"] if module.data.extra_corpora else []),
+    ]
+
+
+def summary(
+    folder: Path, module: Seq2SeqModule, numbers: dict[str, Any], picture: Path | None
+) -> str:
+    """The last words of `fit`."""
+    lines = [
+        "",
+        f"Trained for {numbers['steps']:,} steps in {numbers['seconds']:,.0f} s "
+        f"({numbers['weights']}).",
+    ]
+    samples = module.scorer.samples(SHOWN)
+    if split := numbers["split"]:
+        lines += [
+            *(f"{split} {line}" for line in score_lines(numbers)),
+            *([in_words(numbers["parent"])] if numbers["parent"] else []),
+            "",
+        ]
+        for source, reference, translation in samples:
+            lines += [
+                f"  {source}",
+                f"    reference   {reference}",
+                f"    translation {translation}",
+            ]
+    if picture:
+        lines += ["", f"Where the model looked: {picture}"]
+    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module, samples)])
+
+
+def next_commands(
+    folder: Path, module: Seq2SeqModule, samples: list[tuple[str, str, str]]
+) -> list[str]:
+    """Commands that go on from here."""
+    sentence = shlex.quote(samples[0][0]) if samples else "..."
+    bundle = shlex.quote(str(folder / "bundle"))
+    lines = [f"  {program()} translate {bundle} {sentence}"]
+    corpus = shlex.quote(module.data.specs["test"] or module.data.specs["val"] or "<corpus>")
+    lines += [f"  {program()} test {bundle} --data.test {corpus} --beam 1"]
+    offline = sorted(folder.glob("wandb/offline-run-*"))
+    return lines + [f"  {program('wandb')} sync {shlex.quote(str(path))}" for path in offline]

@@ -1,13 +1,14 @@
 """The surroundings of a run: its folder and name, the checkpoint to resume, its precision."""
 
 import fcntl
+import json
 import logging
 import os
 import shlex
 import shutil
 import sys
 import warnings
-from argparse import Namespace
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,13 +44,12 @@ def lock_folder(config: Any, name: str) -> tuple[Path, bool]:
         return Path(os.environ.get(RUN_DIR, folder)), False
     if config.ckpt_path and Path(config.ckpt_path).parent.name == "checkpoints":
         folder = _folder_of(config)
-        for place in (folder, folder / "checkpoints"):
-            clear(place)
+        _clear(folder)
         return folder, False
     if _lock(folder):
         return folder, True
     if config.existing == "number":
-        return next(f for n in range(2, sys.maxsize) if _lock(f := Path(f"{folder}-{n}"))), True
+        return next(f for n in count(2) if _lock(f := Path(f"{folder}-{n}"))), True
     resume = name_newest(folder / "checkpoints", "resume it with --ckpt_path {}, ")
     raise UserError(
         f"{folder} exists already: choose another --run_dir, {resume}or take the next free number "
@@ -87,20 +87,24 @@ def _lock(folder: Path) -> bool:
     if not (mine and _is_free(folder)):
         lock.close()
         return False
-    for place in (folder, folder / "checkpoints"):
-        clear(place)
+    _clear(folder)
     _LOCKS[folder] = lock
     return True
 
 
 def _is_free(folder: Path) -> bool:
     """Whether there is nothing in a folder but what killed processes leave before they train."""
-    if not folder.exists():
-        return True
-    places = [place for place in (folder, folder / "checkpoints") if place.is_dir()]
-    found = [path.relative_to(folder) for place in places for path in place.iterdir()]
-    ours = (LOCK, LOCK.parent)
-    return folder.is_dir() and all(path in ours or is_part(path) for path in found)
+    found = {
+        path.relative_to(folder)
+        for pattern in ("*", "checkpoints/*")
+        for path in folder.glob(pattern)
+    }
+    return all(path in (LOCK, LOCK.parent) or is_part(path) for path in found)
+
+
+def _clear(folder: Path) -> None:
+    for place in (folder, folder / "checkpoints"):
+        clear(place)
 
 
 def unlock(folder: Path) -> None:
@@ -111,21 +115,20 @@ def unlock(folder: Path) -> None:
 
 
 def resumable(config: Any) -> dict[str, Any]:
-    """Read the parts of the checkpoint to resume that are needed before Lightning reads it again.
+    """Read from the checkpoint to resume what is needed before Lightning reads it again.
 
-    They are its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
-
-    Raises:
-        UserError: when it cannot be resumed, or other parameters were trained in it.
+    That is its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     if "optimizer_states" not in checkpoint:
         hint = name_newest(Path(config.ckpt_path).parent, ": resume from {}")
         raise UserError(f"--ckpt_path {config.ckpt_path} holds weights alone, to be averaged{hint}")
-    now, trained = _plain(config), checkpoint["recipe"]["config"]
-    keys = [f"data.tokenizer.{key}" for key in now["data"]["tokenizer"]]
-    for key in (*keys, "model.freeze", "model.lora"):
-        value, before = _at(now, key), _at(trained, key)
+    given = {f"data.tokenizer.{key}": value for key, value in vars(config.data.tokenizer).items()}
+    given |= {"model.freeze": config.model.freeze, "model.lora": config.model.lora}
+    for key, value in json.loads(json.dumps(given, default=vars)).items():  # as recipes are kept
+        before = checkpoint["recipe"]["config"]
+        for part in key.split("."):
+            before = before.get(part, {})
         if value != before:
             raise UserError(
                 f"{key} is {value!r}, which does not fit the checkpoint {config.ckpt_path} with "
@@ -144,35 +147,20 @@ def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:
     # The last epoch that was begun is over when its last batch is.
     over = loops["epoch_loop.batch_progress"]["is_last_batch"]
     epochs = loops["epoch_progress"]["total"]["started"] - (not over)
-    for key, count in {"max_steps": checkpoint["global_step"], "max_epochs": epochs}.items():
+    for key, done in {"max_steps": checkpoint["global_step"], "max_epochs": epochs}.items():
         limit = getattr(config.trainer, key)
-        if limit is None or limit < 0 or limit > count or (limit == count and not ended):
+        if limit is None or limit < 0 or limit > done or (limit == done and not ended):
             continue
         bundle = f"`{program()} average --help` says how to make a bundle of it"
         if ended:
             bundle = f"its bundle is {folder / 'bundle'}"
         raise UserError(
             f"nothing is left to train: trainer.{key} is {limit}, and {config.ckpt_path} was saved "
-            f"after {count}: give more with --trainer.{key}; {bundle}"
+            f"after {done}: give more with --trainer.{key}; {bundle}"
         )
 
 
-def _plain(setting: Any) -> Any:
-    """Settings as YAML has them, in which recipes are kept."""
-    if isinstance(setting, list | tuple):
-        return [_plain(item) for item in setting]
-    if isinstance(setting, Namespace):
-        return {key: _plain(value) for key, value in vars(setting).items()}
-    return setting
-
-
-def _at(settings: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        settings = settings.get(part, {})
-    return settings
-
-
-def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
+def recipe_name(config: Any, checkpoint: dict[str, Any]) -> str:
     """The recipe's path below recipes/, without .yaml; its stem where there is no such folder."""
     if checkpoint:
         return str(checkpoint["recipe"]["name"])
@@ -186,19 +174,9 @@ def recipe_name(config: Any, checkpoint: dict[str, Any] | None) -> str:
 
 
 def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) -> Any:
-    """Choose the precision of training.
+    """Choose the precision: the given one, else that of the run that is resumed, else the fast one.
 
-    Args:
-        accelerator: the Trainer's.
-        given: the user's precision; None leaves it open.
-        stored: the precision of the run that is resumed.
-
-    Returns:
-        The Trainer's `precision`: the user's, else that of the resumed run, else bf16-mixed where
-        the device is faster with it.
-
-    Raises:
-        UserError: for bfloat16 on a CPU that only emulates it.
+    That is bf16-mixed where the device is faster with it; a CPU that only emulates it is refused.
     """
     device = str(accelerator)
     if device in ("auto", "gpu"):

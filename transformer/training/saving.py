@@ -24,11 +24,9 @@ class AfterSteps(Checkpoint):
     """
 
     def after_step(self, trainer: Any, validated: bool) -> None:
-        """Act after an optimizer step, which a validation may have followed."""
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Have every checkpoint written whole."""
         trainer.strategy.checkpoint_io = WholeFiles()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -38,12 +36,10 @@ class AfterSteps(Checkpoint):
             trainer.fit_loop.reset_restart_stage()  # else Lightning would not count it
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Act where a step ends that no validation follows."""
         if stepped(trainer) and not _validates_now(trainer):
             self.after_step(trainer, validated=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Act where a validation ends that followed a step."""
         if of_training(trainer) and stepped(trainer):
             self.after_step(trainer, validated=True)
 
@@ -85,7 +81,6 @@ class Checkpoints(AfterSteps):
         return max(self.best_scores, key=lambda name: self.best_scores[name], default=None)
 
     def after_step(self, trainer: Any, validated: bool) -> None:
-        """Write the checkpoints that are due."""
         if trainer.fast_dev_run:
             return
         due = self._is_due(trainer, validated)
@@ -126,7 +121,7 @@ class Checkpoints(AfterSteps):
 
     def state_dict(self) -> dict[str, Any]:
         """Remember names alone: the folder may be moved."""
-        return {"ranks": self.best_scores, "weights": self.to_average}
+        return {"ranks": self.best_scores}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -134,53 +129,36 @@ class Checkpoints(AfterSteps):
         """Find the files that are there, also the best ones that were saved after this state."""
         found: Any = None
         if trainer.is_global_zero:
-            weights = _state(checkpoint)["weights"]
+            done = {_step_of(path): path.name for path in self.folder.glob(f"{WEIGHTS}*.ckpt")}
+            weights = [done[step] for step in sorted(done) if step <= checkpoint["global_step"]]
             best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
             scores = {path.name: _score_of(path) for path in best}
-            found = (
-                [name for name in weights if (self.folder / name).exists()],
-                {name: score for name, score in scores.items() if score is not None},
-            )
+            found = weights, {name: score for name, score in scores.items() if score is not None}
         self.to_average, self.best_scores = trainer.strategy.broadcast(found)
 
 
-def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The state of `Checkpoints`, also from version 0.1, where Lightning's callbacks had it."""
-    states = checkpoint["callbacks"]
-    if ours := states.get(Checkpoints.__name__):
-        return dict(ours)
-    old = {s["monitor"]: s for key, s in states.items() if key.startswith("RunCheckpoint")}
-    kept = {key: old[key]["best_k_models"] if key in old else {} for key in (SELECTION, "step")}
-    weights = sorted(kept["step"], key=lambda path: int(kept["step"][path]))
-    return {
-        "ranks": {Path(path).name: float(score) for path, score in kept[SELECTION].items()},
-        "weights": [Path(path).name for path in weights],
-    }
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix(WEIGHTS))
 
 
 def _score_of(path: Path) -> float | None:
-    """The score by which a best checkpoint was chosen, as it says itself; None if unreadable."""
+    """The score by which a best checkpoint was chosen; None if it cannot be read.
+
+    It says so itself; one of version 0.1 has its BLEU in its name.
+    """
     try:
-        return float(_state(mapped(path))["ranks"][path.name])
+        states = mapped(path)["callbacks"]
     except Exception:  # torch raises many kinds
         return None
+    ranks = states.get(Checkpoints.__name__, {}).get("ranks", {})
+    return float(ranks.get(path.name, path.stem.partition("bleu")[2]))
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Stops when BLEU has not risen for so many validations.
-
-    Args:
-        patience: how many.
-    """
+    """Stops when BLEU has not risen for so many validations, counted over interruptions."""
 
     def __init__(self, patience: int) -> None:
-        super().__init__(
-            SELECTION,
-            mode="max",
-            patience=patience,
-            check_on_train_epoch_end=False,
-            verbose=False,
-        )
+        super().__init__(SELECTION, mode="max", patience=patience, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting, with the patience of this run."""

@@ -47,14 +47,9 @@ class Scorer:
     def add(
         self, indices: list[int], hypotheses: list[str], loss: float, nll: float, tokens: int
     ) -> None:
-        """Take in a batch; an empty source has the empty translation.
+        """Take in a batch: indices in the corpus, translations, sums in nats over target tokens.
 
-        Args:
-            indices: of its sentences in the corpus.
-            hypotheses: a translation of each.
-            loss: smoothed, in nats, summed over its target tokens.
-            nll: negative log-likelihood, in nats, summed over its target tokens.
-            tokens: number of its target tokens.
+        An empty source has the empty translation.
         """
         added = zip(self._sums, (loss, nll, tokens), strict=True)
         self._sums = [total + value for total, value in added]
@@ -82,16 +77,12 @@ class Scorer:
 
     def results(self) -> dict[str, Any]:
         """The scores and their signatures, for `results.json`; null where nothing was scored."""
-        found = {
-            "bleu": self.scores.get("bleu"),
-            "chrf": self.scores.get("chrf"),
-            "signature": self.text.signature,
-            "chrf_signature": self.text.chrf_signature,
-        }
+        found: dict[str, Any] = dict.fromkeys(("bleu", "chrf", "loss", "perplexity"))
+        found |= {"signature": self.text.signature, "chrf_signature": self.text.chrf_signature}
         if self.detokenized:
-            found["bleu_detokenized"] = self.scores.get("bleu_detokenized")
+            found["bleu_detokenized"] = None
             found["signature_detokenized"] = self.detokenized.signature
-        return {**found, **{key: self.scores.get(key) for key in ("loss", "perplexity")}}
+        return found | {key: value for key, value in self.scores.items() if key in found}
 
     def texts(self) -> tuple[list[str], list[str], list[str]]:
         """Sources, references and translations of all sentences that were translated."""
@@ -114,17 +105,9 @@ def _scores(
 
 
 def probe(model: Seq2Seq, data: DataModule, config: SearchConfig) -> dict[str, float]:
-    """The share of translations of `probes` with each flaw.
-
-    Every process decodes them all: they are few, and nothing has to be gathered.
-    """
-    translator = Translator(
-        model,
-        data.tokenizer,
-        replace(config, n_best=1),
-        max_length=data.max_length,
-        tgt=data.tgt,
-    )
+    """The share of translations of `probes` with each flaw; every process decodes them all."""
+    about: dict[str, Any] = {"max_length": data.max_length, "tgt": data.tgt}
+    translator = Translator(model, data.tokenizer, replace(config, n_best=1), **about)
     kinds = probes(translator.encode, *data.texts("val"), translator.max_length)
     found = translator.checked([line for lines in kinds.values() for line in lines])
     return flaw_rates([line.verdict.flaw for line in found])

@@ -48,7 +48,7 @@ class StopSafely(AfterSteps):
         self._votes: _Votes | None = None
 
     def __enter__(self) -> "StopSafely":
-        """Watch for both: before there are data workers, for they inherit the handler."""
+        # Before there are data workers, for they inherit the handler.
         self._originals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         for signum in self._originals:
             self._watch(signum)
@@ -73,18 +73,15 @@ class StopSafely(AfterSteps):
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def after_step(self, trainer: Trainer, validated: bool) -> None:
-        """Stop if asked to."""
         if signum := self._votes.cast(self.signum) if self._votes else self.signum:
             self._stop(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stops for a signal during the last validation: no final model is made."""
         self._training = False
-        signum = self.signum
         if self._votes:
-            self._votes.cast(signum)
-            signum = self._votes.count()
-        if signum:
+            self._votes.cast(self.signum)
+        if signum := self._votes.count() if self._votes else self.signum:
             self._stop(trainer, signum)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:

@@ -3,7 +3,6 @@
 import netrc
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -56,7 +55,6 @@ class WandbTracker(Callback):
             config = {
                 **pl_module.recipe.get("config", {}),
                 "recipe": pl_module.recipe.get("name"),
-                "git_revision": git_revision(),
                 "parameters": pl_module.model.count_parameters(),
             }
             trainer.logger.log_hyperparams(config)
@@ -99,21 +97,3 @@ def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any
         artifact.add_file(str(path), name=path.name)
     run.log_artifact(artifact)
     run.finish()
-
-
-def git_revision() -> str | None:
-    """The commit that the code was run from, with `+` when files were changed; None outside git."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        return subprocess.check_output(
-            ["git", *args], cwd=folder, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-
-    try:
-        # An installed package may lie inside somebody else's repository.
-        if "transformer/__init__.py" not in git("ls-files", "--full-name", str(folder.parent)):
-            return None
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,10 +1,9 @@
 """A run from its trainer to its bundle: training, the test of the final weights, all on disk."""
 
-import contextlib
 import shlex
 import shutil
 import signal
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,17 @@ from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
 from transformer.training.checkpoints import name_newest, newest_checkpoint
 from transformer.training.forgetting import ForgettingGate, ParentPair
-from transformer.training.logging import LoggerName, NotFinite, TrainingLog, make_logger
+from transformer.training.logging import NotFinite, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
-from transformer.training.progress import LiveProgress, progress
-from transformer.training.report import save_final, summary
-from transformer.training.results import Split, evaluate, load_final_weights, results
+from transformer.training.progress import Progress
+from transformer.training.results import (
+    Split,
+    evaluate,
+    load_final_weights,
+    results,
+    save_final,
+    summary,
+)
 from transformer.training.runs import OnePrecision, program, unlock
 from transformer.training.saving import Checkpoints, EarlyStopping
 from transformer.training.stopping import (
@@ -33,6 +38,7 @@ from transformer.writing import write
 FORGOTTEN = 3  # the exit code
 
 
+@dataclass
 class Run:
     """A run: its settings, its folder, and what learns there.
 
@@ -45,19 +51,21 @@ class Run:
         again: the command that began the run, to be printed when it is stopped; `fit` if None.
     """
 
-    module: Seq2SeqModule
-    data: DataModule
-    parent: ParentPair
-    trainer: Trainer
+    config: Any
+    name: str
+    folder: Path
+    is_new: bool
+    is_trial: bool
+    again: str | None
+    module: Seq2SeqModule = field(init=False)
+    data: DataModule = field(init=False)
+    parent: ParentPair = field(init=False)
+    trainer: Trainer = field(init=False)
+    log: TrainingLog = field(init=False, default_factory=TrainingLog)
 
-    def __init__(
-        self, config: Any, name: str, folder: Path, is_new: bool, is_trial: bool, again: str | None
-    ) -> None:
-        self.config, self.name, self.folder, self.again = config, name, folder, again
-        self.is_new, self.is_trial = is_new, is_trial
+    def __post_init__(self) -> None:
         self.is_whole = False
-        self.log = TrainingLog()
-        self.stop = StopSafely(folder / "checkpoints")
+        self.stop = StopSafely(self.folder / "checkpoints")
 
     def tidy(self) -> None:
         """Removes a new folder in which nothing was trained: it would be in the way."""
@@ -74,16 +82,13 @@ class Run:
             given: what the user set of it, with instances of classes.
             text: all settings as YAML.
             wandb_id: of the run that is resumed; None for a new one.
-
-        Raises:
-            UserError: when a device or a plugin is not there.
         """
         config = self.config
-        kind: LoggerName = "none" if given.fast_dev_run else config.logger
         # The log comes after what a validation does for W&B, for it starts the clock again.
         callbacks = [OnePrecision(), WandbTracker(), self.log, AnnounceRun(self, text)]
-        if given.enable_progress_bar is not False:
-            callbacks.append(progress(self.log))
+        shows_progress = given.enable_progress_bar is not False
+        if shows_progress:
+            callbacks.append(Progress(self.log))
         if config.patience is not None:
             callbacks.append(EarlyStopping(config.patience))
         saved: dict[str, Any] = {k: config[k] for k in ("keep_best", "average", "save_every")}
@@ -91,12 +96,13 @@ class Run:
         theirs = given.callbacks or []
         logger = given.logger
         if logger is None:
+            kind = "none" if given.fast_dev_run else config.logger
             logger = make_logger(kind, self.folder, self.name, wandb_id) or False
         ours = {
             "logger": logger,
             "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *callbacks],
             "default_root_dir": str(self.folder),
-            "enable_progress_bar": any(isinstance(c, LiveProgress) for c in callbacks),
+            "enable_progress_bar": shows_progress,
         }
         try:
             self.trainer = Trainer(**{**vars(given), **ours})
@@ -105,14 +111,12 @@ class Run:
 
     def goodbye(self, stop: Interrupted) -> str:
         """Says where training stopped, and which commands go on."""
-        checkpoint, bundle = (
-            shlex.quote(str(name)) for name in (stop.checkpoint, self.folder / "bundle-interrupted")
-        )
+        bundle = shlex.quote(str(self.folder / "bundle-interrupted"))
         return (
             f"\nStopped after step {stop.step:,} (epoch {stop.epoch}); everything is in "
             f"{stop.checkpoint}\n"
             f"  to resume:         {self._resume(stop.checkpoint)}\n"
-            f"  to make a bundle:  {program()} average {checkpoint} {bundle}"
+            f"  to make a bundle:  {program()} average {shlex.quote(str(stop.checkpoint))} {bundle}"
         )
 
     def what_is_left(self) -> str:
@@ -137,14 +141,18 @@ class Run:
             "trainer.gradient_clip_val: 1.0"
         )
 
+    def failed(self, error: Exception) -> Exception:
+        """Names the checkpoint to resume from in an error that stops training on its way."""
+        left = f"training stopped after step {self.trainer.global_step:,}; {self.what_is_left()}"
+        if is_for_the_user(error):
+            return UserError(f"{message(error)}; {left}")
+        if is_of_a_lost_process(error):
+            return UserError(f"another process of this run is gone, see its own words; {left}")
+        return RuntimeError(left)  # the traceback of the other one stays before it
+
 
 class AnnounceRun(Callback):
-    """Writes config.yaml as soon as training begins, and says in three lines what is trained.
-
-    Args:
-        run: the run.
-        text: all its settings as YAML.
-    """
+    """Writes config.yaml as soon as training begins, and says in three lines what is trained."""
 
     def __init__(self, run: Run, text: str) -> None:
         self.run, self.text = run, text
@@ -178,10 +186,7 @@ def train(run: Run) -> int:
     """Trains, tests, and writes the bundle; returns the exit code."""
     try:
         gate = forgetting_gate(run)
-        with run.stop, how_to_go_on(run):
-            run.trainer.fit(
-                run.module, datamodule=run.data, ckpt_path=run.config.ckpt_path, weights_only=True
-            )
+        fit(run)
         forgotten = finish(run, gate)
         run.is_whole = True
     except NotFinite as error:
@@ -197,30 +202,18 @@ def train(run: Run) -> int:
     return FORGOTTEN if forgotten else 0
 
 
-@contextlib.contextmanager
-def how_to_go_on(run: Run) -> Iterator[None]:
-    """Names the checkpoint to resume from in an error that stops training on its way.
-
-    Raises:
-        UserError: for what the user can mend.
-        RuntimeError: for anything else, whose traceback stays before it.
-    """
+def fit(run: Run) -> None:
+    """Trains; an error after its beginning says how to go on."""
+    ckpt_path = run.config.ckpt_path
     try:
-        yield
+        with run.stop:
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=ckpt_path, weights_only=True)
     except (Interrupted, NotFinite, MisconfigurationException):
         raise
     except Exception as error:
         if run.stop.began is None:
             raise
-        stopped = f"training stopped after step {run.trainer.global_step:,}"
-        left = f"{stopped}; {run.what_is_left()}"
-        if is_for_the_user(error):
-            raise UserError(f"{message(error)}; {left}") from error
-        if is_of_a_lost_process(error):
-            raise UserError(
-                f"another process of this run is gone, see its own words; {left}"
-            ) from error
-        raise RuntimeError(left) from error
+        raise run.failed(error) from error
 
 
 def forgetting_gate(run: Run) -> ForgettingGate | None:
@@ -240,8 +233,7 @@ def finish(run: Run, gate: ForgettingGate | None) -> bool:
         numbers = scored(run, gate, weights)
     except BaseException:  # of hours of training there is a bundle, whatever became of the test
         if trainer.is_global_zero and not run.is_trial:
-            numbers = results(trainer, module, run.log, None, weights)
-            save_final(run.folder, module, numbers)
+            save_final(run.folder, module, results(trainer, module, run.log, None, weights))
             print(f"\nThe model was not tested; it is in {run.folder / 'bundle'}", flush=True)
         raise
     if not trainer.is_global_zero:

@@ -55,11 +55,7 @@ def begin_from(folder: str, model: Seq2Seq, tokenizer: Tokenizer, new_rows: NewR
 
 
 def check_resumed(trained: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Refuse a checkpoint whose `bundle` was trained with another shape or vocabulary than a run's.
-
-    Raises:
-        UserError: which setting differs.
-    """
+    """Refuse a checkpoint whose `bundle` has another shape or vocabulary than a run."""
     shape = ARCHITECTURES[trained["architecture"]](**trained["network"])
     fix = "resume with that, or begin a new run"
     _check_shape(config, shape, "the checkpoint", DROPOUTS, fix)
@@ -95,20 +91,10 @@ def _check_shape(
 def transplant(
     model: Seq2Seq, tokenizer: Tokenizer, old: Bundle, new_rows: NewRows
 ) -> dict[str, Rows]:
-    """Puts old weights into a model with another vocabulary.
-
-    Args:
-        model: freshly initialised; its weights are replaced.
-        tokenizer: of this model.
-        old: the trained model and its tokenizer.
-        new_rows: pieces that the old vocabulary does not hold begin as the `mean` of the pieces
-            that spell them, or with `random` initial values.
+    """Puts old weights into a freshly initialised model with another vocabulary.
 
     Returns:
         How many rows came which way, of the vocabulary `shared`, or of `source` and `target`.
-
-    Raises:
-        UserError: when the new model shares a matrix of which the old one has two.
     """
     _check_tied(model, old.model)
     shared = tokenizer.shared and old.tokenizer.shared  # then both sides are spelled alike
@@ -122,10 +108,8 @@ def transplant(
             _fill(parameter, trained, spelled["src" if shared else model.ROWS[name]])
         else:
             parameter.copy_(trained)
-    counts = {side: _count(ids) for side, ids in spelled.items()}
-    if shared:
-        return {"shared": counts["src"]}
-    return {"source": counts["src"], "target": counts["tgt"]}
+    names = ("shared",) if shared else ("source", "target")
+    return dict(zip(names, map(_count, spelled.values()), strict=True))
 
 
 def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
@@ -143,10 +127,7 @@ def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
 
 
 def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
-    """Sets row i of a parameter to the mean of the trained rows `spelled[i]`, if there are any.
-
-    It is computed in float64 on their device; the parameter's precision and device may differ.
-    """
+    """Sets row i of a parameter to the mean of the trained rows `spelled[i]`, if there are any."""
     at, exact = trained.device, torch.float64
     ids = torch.tensor([i for row in spelled for i in row], dtype=torch.long, device=at)
     sizes = torch.tensor([len(row) for row in spelled], device=at)
@@ -196,50 +177,36 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that is used, of the same shape."""
-        return _adapted(weight, self.a, self.b, self.scale)
-
-
-def _adapted(weight: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    return weight + (scale * b) @ a
+        return weight + (self.scale * self.b) @ self.a
 
 
 def choose_what_learns(model: Seq2Seq, freeze: Iterable[str], lora: LoRAConfig) -> int:
     """Freezes parameters, then gives linear layers adapters, whose own matrices freeze, too.
 
-    Args:
-        model: all of its parameters learn so far.
-        freeze: patterns such as `encoder.*` for their names; a tied matrix has several.
-        lora: which adapters.
+    Patterns such as `encoder.*` are for the names of parameters; a tied matrix has several.
 
     Returns:
         How many numbers learn.
-
-    Raises:
-        UserError: when a pattern matches nothing, or nothing is left to learn.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in _matches("model.freeze", freeze, list(parameters)):
         parameters[name].requires_grad_(False)
     if lora.rank:
-        _adapt(model, lora)
+        layers = {
+            f"{name}.weight": layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear) and f"{name}.weight" not in model.ROWS
+        }
+        for name in _matches("model.lora.targets", lora.targets, list(layers)):
+            layer = layers[name]
+            layer.weight.requires_grad_(False)
+            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, lora))
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not learning:
         raise UserError(
             "model.freeze: every parameter is frozen: leave some out, or set model.lora.rank"
         )
     return learning
-
-
-def _adapt(model: Seq2Seq, config: LoRAConfig) -> None:
-    layers = {
-        f"{name}.weight": layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and f"{name}.weight" not in model.ROWS
-    }
-    for name in _matches("model.lora.targets", config.targets, list(layers)):
-        layer = layers[name]
-        layer.weight.requires_grad_(False)
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, config))
 
 
 def merge(model: Seq2Seq) -> None:
@@ -258,7 +225,7 @@ def merged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             plain[name] = tensor
         elif rest == "original":
             a, b, scale = (weights[f"{layer}{adapted}0.{part}"] for part in ("a", "b", "scale"))
-            plain[f"{layer}.weight"] = _adapted(tensor, a, b, scale)
+            plain[f"{layer}.weight"] = tensor + (scale * b) @ a
     return plain
 
 
