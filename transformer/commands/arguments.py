@@ -44,7 +44,6 @@ class Recipe(ActionConfigFile):
     """The option for recipes: finds also the ones that came in the wheel, and looks into them."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        """Reads a recipe; an error about it can name the file and the line."""
         file = find_recipe(values)
         check_groups(file, parser.groups)
         parser.files.append(file)
@@ -79,9 +78,9 @@ class Parser(ArgumentParser):
 
     def explain(self, message: str) -> str:
         """Turns jsonargparse's message into one line: file and line, key, what is valid, value."""
-        unrecognized = message.removeprefix("unrecognized arguments: ")
-        if unrecognized != message:
-            return self.explain_argument(unrecognized.removeprefix("-- ").split()[0])
+        _, is_unknown, arguments = message.partition("unrecognized arguments: ")
+        if is_unknown:
+            return self.explain_argument(arguments.removeprefix("-- ").split()[0])
         _, *parts = KEY.split(message)
         if not parts:
             return message
@@ -114,18 +113,13 @@ def explain_value(message: str) -> str:
     return f"expected {' or '.join(kinds)}, got {value[1]!r}{quotes}"
 
 
-def valid_keys(parser: ArgumentParser) -> list[str]:
-    """Lists the dotted keys that a parser knows, without its groups and its own options."""
-    own = {"help", "print_config", *(parser.groups or ())}
-    return [action.dest for action in parser._actions if action.dest not in own]
-
-
 def unknown(what: str, key: str, parser: ArgumentParser, dashes: str = "") -> str:
     """Says that a key does not exist, and its new name or which one is nearest."""
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):
             return f"{what} is '{dashes}{new}{key.removeprefix(old)}' now"
-    keys = [f"{dashes}{known}" for known in valid_keys(parser)]
+    own = {"help", "print_config", *(parser.groups or ())}
+    keys = [f"{dashes}{action.dest}" for action in parser._actions if action.dest not in own]
     return f"{what} does not exist{nearest(f'{dashes}{key}', keys)}"
 
 
@@ -247,7 +241,6 @@ class Peek(argparse.ArgumentParser):
     """A parser that leaves what it does not know to another one; jsonargparse cannot do that."""
 
     def error(self, message: str) -> NoReturn:
-        """Puts what is wrong on one line."""
         raise UserError(f"{message}; see {self.prog} --help")
 
 

@@ -1,14 +1,11 @@
 """`transformer score`: how probable given translations are."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from transformer.commands.arguments import run_function
 from transformer.commands.text import Input, Row, Source, check_language, placed, writing
 from transformer.inference.translator import Translator
 from transformer.kernels import Precision
-
-Result = TypeVar("Result")
 
 
 def main(args: Sequence[str]) -> None:
@@ -52,16 +49,13 @@ def score(
         translator = Translator.load(bundle, device, precision, max_tokens=max_tokens)
         check_language(translator, to)
         bounded = bool(translator.model.max_length)  # else any line can be scored
-        pairs.check(lambda rows: bounded and on_each(translator.encode_pairs, rows, to))
+        pairs.check(lambda rows: bounded and translator.encode_pairs(*texts(rows), to))
         for rows in pairs.chunks():
-            scored = on_each(translator.score, rows, to)
+            with placed(rows):
+                scored = translator.score(*texts(rows), to)
             out.write([f"{s.log_prob:.4f}\t{s.tokens}" for s in scored], len(rows))
 
 
-def on_each(
-    function: Callable[[list[str], list[str], str | None], Result], rows: list[Row], to: str | None
-) -> Result:
-    """Calls a function with the sources and the targets; an error names the line."""
-    sources, targets = ([line.text for line in side] for side in zip(*rows, strict=True))
-    with placed(rows):
-        return function(sources, targets, to)
+def texts(rows: list[Row]) -> Iterator[list[str]]:
+    """Yields the sources, then the targets."""
+    return ([line.text for line in side] for side in zip(*rows, strict=True))

@@ -87,19 +87,18 @@ def score_bundle(
         "versions": versions(),
     }
     folder.mkdir()
-    write(folder / "hypotheses.txt", hypotheses(module))
+    found = module.scorer.translations
+    lines = (" ".join(found[index].splitlines()) for index in sorted(found))
+    write(folder / "hypotheses.txt", "".join(f"{line}\n" for line in lines))
     write_results(folder, numbers)
-    print(summary(folder, numbers))
+    print(f"loss {numbers['loss']:.4f}", *score_lines(numbers), sep="\n")
+    print(f"Translations and scores: {folder}")
 
 
 def load(
     bundle: str, data: dict[str, Any], scores: dict[str, Any], search: dict[str, Any]
 ) -> tuple[Seq2SeqModule, DataModule, dict[str, Any]]:
-    """Loads a bundle and its data; what is not given is as in its recipe.
-
-    Returns:
-        The module, the data, and how the bundle was trained.
-    """
+    """Loads a bundle, its data, and how it was trained; what is not given is as in its recipe."""
     model, tokenizer, config = load_bundle(bundle)
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
@@ -114,19 +113,14 @@ def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
     """Makes sure, before the work, which may be long, that its folder can be made after it."""
     if not corpus:
         raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
-    folder = Path(run_dir) if run_dir else beside(bundle, corpus)
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus).strip("-.")
+    folder = Path(run_dir) if run_dir else Path(bundle).parent / f"test-{name}"
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(folder.parent, os.W_OK):
         raise UserError(f"{folder.parent} cannot be written to: choose another --run_dir")
     return folder
-
-
-def beside(bundle: str, corpus: str) -> Path:
-    """Names the run folder after the corpus: `corpus/test` becomes `test-corpus-test`."""
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus).strip("-.")
-    return Path(bundle).parent / f"test-{name}"
 
 
 def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precision) -> float:
@@ -147,15 +141,3 @@ def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precisi
     start = time.monotonic()
     trainer.test(module, datamodule=data, verbose=False)
     return time.monotonic() - start
-
-
-def hypotheses(module: Seq2SeqModule) -> str:
-    """Returns the translations in the order of the corpus, a line each."""
-    found = module.scorer.translations
-    return "".join(f"{' '.join(found[index].splitlines())}\n" for index in sorted(found))
-
-
-def summary(folder: Path, numbers: dict[str, Any]) -> str:
-    """Says what came out."""
-    loss, where = f"loss {numbers['loss']:.4f}", f"Translations and scores: {folder}"
-    return "\n".join([loss, *score_lines(numbers), where])

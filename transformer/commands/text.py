@@ -90,7 +90,8 @@ class Input:
         """Reads everything, if it is all in files, so that a mistake stops no long work later."""
         if self.is_file:
             for chunk in self.chunks():
-                look(chunk)
+                with placed(chunk):
+                    look(chunk)
 
     def chunks(self) -> Iterator[list[Row]]:
         """Yields rows in lists of at most `CHUNK`; from a pipe or a terminal what has arrived."""
@@ -112,30 +113,28 @@ class Input:
 
 def _arriving(rows: Iterator[Row]) -> Iterator[list[Row]]:
     """Yields what a thread has read so far, and waits only as long as that is nothing."""
-    read: Queue[Row | BaseException | None] = Queue(CHUNK)
+    read: Queue[Row] = Queue(CHUNK)
+    errors: list[BaseException] = []
 
     def work() -> None:
         try:
             for row in rows:
                 read.put(row)
-            read.put(None)
         except BaseException as error:
-            read.put(error)
+            errors.append(error)
+        read.put(())  # the end
 
     # A daemon, since it may wait for a line for ever, and the program must be able to end.
     threading.Thread(target=work, daemon=True).start()
-    last: Row | BaseException | None = ()
-    while isinstance(last, tuple):
-        chunk: list[Row] = []
-        while not chunk or (len(chunk) < CHUNK and not read.empty()):
-            last = read.get()
-            if not isinstance(last, tuple):
-                break
-            chunk.append(last)
-        if chunk:
-            yield chunk
-    if last:
-        raise last
+    chunk: list[Row] = []
+    while not chunk or chunk[-1]:
+        chunk = [read.get()]
+        while chunk[-1] and len(chunk) < CHUNK and not read.empty():
+            chunk.append(read.get())
+        if arrived := [row for row in chunk if row]:
+            yield arrived
+    for error in errors:
+        raise error
 
 
 def check_language(translator: Translator, to: str | None) -> None:

@@ -109,6 +109,8 @@ def translate(options: Options, search: dict[str, Any]) -> None:
         raise UserError(
             "--too_long split goes with none of --prefix, --n_best, --scores and --alignments"
         )
+    if options.seed is not None and not 0 <= options.seed < 2**64:
+        raise UserError(f"--seed is {options.seed}: it must be in [0, 2^64)")
     source = source_of(options)
     warnings = Warnings(options.guard)
     keep_freed_memory()
@@ -124,7 +126,8 @@ def translate(options: Options, search: dict[str, Any]) -> None:
         limit = None if too_long == "split" else translator.max_length
         source.check(partial(check, translator, to, limit))
         how = {**search, "to": to, "prefix": options.prefix, "guard": options.guard}
-        how["generator"] = generator(translator.device, options.seed)
+        if options.seed is not None:
+            how["generator"] = torch.Generator(translator.device).manual_seed(options.seed)
         for rows in source.chunks():
             lines = [line.text for (line,) in rows]
             with placed(rows):
@@ -199,10 +202,3 @@ class Warnings:
         if self.count.total() > SHOWN:
             kinds = ", ".join(f"{number:,} {flaw}" for flaw, number in self.count.most_common())
             say(f"warning: {self.count.total():,} translations have a flaw ({kinds})")
-
-
-def generator(device: torch.device, seed: int | None) -> torch.Generator | None:
-    """Makes the source of randomness for sampling."""
-    if seed is not None and not 0 <= seed < 2**64:
-        raise UserError(f"--seed is {seed}: it must be in [0, 2^64)")
-    return None if seed is None else torch.Generator(device).manual_seed(seed)

@@ -7,7 +7,7 @@ from transformer.errors import UserError
 from transformer.models import ModelConfig
 from transformer.training.module import Seq2SeqModule
 
-#: The strategies of Lightning in which each process has the whole model.
+#: The strategies in which each process has the whole model: the norm of a part would be another.
 STRATEGIES = (
     "auto", "single_device", "SingleDeviceStrategy", "ddp", "ddp_find_unused_parameters_false",
     "ddp_find_unused_parameters_true", "DDPStrategy",
@@ -30,7 +30,7 @@ def module_of(default: ModelConfig) -> type[Seq2SeqModule]:
 def check(config: Any) -> None:
     """Refuse settings that are out of their range or do not go together."""
     # One after the other: a number that is out of its range is not computed with.
-    for find in (_ranges, _numerics, _groups, _strategy, _not_ours):
+    for find in (_ranges, _numerics, _groups, _lightning):
         for problem in find(config):
             raise UserError(problem)
 
@@ -107,8 +107,8 @@ def _groups(config: Any) -> Iterator[str]:
         )
 
 
-def _strategy(config: Any) -> Iterator[str]:
-    """Splitting a model is refused: the norm of its gradients would be that of a part."""
+def _lightning(config: Any) -> Iterator[str]:
+    """Lightning's options whose work is done by others here, and splitting a model."""
     strategy = config.trainer.strategy
     name = strategy if isinstance(strategy, str) else strategy.class_path
     if name.rpartition(".")[2] not in STRATEGIES:
@@ -116,10 +116,6 @@ def _strategy(config: Any) -> Iterator[str]:
             f"trainer.strategy {name} is not known here, where each process has the whole model: "
             "use ddp, or leave it out"
         )
-
-
-def _not_ours(config: Any) -> Iterator[str]:
-    """Lightning's options whose work is done by others here."""
     instead = {
         "default_root_dir": (None, "take run_dir"),
         "overfit_batches": (0.0, "take data.limit"),

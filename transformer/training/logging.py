@@ -120,10 +120,8 @@ class TrainingLog(Callback):
 
     def __init__(self) -> None:
         self.totals = {"seconds": 0.0, "training_seconds": 0.0, "src_tokens": 0, "tgt_tokens": 0}
-        #: BLEU of each validation so far.
-        self.curve: list[float] = []
-        #: The newest numbers, by the names that the loggers get.
-        self.latest: dict[str, float] = {}
+        self.curve: list[float] = []  # BLEU of each validation so far
+        self.latest: dict[str, float] = {}  # by the names that the loggers get
         #: When, and after which optimizer step, this process began to train, or had warmed up.
         self.started, self.first_step = time.monotonic(), 0
         self._warm = WARM_UP

@@ -123,11 +123,15 @@ def _in_chunks(
     for chunk, label in zip(logits.split(step), labels.split(step), strict=True):
         values = workspace[: len(chunk)].copy_(chunk)
         chosen, mean = values.gather(1, label), values.mean(1, keepdim=True)
-        log_total = _softmax_(values)
+        top = values.amax(1, keepdim=True)
+        total = values.sub_(top).exp_().sum(1, keepdim=True)
+        log_total = total.log().add_(top)
         nll += (log_total - chosen).sum()
         loss += (log_total - (1 - smoothing) * chosen - smoothing * mean).sum()
-        if backward:
-            chunk.copy_(_gradient_(values, label, smoothing))
+        if backward:  # softmax - smoothing / V, and - (1 - smoothing) at the label
+            values.mul_(total.reciprocal()).sub_(smoothing / values.shape[1])
+            values.scatter_add_(1, label, values.new_full((1, 1), smoothing - 1).expand_as(label))
+            chunk.copy_(values)
     return loss, nll
 
 
@@ -149,20 +153,6 @@ def _fused() -> Callable[..., tuple[Tensor, Tensor]]:
         return loss.sum(), (log_total - chosen).sum()
 
     return torch.compile(sums, dynamic=True)
-
-
-def _softmax_(values: Tensor) -> Tensor:
-    """Softmax of each row (N, V) in its place; returns the log of the sum of exp, (N, 1)."""
-    top = values.amax(1, keepdim=True)
-    total = values.sub_(top).exp_().sum(1, keepdim=True)
-    values.mul_(total.reciprocal())
-    return total.log_().add_(top)
-
-
-def _gradient_(softmax: Tensor, label: Tensor, smoothing: float) -> Tensor:
-    """d loss / d logits = softmax - smoothing / V - (1 - smoothing) at the label; in its place."""
-    softmax.sub_(smoothing / softmax.shape[1])
-    return softmax.scatter_add_(1, label, softmax.new_full((1, 1), smoothing - 1).expand_as(label))
 
 
 def divide_and_clip_(

@@ -26,19 +26,10 @@ TOLERANCE = 3.0
 
 
 def check_data(corpora: Sequence[Corpus], folder: Path) -> int:
-    """Compare text with the checksums beside the recipes of its corpus.
+    """Compare text with the checksums beside the recipes of its corpus; returns how many files.
 
     The sums are of the plain text, as `sha256sum` prints them, whether a file is gzipped or not.
-
-    Args:
-        corpora: what the recipe trains and tests on; data sets of the hub are not compared.
-        folder: of the recipe; without SHA256SUMS in it there is nothing to compare with.
-
-    Returns:
-        How many files were compared.
-
-    Raises:
-        UserError: which file is not the one that the recipe was measured on.
+    Data sets of the hub have none; without SHA256SUMS there is nothing to compare with.
     """
     sums = folder / CHECKSUMS
     if not sums.exists():
@@ -67,12 +58,7 @@ def check_data(corpora: Sequence[Corpus], folder: Path) -> int:
 
 
 class Curve(Callback):
-    """Says after each validation whether the run goes as the measured ones went.
-
-    Args:
-        log: where the run's own BLEU is.
-        reference: the highest BLEU up to each validation, the mean of the measured runs.
-    """
+    """Says after each validation whether the run goes as the mean of the measured ones."""
 
     def __init__(self, log: TrainingLog, reference: list[float]) -> None:
         self.own, self.reference = log, reference
@@ -104,11 +90,7 @@ def mean_curve(rows: list[dict[str, Any]]) -> list[float]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The measured runs in a file; none where there is no file.
-
-    Each row is `results.json` of a run with `changes`, the options in which it differed from its
-    recipe.
-    """
+    """The measured runs in a file, if it exists: `results.json`, and `changes` of the recipe."""
     rows = []
     for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
         try:

@@ -35,6 +35,18 @@ from transformer.writing import whole, write
 
 Split = Literal["test", "val"]
 SHOWN = 5  # translations in the summary; the picture is of one of them
+CARD = """# {src} → {tgt}
+
+{model} that translates {src} into {tgt}, trained with the recipe `{recipe}`.
+
+{facts}
+
+```python
+from transformer import Translator
+
+{calls}
+```
+"""
 
 
 def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
@@ -146,13 +158,11 @@ def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> 
         bundle.rename(aside)
         print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
     training = {key: numbers[key] for key in TRAINING}
-    model, tokenizer, data = module.model, module.tokenizer, module.data
     facts = _facts(module, numbers)
-    card = model_card(model, tokenizer, data.src, data.tgt, numbers["recipe"], facts)
-    save_bundle(bundle, model, tokenizer, card=card, training=training, **about(module))
+    save_with_card(bundle, module.model, module.tokenizer, about(module), training, facts)
     write_results(folder, numbers)
     shown = module.scorer.samples(SHOWN)
-    if (figure := attention_figure(model, data, shown)) is None:
+    if (figure := attention_figure(module.model, module.data, shown)) is None:
         return None
     picture = folder / "attention.png"
     with whole(picture) as stream:
@@ -163,7 +173,6 @@ def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> 
 def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, weights: str) -> None:
     """Make a bundle of a checkpoint in a new folder; its card says where the weights came from."""
     trained = checkpoint["bundle"]
-    about = trained["about"]
     tokenizer = Tokenizer(trained["tokenizer"])
     config = ARCHITECTURES[trained["architecture"]](**trained["network"])
     network = config.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
@@ -178,32 +187,23 @@ def checkpoint_to_bundle(checkpoint: dict[str, Any], folder: str | Path, weights
         "",
         f"- weights: {weights}; the last of them at step {training['steps']:,}",
     ]
-    languages = about["src"], about["tgt"]
-    card = model_card(network, tokenizer, *languages, training["recipe"], facts)
-    save_bundle(folder, network, tokenizer, card=card, training=training, **about)
+    save_with_card(folder, network, tokenizer, trained["about"], training, facts)
 
 
-def model_card(
-    model: Seq2Seq, tokenizer: Tokenizer, src: str, tgt: str, recipe: str | None, facts: list[str]
-) -> str:
-    """The bundle's README.md; the facts are lines of Markdown about scores and training."""
+def save_with_card(
+    folder: str | Path,
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    about: dict[str, Any],
+    training: dict[str, Any],
+    facts: list[str],
+) -> None:
+    """Save a bundle; its card has the facts, lines of Markdown about scores and training."""
     load = 'Translator.load("bundle").translate(["..."]'
-    lines = [
-        f"# {src} → {tgt}",
-        "",
-        f"{model.describe()} that translates {src} into {tgt}, trained with the recipe `{recipe}`.",
-        "",
-        *facts,
-        "",
-        "```python",
-        "from transformer import Translator",
-        "",
-        f"{load})",
-        *(f'{load}, to="{to}")' for to in tokenizer.tags),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    calls = [f"{load})", *(f'{load}, to="{to}")' for to in tokenizer.tags)]
+    values = {**about, "model": model.describe(), "recipe": training["recipe"]}
+    card = CARD.format(facts="\n".join(facts), calls="\n".join(calls), **values)
+    save_bundle(folder, model, tokenizer, card=card, training=training, **about)
 
 
 def _facts(module: Seq2SeqModule, numbers: dict[str, Any]) -> list[str]:
@@ -243,24 +243,19 @@ def summary(
             "",
         ]
         for source, reference, translation in samples:
-            lines += [
-                f"  {source}",
-                f"    reference   {reference}",
-                f"    translation {translation}",
-            ]
+            lines += [f"  {source}", f"    reference   {reference}"]
+            lines.append(f"    translation {translation}")
     if picture:
         lines += ["", f"Where the model looked: {picture}"]
-    return "\n".join([*lines, "", "Try next:", *next_commands(folder, module, samples)])
-
-
-def next_commands(
-    folder: Path, module: Seq2SeqModule, samples: list[tuple[str, str, str]]
-) -> list[str]:
-    """Commands that go on from here."""
     sentence = shlex.quote(samples[0][0]) if samples else "..."
     bundle = shlex.quote(str(folder / "bundle"))
-    lines = [f"  {program()} translate {bundle} {sentence}"]
     corpus = shlex.quote(module.data.specs["test"] or module.data.specs["val"] or "<corpus>")
-    lines += [f"  {program()} test {bundle} --data.test {corpus} --beam 1"]
     offline = sorted(folder.glob("wandb/offline-run-*"))
-    return lines + [f"  {program('wandb')} sync {shlex.quote(str(path))}" for path in offline]
+    lines += [
+        "",
+        "Try next:",
+        f"  {program()} translate {bundle} {sentence}",
+        f"  {program()} test {bundle} --data.test {corpus} --beam 1",
+        *(f"  {program('wandb')} sync {shlex.quote(str(path))}" for path in offline),
+    ]
+    return "\n".join(lines)

@@ -59,21 +59,13 @@ class Checkpoints(AfterSteps):
 
     Lightning's `ModelCheckpoint` may save in the middle of an accumulation, forgets its files when
     their folder is moved, and after a kill does not know those that are newer than its state.
-
-    Args:
-        folder: where they go.
-        keep_best: how many of the checkpoints with the highest BLEU to keep.
-        average: how many checkpoints the final model is the mean of; below 2 for none.
-        save_every: optimizer steps between checkpoints; None for once an epoch.
     """
 
     def __init__(self, folder: Path, *, keep_best: int, average: int, save_every: int | None):
         self.folder, self.save_every = folder, save_every
         self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
-        #: Names of the best checkpoints, and the scores by which they were chosen.
-        self.best_scores: dict[str, float] = {}
-        #: Names of the checkpoints to average, the newest last.
-        self.to_average: list[str] = []
+        self.best_scores: dict[str, float] = {}  # by the names of their checkpoints
+        self.to_average: list[str] = []  # names of checkpoints, the newest last
 
     @property
     def best(self) -> str | None:
@@ -129,16 +121,13 @@ class Checkpoints(AfterSteps):
         """Find the files that are there, also the best ones that were saved after this state."""
         found: Any = None
         if trainer.is_global_zero:
-            done = {_step_of(path): path.name for path in self.folder.glob(f"{WEIGHTS}*.ckpt")}
+            files = self.folder.glob(f"{WEIGHTS}*.ckpt")
+            done = {int(file.stem.removeprefix(WEIGHTS)): file.name for file in files}
             weights = [done[step] for step in sorted(done) if step <= checkpoint["global_step"]]
             best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
             scores = {path.name: _score_of(path) for path in best}
             found = weights, {name: score for name, score in scores.items() if score is not None}
         self.to_average, self.best_scores = trainer.strategy.broadcast(found)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix(WEIGHTS))
 
 
 def _score_of(path: Path) -> float | None:

@@ -20,13 +20,7 @@ DRAWN = 200  # characters, at most as many pieces: a picture can show them
 
 
 class Scorer:
-    """Loss, scores and translations of the last evaluation.
-
-    Args:
-        tokenize: sacreBLEU's tokenizer.
-        lowercase: ignore case in BLEU.
-        detokenized: also score the text after undoing Moses' tokenisation.
-    """
+    """Loss, scores and translations of the last evaluation."""
 
     def __init__(self, tokenize: str, lowercase: bool, detokenized: bool) -> None:
         # Each process has all translations at the end: there is nothing to add up.
@@ -38,10 +32,8 @@ class Scorer:
     def begin(self, sources: list[str], references: list[str], tgt: str) -> None:
         """Forget the last evaluation; the texts are the whole corpus, `tgt` is their language."""
         self.sources, self.references, self._tgt = sources, references, tgt
-        #: By their index in the corpus, of all processes at the end.
-        self.translations: dict[int, str] = {}
-        #: In full precision; nothing before the end.
-        self.scores: dict[str, float] = {}
+        self.translations: dict[int, str] = {}  # by their index in the corpus
+        self.scores: dict[str, float] = {}  # nothing before the end
         self._sums = [0.0, 0.0, 0.0]
 
     def add(

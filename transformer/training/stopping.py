@@ -32,9 +32,6 @@ class StopSafely(AfterSteps):
     Several processes stop at the same step, the one after that in which any of them got the
     signal. It watches the signals inside of `with stop: trainer.fit(...)`. Before the first step
     and after the last one there is nothing to finish: either signal stops at once.
-
-    Args:
-        folder: where `interrupted.ckpt` goes.
     """
 
     def __init__(self, folder: Path) -> None:

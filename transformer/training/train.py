@@ -27,11 +27,7 @@ from transformer.training.results import (
 )
 from transformer.training.runs import OnePrecision, program, unlock
 from transformer.training.saving import Checkpoints, EarlyStopping
-from transformer.training.stopping import (
-    Interrupted,
-    StopSafely,
-    is_of_a_lost_process,
-)
+from transformer.training.stopping import Interrupted, StopSafely, is_of_a_lost_process
 from transformer.training.tracking import WandbTracker, log_bundle
 from transformer.writing import write
 
@@ -40,23 +36,14 @@ FORGOTTEN = 3  # the exit code
 
 @dataclass
 class Run:
-    """A run: its settings, its folder, and what learns there.
-
-    Args:
-        config: all settings.
-        name: of the recipe.
-        folder: of the run.
-        is_new: whether this process has made the folder for it.
-        is_trial: whether nothing shall stay (trainer.fast_dev_run).
-        again: the command that began the run, to be printed when it is stopped; `fit` if None.
-    """
+    """A run: its settings, its folder, and what learns there."""
 
     config: Any
-    name: str
+    name: str  # of the recipe
     folder: Path
-    is_new: bool
-    is_trial: bool
-    again: str | None
+    is_new: bool  # whether this process has made the folder for it
+    is_trial: bool  # whether nothing shall stay (trainer.fast_dev_run)
+    again: str | None  # the command that began it, to be printed when it is stopped; `fit` if None
     module: Seq2SeqModule = field(init=False)
     data: DataModule = field(init=False)
     parent: ParentPair = field(init=False)
@@ -76,13 +63,7 @@ class Run:
         unlock(self.folder)
 
     def make_trainer(self, given: Any, text: str, wandb_id: str | None) -> None:
-        """Makes the trainer, with our logger, checkpoints and display.
-
-        Args:
-            given: what the user set of it, with instances of classes.
-            text: all settings as YAML.
-            wandb_id: of the run that is resumed; None for a new one.
-        """
+        """Makes the trainer as the user set it, with our logger, checkpoints and display."""
         config = self.config
         # The log comes after what a validation does for W&B, for it starts the clock again.
         callbacks = [OnePrecision(), WandbTracker(), self.log, AnnounceRun(self, text)]
@@ -185,7 +166,10 @@ class AnnounceRun(Callback):
 def train(run: Run) -> int:
     """Trains, tests, and writes the bundle; returns the exit code."""
     try:
-        gate = forgetting_gate(run)
+        gate = None
+        if run.parent.test and run.trainer.is_global_zero:
+            gate = ForgettingGate(run.parent, run.config.model.init_from)
+            print(gate.score_before(run.module.search_config), flush=True)
         fit(run)
         forgotten = finish(run, gate)
         run.is_whole = True
@@ -216,21 +200,17 @@ def fit(run: Run) -> None:
         raise run.failed(error) from error
 
 
-def forgetting_gate(run: Run) -> ForgettingGate | None:
-    """Scores the pair that the bundle knows before anything is learned, if the recipe names one."""
-    if not run.parent.test or not run.trainer.is_global_zero:
-        return None
-    gate = ForgettingGate(run.parent, run.config.model.init_from)
-    print(gate.score_before(run.module.search_config), flush=True)
-    return gate
-
-
 def finish(run: Run, gate: ForgettingGate | None) -> bool:
     """Scores the final model, writes all down, returns whether it forgot the parent's pair."""
     trainer, module = run.trainer, run.module
     weights = load_final_weights(trainer, module)
+    split: Split | None = "test" if run.config.data.test else "val" if run.config.data.val else None
     try:
-        numbers = scored(run, gate, weights)
+        tested = split if split and evaluate(trainer, module, split) else None
+        numbers = results(trainer, module, run.log, tested, weights)
+        if gate:
+            numbers["parent"] = gate.score_after(module)
+            run.log.log_parent(trainer, numbers["parent"])
     except BaseException:  # of hours of training there is a bundle, whatever became of the test
         if trainer.is_global_zero and not run.is_trial:
             save_final(run.folder, module, results(trainer, module, run.log, None, weights))
@@ -244,16 +224,3 @@ def finish(run: Run, gate: ForgettingGate | None) -> bool:
     if run.is_trial:
         print("\nThat was a trial run (trainer.fast_dev_run): nothing was kept.", flush=True)
     return bool(gate and numbers["parent"]["forgotten"])
-
-
-def scored(run: Run, gate: ForgettingGate | None, weights: str) -> dict[str, Any]:
-    """Tests the final model; returns `results.json`, of which the first process knows all."""
-    trainer, module = run.trainer, run.module
-    split: Split | None = "test" if run.config.data.test else "val" if run.config.data.val else None
-    if split and not evaluate(trainer, module, split):
-        split = None
-    numbers = results(trainer, module, run.log, split, weights)
-    if gate:
-        numbers["parent"] = gate.score_after(module)
-        run.log.log_parent(trainer, numbers["parent"])
-    return numbers

@@ -96,7 +96,17 @@ def transplant(
     Returns:
         How many rows came which way, of the vocabulary `shared`, or of `source` and `target`.
     """
-    _check_tied(model, old.model)
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in model.ROWS:
+            continue
+        other = first.setdefault(id(parameter), name)
+        if old.model.get_parameter(other) is not old.model.get_parameter(name):
+            raise UserError(
+                f"model.network.tied is {model.config.tied!r}, but model.init_from has two "
+                f"matrices for {other} and {name} ({old.model.config.tied!r}): set "
+                f"model.network.tied to {old.model.config.tied!r}"
+            )
     shared = tokenizer.shared and old.tokenizer.shared  # then both sides are spelled alike
     sides: tuple[Side, ...] = ("src",) if shared else ("src", "tgt")
     spelled = {side: spellings(tokenizer, old.tokenizer, side) for side in sides}
@@ -110,20 +120,6 @@ def transplant(
             parameter.copy_(trained)
     names = ("shared",) if shared else ("source", "target")
     return dict(zip(names, map(_count, spelled.values()), strict=True))
-
-
-def _check_tied(model: Seq2Seq, old: Seq2Seq) -> None:
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in model.ROWS:
-            continue
-        other = first.setdefault(id(parameter), name)
-        if old.get_parameter(other) is not old.get_parameter(name):
-            raise UserError(
-                f"model.network.tied is {model.config.tied!r}, but model.init_from has two "
-                f"matrices for {other} and {name} ({old.config.tied!r}): set model.network.tied "
-                f"to {old.config.tied!r}"
-            )
 
 
 def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
