@@ -71,23 +71,19 @@ class Parser(ArgumentParser):
             raise type(error)(place(key, self.files) + unknown(f"key {key!r}", key, self)) from None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises an error of ours, in place of jsonargparse's usage and long text."""
+        """Raises an error of one line: file and line, key, what is valid, the value."""
         if not self.exit_on_error:  # the parser of a nested class
             super().error(message, ex)
-        raise UserError(self.explain(message))
-
-    def explain(self, message: str) -> str:
-        """Turns jsonargparse's message into one line: file and line, key, what is valid, value."""
         _, is_unknown, arguments = message.partition("unrecognized arguments: ")
-        if is_unknown:
-            return self.explain_argument(arguments.removeprefix("-- ").split()[0])
         _, *parts = KEY.split(message)
-        if not parts:
-            return message
-        keys, text = parts[::2], parts[-1]
-        value = VALUE.search(text)
-        where = place(keys[0], self.files, value and value[1])
-        return where + ": ".join([*keys, explain_value(text)])
+        if is_unknown:
+            message = self.explain_argument(arguments.removeprefix("-- ").split()[0])
+        elif parts:
+            keys, text = parts[::2], parts[-1]
+            value = VALUE.search(text)
+            where = place(keys[0], self.files, value and value[1])
+            message = where + ": ".join([*keys, explain_value(text)])
+        raise UserError(message)
 
     def explain_argument(self, argument: str) -> str:
         """Says that an argument does not exist, and which option is nearest."""

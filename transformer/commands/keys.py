@@ -26,17 +26,17 @@ DEFAULTS = {
 LIMITS = [f"limit_{split}_batches" for split in ("train", "val", "test", "predict")]
 #: The Trainer's options that the help explains: recipes and the README use them.
 EXPLAINED = {
-    "max_epochs": "Epochs, at most.",
-    "max_steps": "Optimizer steps, at most.",
-    "accelerator": "cpu, gpu or mps.",
-    "devices": "How many, or which, as in [0, 2].",
-    "strategy": "How processes share the work: ddp, each with the whole model.",
-    "precision": "bf16-mixed or 32-true; when left out the one that the device is fast at.",
-    "accumulate_grad_batches": "Batches of an optimizer step.",
-    "gradient_clip_val": "Largest norm of the gradient; a larger one is scaled down.",
-    "val_check_interval": "Batches between validations (3000), or a share of an epoch (0.5).",
-    "fast_dev_run": "A trial: one batch of everything, and nothing is kept.",
-    "enable_progress_bar": "Whether there is a bar.",
+    "trainer.max_epochs": "Epochs, at most.",
+    "trainer.max_steps": "Optimizer steps, at most.",
+    "trainer.accelerator": "cpu, gpu or mps.",
+    "trainer.devices": "How many, or which, as in [0, 2].",
+    "trainer.strategy": "How processes share the work: ddp, each with the whole model.",
+    "trainer.precision": "bf16-mixed or 32-true; when left out the one that the device is fast at.",
+    "trainer.accumulate_grad_batches": "Batches of an optimizer step.",
+    "trainer.gradient_clip_val": "Largest norm of the gradient; a larger one is scaled down.",
+    "trainer.val_check_interval": "Batches between validations, or a share of an epoch (0.5).",
+    "trainer.fast_dev_run": "A trial: one batch of everything, and nothing is kept.",
+    "trainer.enable_progress_bar": "Whether there is a bar.",
 }
 #: Headings of the groups, in place of what their classes say to programmers.
 HEADINGS = {
@@ -113,18 +113,12 @@ class FitParser(Parser):
         """Lists keys by group, without most of Lightning's."""
         lines = []
         for group in self._action_groups:
-            shown = [action for action in group._group_actions if is_explained(action)]
+            actions = [a for a in group._group_actions if a.default != argparse.SUPPRESS]
+            shown = [a for a in actions if EXPLAINED.get(a.dest, "trainer." not in a.dest)]
             above = shown[0].dest.rpartition(".")[0] if shown else ""
             heading = HEADINGS.get(above, " ".join(str(group.title).split()))
             lines += ["", f"{above}: {heading}"] if above else []
             for action in shown:
-                name = action.dest.rpartition(".")[2]
-                about = EXPLAINED[name] if above == "trainer" else str(action.help)
-                lines.append(explained(name, about, action))
+                about = EXPLAINED.get(action.dest, str(action.help))
+                lines.append(explained(action.dest.rpartition(".")[2], about, action))
         return "\n".join([HELP, *lines, LIGHTNING])
-
-
-def is_explained(action: argparse.Action) -> bool:
-    """Says whether the help has a key: the settings, without groups, links and Lightning's."""
-    above, _, name = action.dest.rpartition(".")
-    return action.default != argparse.SUPPRESS and (above != "trainer" or name in EXPLAINED)

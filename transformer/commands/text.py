@@ -232,8 +232,7 @@ def _signals_raise() -> Iterator[None]:
     def end(signum: int, frame: object) -> None:
         raise SystemExit(128 + signum)
 
-    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    signums = [s for s in signal.Signals if s.name in names]
+    signums = signal.SIGTERM, signal.SIGHUP
     # A signal that is ignored, as under nohup, stays ignored.
     before = {s: signal.signal(s, end) for s in signums if signal.getsignal(s) == signal.SIG_DFL}
     try:

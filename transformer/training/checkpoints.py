@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from transformer.errors import UserError
-from transformer.models import Seq2Seq, architecture_of
+from transformer.models import Seq2Seq
 from transformer.models.renamed import with_new_names
 from transformer.training.transfer import merged
 from transformer.writing import whole
@@ -98,16 +98,6 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
             sums[name] += tensor
     means = {name: (total / len(paths)).to(weights[name].dtype) for name, total in sums.items()}
     return {**checkpoint, "state_dict": means}
-
-
-def bundle_of(module: Any) -> dict[str, Any]:
-    """All of the bundle of a `Seq2SeqModule` but its weights and its card, plain values."""
-    return {
-        "architecture": architecture_of(module.config),
-        "network": asdict(module.config),
-        "about": about(module),
-        "tokenizer": module.tokenizer.to_text(),
-    }
 
 
 def about(module: Any) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from transformer.errors import UserError
 from transformer.training.objective import Prepared
 
 LoggerName = Literal["wandb", "csv", "none"]
-WARM_UP = 20  # steps that say nothing of the pace: data workers start, kernels are made
 
 
 class NotFinite(UserError):
@@ -122,23 +121,19 @@ class TrainingLog(Callback):
         self.totals = {"seconds": 0.0, "training_seconds": 0.0, "src_tokens": 0, "tgt_tokens": 0}
         self.curve: list[float] = []  # BLEU of each validation so far
         self.latest: dict[str, float] = {}  # by the names that the loggers get
-        #: When, and after which optimizer step, this process began to train, or had warmed up.
+        #: When, and after which optimizer step, this process began to train.
         self.started, self.first_step = time.monotonic(), 0
-        self._warm = WARM_UP
         self._mark = self.started
         self._window = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.started = self._mark = time.monotonic()
         self.first_step = trainer.global_step
-        self._warm = trainer.global_step + WARM_UP
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if not stepped(trainer):
             return
         step = trainer.global_step
-        if step == self._warm:
-            self.started, self.first_step = time.monotonic(), step
         # The very first step, too: it shows at once whether the run is alive.
         if step % trainer.log_every_n_steps == 0 or step == 1:
             self._read(trainer, pl_module)

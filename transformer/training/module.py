@@ -1,6 +1,7 @@
 """The LightningModule: one training step, one validation, and its part of a checkpoint."""
 
 import hashlib
+from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
@@ -15,10 +16,10 @@ from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 from transformer.inference.search import SearchConfig, search
-from transformer.models import ModelConfig, Seq2Seq, TransformerConfig
+from transformer.models import ModelConfig, Seq2Seq, TransformerConfig, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.training import objective
-from transformer.training.checkpoints import bundle_of
+from transformer.training.checkpoints import about
 from transformer.training.logging import Meter
 from transformer.training.objective import Prepared, Schedule
 from transformer.training.scoring import Scorer, probe
@@ -273,7 +274,12 @@ class Seq2SeqModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
-        checkpoint["bundle"] = bundle_of(self)
+        checkpoint["bundle"] = {
+            "architecture": architecture_of(self.config),
+            "network": asdict(self.config),  # type: ignore[call-overload]
+            "about": about(self),
+            "tokenizer": self.tokenizer.to_text(),
+        }
         checkpoint["origin"] = self.origin
         checkpoint["recipe"] = self.recipe
         checkpoint["micro_batches"] = self.micro_batches

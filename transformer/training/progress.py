@@ -12,48 +12,6 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from transformer.training.logging import TrainingLog, of_training
 
 
-def shown(trainer: Trainer, log: TrainingLog) -> dict[str, str]:
-    """Loss, learning rate and throughput of the newest window of steps, and the time left."""
-    if "train/loss" not in log.latest:
-        return {}
-    return {
-        "loss": f"{log.latest['train/loss']:.3f}",
-        "lr": f"{log.latest['train/learning_rate']:.1e}",
-        "tgt tok/s": f"{log.latest['train/tgt_tokens_per_second']:,.0f}",
-        "left": time_left(trainer, log),
-    }
-
-
-def time_left(trainer: Trainer, log: TrainingLog) -> str:
-    """The time of the rest at the pace so far, validations included; `?` where it has no end."""
-    total = trainer.max_steps
-    if total < 0 and trainer.max_epochs and isinstance(trainer.num_training_batches, int):
-        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-        total = int(trainer.max_epochs * steps)
-    done = trainer.global_step - log.first_step
-    if total < 0 or done < 1:
-        return "?"
-    seconds = (time.monotonic() - log.started) / done * (total - trainer.global_step)
-    return str(timedelta(seconds=round(max(seconds, 0))))
-
-
-def validation_line(trainer: Trainer, log: TrainingLog) -> str | None:
-    """One line about the newest validation of training; None where there was none."""
-    latest = log.latest
-    if not of_training(trainer) or "val/loss" not in latest:
-        return None
-    return (
-        f"validation  loss {latest['val/loss']:.3f}  perplexity {latest['val/perplexity']:.2f}  "
-        f"BLEU {latest['val/bleu']:.2f}  chrF {latest['val/chrf']:.2f}"
-    )
-
-
-def epoch(trainer: Trainer) -> str:
-    """The epoch as people count them."""
-    last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-    return f"epoch {trainer.current_epoch + 1}{last}"
-
-
 class Progress(TQDMProgressBar):
     """Lightning's bar with our numbers, on a terminal; elsewhere a line every ten seconds.
 
@@ -77,29 +35,53 @@ class Progress(TQDMProgressBar):
         return bar
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        """Give the bar short numbers for its end."""
-        numbers: dict[str, Any] = dict(shown(trainer, self.log_source))
-        if numbers and "val/bleu" in self.log_source.latest:
-            numbers["BLEU"] = f"{self.log_source.latest['val/bleu']:.1f}"
-        return numbers
+        """Loss, learning rate and throughput of the newest window of steps, and the time left."""
+        latest = self.log_source.latest
+        if "train/loss" not in latest:
+            return {}
+        bleu = {"BLEU": f"{latest['val/bleu']:.1f}"} if "val/bleu" in latest else {}
+        return {
+            "loss": f"{latest['train/loss']:.3f}",
+            "lr": f"{latest['train/learning_rate']:.1e}",
+            "tgt tok/s": f"{latest['train/tgt_tokens_per_second']:,.0f}",
+            "left": self._time_left(trainer),
+            **bleu,
+        }
+
+    def _time_left(self, trainer: Trainer) -> str:
+        """The time of the rest at the pace so far, validations included; `?` if it has no end."""
+        total = trainer.max_steps
+        if total < 0 and trainer.max_epochs and isinstance(trainer.num_training_batches, int):
+            steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+            total = int(trainer.max_epochs * steps)
+        done = trainer.global_step - self.log_source.first_step
+        if total < 0 or done < 1:
+            return "?"
+        pace = (time.monotonic() - self.log_source.started) / done
+        return str(timedelta(seconds=round(max(pace * (total - trainer.global_step), 0))))
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(epoch(trainer))
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        super().on_train_batch_end(trainer, *args)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
         if self.is_enabled or time.monotonic() - self._last < self.SECONDS:
             return
-        if numbers := shown(trainer, self.log_source):
+        if numbers := self.get_metrics(trainer, pl_module):
             self._last = time.monotonic()
             self._say(trainer, "  ".join(f"{name} {value}" for name, value in numbers.items()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Leave a line about each validation above the bar."""
         super().on_validation_end(trainer, pl_module)
-        if line := validation_line(trainer, self.log_source):
-            self._say(trainer, line)
+        latest = self.log_source.latest
+        if of_training(trainer) and "val/loss" in latest:
+            self._say(
+                trainer,
+                f"validation  loss {latest['val/loss']:.3f}  "
+                f"perplexity {latest['val/perplexity']:.2f}  "
+                f"BLEU {latest['val/bleu']:.2f}  chrF {latest['val/chrf']:.2f}",
+            )
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
@@ -112,3 +94,9 @@ class Progress(TQDMProgressBar):
             super().print(*args, **kwargs)
         else:
             print(*args, flush=True)
+
+
+def epoch(trainer: Trainer) -> str:
+    """The epoch as people count them."""
+    last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    return f"epoch {trainer.current_epoch + 1}{last}"

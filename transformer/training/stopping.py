@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,19 +47,18 @@ class StopSafely(AfterSteps):
         # Before there are data workers, for they inherit the handler.
         self._originals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         for signum in self._originals:
-            self._watch(signum)
+            signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Give the signals back; Lightning's own restoring would leave ours."""
-        if threading.current_thread() is threading.main_thread():
-            for signum, handler in self._originals.items():
-                signal.signal(signum, handler)
+        for signum, handler in self._originals.items():
+            signal.signal(signum, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
         super().on_train_start(trainer, pl_module)
-        self._watch(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._note)
         self._training = True
         self.began = trainer.global_step
         if trainer.world_size > 1:
@@ -86,10 +84,6 @@ class StopSafely(AfterSteps):
         trainer.save_checkpoint(path)
         raise Interrupted(signum, path, trainer.global_step, trainer.current_epoch + 1)
 
-    def _watch(self, signum: int) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signum, self._note)
-
     def _note(self, signum: int, frame: FrameType | None) -> None:
         here = os.getpid() == self._process
         if not here and signum == signal.SIGTERM:  # whoever started a process can end it
@@ -109,7 +103,7 @@ class StopSafely(AfterSteps):
 class _Votes:
     """Votes of all processes on stopping: the number of a signal, or 0 for going on.
 
-    They vote on the hosts, where nobody waits for a GPU, and a vote travels during the next step.
+    They vote on the hosts, where nobody waits for a GPU; a vote travels during the next step.
     """
 
     def __init__(self) -> None:

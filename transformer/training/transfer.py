@@ -118,8 +118,12 @@ def transplant(
             _fill(parameter, trained, spelled["src" if shared else model.ROWS[name]])
         else:
             parameter.copy_(trained)
-    names = ("shared",) if shared else ("source", "target")
-    return dict(zip(names, map(_count, spelled.values()), strict=True))
+    names = {"src": "shared" if shared else "source", "tgt": "target"}
+    counts = {}
+    for side, pieces in spelled.items():
+        copied, fresh = (sum(len(ids) == size for ids in pieces) for size in (1, 0))
+        counts[names[side]] = Rows(copied, len(pieces) - copied - fresh, fresh)
+    return counts
 
 
 def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
@@ -131,11 +135,6 @@ def _fill(parameter: Tensor, trained: Tensor, spelled: list[list[int]]) -> None:
     old, own = (rows.to(at, exact).view(len(rows), -1) for rows in (trained, parameter))
     means = embedding_bag(ids, old, starts, mode="mean")
     parameter.copy_(torch.where(known, means, own).view_as(parameter))
-
-
-def _count(spelled: list[list[int]]) -> Rows:
-    copied, fresh = (sum(len(ids) == size for ids in spelled) for size in (1, 0))
-    return Rows(copied, len(spelled) - copied - fresh, fresh)
 
 
 @dataclass(frozen=True)
