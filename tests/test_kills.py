@@ -19,9 +19,9 @@ from lightning.pytorch import Callback, Trainer
 from toys import datamodule, fit, module, recipe, trainer
 
 from transformer.models import TransformerConfig
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
-from transformer.training.saving import Checkpoints
 from transformer.training.scoring import TranslationScore
 from transformer.training.stopping import StopSafely
 from transformer.writing import is_part

@@ -11,11 +11,11 @@ from benchmarks.papers import BIG, TINY
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
+from transformer.commands.reproduce import check_data
 from transformer.data.corpus import open_corpus
 from transformer.errors import UserError
 from transformer.models import ARCHITECTURES, RNNConfig, TransformerConfig
 from transformer.training.objective import learning_rate
-from transformer.training.reproduction import check_data
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))

@@ -15,17 +15,17 @@ from lightning.pytorch import Trainer
 from toys import recipe, write_corpus
 
 from transformer.__main__ import main
-from transformer.commands.reproduce import changes
-from transformer.commands.table import by_length, groups
-from transformer.training.reproduction import (
+from transformer.commands.reproduce import (
     CHECKSUMS,
     NEEDED,
     Curve,
     add_row,
+    changes,
     mean_curve,
     read_rows,
     where,
 )
+from transformer.commands.table import by_length, groups
 from transformer.training.stopping import StopSafely
 
 

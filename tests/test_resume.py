@@ -14,8 +14,8 @@ from toys import KillAt, datamodule, module, trainer
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.logging import TrainingLog
-from transformer.training.saving import Checkpoints
 from transformer.training.stopping import INTERRUPTED, Interrupted, StopSafely
 
 NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.3)

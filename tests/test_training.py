@@ -13,10 +13,11 @@ from lightning.pytorch import Callback
 from toys import NETWORK, FixedData, datamodule, module, one_step, trainer
 
 from transformer.training.checkpoints import (
+    Checkpoints,
+    EarlyStopping,
     read_checkpoint,
 )
 from transformer.training.logging import NotFinite, TrainingLog
-from transformer.training.saving import Checkpoints, EarlyStopping
 from transformer.training.train import Run
 
 

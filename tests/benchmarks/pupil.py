@@ -7,7 +7,6 @@ from lightning.pytorch import Callback, Trainer
 from transformer.bundle import save_bundle
 from transformer.data.dataset import json_digest
 from transformer.inference.search import SearchConfig
-from transformer.training.checkpoints import about
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import set_up_libraries
 
@@ -54,6 +53,6 @@ def train_once(text: Text, workload: Path, bench: Path, device: str) -> Path:
     card = "Trained by the project's benchmark; good for nothing else.\n"
     training = {"recipe": "benchmark", "steps": STEPS}
     save_bundle(
-        folder, module.model.cpu(), data.tokenizer, **about(module), training=training, card=card
+        folder, module.model.cpu(), data.tokenizer, **module.about(), training=training, card=card
     )
     return folder

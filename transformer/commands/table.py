@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from transformer.commands.arguments import run_function
+from transformer.commands.reproduce import read_rows
 from transformer.errors import UserError
-from transformer.training.reproduction import read_rows
 from transformer.writing import write
 
 Row = dict[str, Any]
@@ -67,10 +67,7 @@ def described(rows: Sequence[Row], published: dict[str, str]) -> list[str]:
     machines = list(dict.fromkeys(row["machine"] for row in rows))
     letters = {machine: chr(ord("A") + number) for number, machine in enumerate(machines)}
     for row in rows:
-        row |= {
-            "letter": letters[row["machine"]],
-            "published": published.get(row["recipe"], "–"),
-        }
+        row |= {"letter": letters[row["machine"]], "published": published.get(row["recipe"], "–")}
     columns = TRANSFER if any(row.get("origin") for row in rows) else SYSTEMS
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[cell(same) for cell in columns.values()] for same in groups(rows)]

@@ -1,26 +1,31 @@
-"""Checkpoint files: written whole, read, averaged.
+"""Checkpoint files: when they are written and which are kept, read, averaged; early stopping.
 
 A checkpoint holds, beside Lightning's own: `bundle`, all of a bundle but its weights; `recipe`, the
 name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` and `wandb_id`.
 """
 
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch.callbacks import Checkpoint
 
 from transformer.errors import UserError
 from transformer.models import Seq2Seq
 from transformer.models.renamed import with_new_names
+from transformer.training.logging import of_training, stepped
+from transformer.training.module import SELECTION
 from transformer.training.transfer import merged
 from transformer.writing import whole
 
 PREFIX = "network."
+WEIGHTS, BEST, LAST = "weights-step", "best-step", "last.ckpt"
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -100,18 +105,151 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
     return {**checkpoint, "state_dict": means}
 
 
-def about(module: Any) -> dict[str, Any]:
-    """The settings of a bundle beside its shape, as `save_bundle` takes them."""
-    return {
-        "src": module.data.src,
-        "tgt": module.data.tgt,
-        "search": asdict(module.search_config),
-        "max_length": module.data.max_length,
-        "evaluation": module.evaluation,
-    }
-
-
 def load_network(network: Seq2Seq, checkpoint: dict[str, Any]) -> None:
     """Put a checkpoint's weights into a network of its shape."""
     weights = checkpoint["state_dict"].items()
     network.load_state_dict({k.removeprefix(PREFIX): v for k, v in weights if k.startswith(PREFIX)})
+
+
+class AfterSteps(Checkpoint):
+    """Acts after each optimizer step or, where a validation follows it, after that.
+
+    A run that is resumed from the state of such a moment repeats and skips nothing: no gradient is
+    half accumulated, and the scores of the validation are part of the state. As a `Checkpoint` it
+    runs after the other callbacks.
+    """
+
+    def after_step(self, trainer: Any, validated: bool) -> None:
+        raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        trainer.strategy.checkpoint_io = WholeFiles()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Begin the next epoch where a resumed run was saved after the last step of one."""
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        if epoch.completed == epoch.started:
+            trainer.fit_loop.reset_restart_stage()  # else Lightning would not count it
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        if stepped(trainer) and not _validates_now(trainer):
+            self.after_step(trainer, validated=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if of_training(trainer) and stepped(trainer):
+            self.after_step(trainer, validated=True)
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    """Asks Lightning in advance: it decides after the callbacks of the batch."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is None or not loop._should_check_val_fx(fetcher):
+        return False
+    loop.val_loop.setup_data()
+    return not loop.val_loop.skip
+
+
+class Checkpoints(AfterSteps):
+    """Writes `weights-*` (to be averaged), `best-*` and `last.ckpt`.
+
+    Lightning's `ModelCheckpoint` may save in the middle of an accumulation, forgets its files when
+    their folder is moved, and after a kill does not know those that are newer than its state.
+    """
+
+    def __init__(self, folder: Path, *, keep_best: int, average: int, save_every: int | None):
+        self.folder, self.save_every = folder, save_every
+        self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
+        self.best_scores: dict[str, float] = {}  # by the names of their checkpoints
+        self.to_average: list[str] = []  # names of checkpoints, the newest last
+
+    @property
+    def best(self) -> str | None:
+        """Name of the checkpoint with the highest BLEU, the first of several."""
+        return max(self.best_scores, key=lambda name: self.best_scores[name], default=None)
+
+    def after_step(self, trainer: Any, validated: bool) -> None:
+        if trainer.fast_dev_run:
+            return
+        due = self._is_due(trainer, validated)
+        if due and self.keep_weights:
+            name = f"{WEIGHTS}{trainer.global_step}.ckpt"
+            names = [*(other for other in self.to_average if other != name), name]
+            self.to_average = names[-self.keep_weights :]
+            trainer.save_checkpoint(self.folder / name, weights_only=True)
+            self._remove(trainer, names[: -self.keep_weights])
+        if validated and self.keep_best:
+            self._keep_best(trainer)
+        if due:
+            trainer.save_checkpoint(self.folder / LAST)
+
+    def _is_due(self, trainer: Any, validated: bool) -> bool:
+        if self.save_every:
+            return bool(trainer.global_step % self.save_every == 0)
+        over = trainer.global_step == trainer.max_steps or (validated and trainer.should_stop)
+        return over or bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        found = trainer.callback_metrics
+        bleu, score = float(found["val/bleu"]), float(found[SELECTION])
+        name = f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt"
+        # A run that was resumed before this step may have a file of it that is better.
+        before = self.best_scores.get(name, -math.inf)
+        scores = {**self.best_scores, name: max(score, before)}
+        kept = sorted(scores, key=lambda other: -scores[other])[: self.keep_best]
+        gone = self.best_scores.keys() - set(kept)
+        self.best_scores = {other: scores[other] for other in kept}
+        if name in kept and score > before:
+            trainer.save_checkpoint(self.folder / name)
+        self._remove(trainer, gone)
+
+    def _remove(self, trainer: Trainer, names: Iterable[str]) -> None:
+        for name in names:
+            trainer.strategy.remove_checkpoint(self.folder / name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Remember names alone: the folder may be moved."""
+        return {"ranks": self.best_scores}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Find the files that are there, also the best ones that were saved after this state."""
+        found: Any = None
+        if trainer.is_global_zero:
+            files = self.folder.glob(f"{WEIGHTS}*.ckpt")
+            done = {int(file.stem.removeprefix(WEIGHTS)): file.name for file in files}
+            weights = [done[step] for step in sorted(done) if step <= checkpoint["global_step"]]
+            best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
+            scores = {path.name: _score_of(path) for path in best}
+            found = weights, {name: score for name, score in scores.items() if score is not None}
+        self.to_average, self.best_scores = trainer.strategy.broadcast(found)
+
+
+def _score_of(path: Path) -> float | None:
+    """The score by which a best checkpoint was chosen; None if it cannot be read.
+
+    It says so itself; one of version 0.1 has its BLEU in its name.
+    """
+    try:
+        states = mapped(path)["callbacks"]
+    except Exception:  # torch raises many kinds
+        return None
+    ranks = states.get(Checkpoints.__name__, {}).get("ranks", {})
+    return float(ranks.get(path.name, path.stem.partition("bleu")[2]))
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Stops when BLEU has not risen for so many validations, counted over interruptions."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(SELECTION, mode="max", patience=patience, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting, with the patience of this run."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Train no further where patience had ended when the run was killed."""
+        if self.wait_count >= max(self.patience, 1):
+            trainer.should_stop = True

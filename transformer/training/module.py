@@ -19,7 +19,6 @@ from transformer.inference.search import SearchConfig, search
 from transformer.models import ModelConfig, Seq2Seq, TransformerConfig, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.training import objective
-from transformer.training.checkpoints import about
 from transformer.training.logging import Meter
 from transformer.training.objective import Prepared, Schedule
 from transformer.training.scoring import Scorer, probe
@@ -135,7 +134,6 @@ class Seq2SeqModule(LightningModule):
         self.data.beams, self.data.extra = self.search_config.width, self.search_config.max_extra
 
     def configure_model(self) -> None:
-        """Build the network, whose size the tokenizer knows."""
         if self.network is not None:
             return
         torch.manual_seed(self.seed)
@@ -161,10 +159,8 @@ class Seq2SeqModule(LightningModule):
         learning = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=1.0, fused=fused, **self.adam)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.rate(done + 1))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        each_step: Any = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": each_step}
 
     # Training
 
@@ -190,7 +186,10 @@ class Seq2SeqModule(LightningModule):
 
     def training_step(self, prepared: Prepared, batch_idx: int) -> Tensor:
         """The loss summed over tokens; `configure_gradient_clipping` divides it."""
-        torch.manual_seed(_key(self.seed, self.micro_batches, self.global_rank))
+        # Dropout depends on these three numbers alone.
+        key = repr((self.seed, self.micro_batches, self.global_rank)).encode()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest, "little", signed=True))
         loss, nll = self.loss(prepared)
         self.meter.add(loss, nll, prepared, self.trainer.global_step + 1)
         self.micro_batches += 1
@@ -225,7 +224,7 @@ class Seq2SeqModule(LightningModule):
         self.meter.norms.append(norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Prepared, batch_idx: int) -> None:
-        """Let go of the gradients of a step that was taken; Lightning would keep them forward."""
+        # Lightning would keep the gradients of a step that was taken in the next forward pass.
         if not self._step_tokens:
             self.zero_grad()
 
@@ -272,27 +271,29 @@ class Seq2SeqModule(LightningModule):
 
     # Checkpoints
 
+    def about(self) -> dict[str, Any]:
+        """The settings of a bundle beside its shape, as `save_bundle` takes them."""
+        return {
+            "src": self.data.src,
+            "tgt": self.data.tgt,
+            "search": asdict(self.search_config),
+            "max_length": self.data.max_length,
+            "evaluation": self.evaluation,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
         checkpoint["bundle"] = {
             "architecture": architecture_of(self.config),
             "network": asdict(self.config),  # type: ignore[call-overload]
-            "about": about(self),
+            "about": self.about(),
             "tokenizer": self.tokenizer.to_text(),
         }
-        checkpoint["origin"] = self.origin
-        checkpoint["recipe"] = self.recipe
-        checkpoint["micro_batches"] = self.micro_batches
+        for name in ("origin", "recipe", "micro_batches"):
+            checkpoint[name] = getattr(self, name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting, with weights that were trained with this shape and this vocabulary."""
         checkpoint["state_dict"] = with_new_names(checkpoint["state_dict"])
         check_resumed(checkpoint["bundle"], self.config, self.tokenizer)
         self.micro_batches = checkpoint["micro_batches"]
         self.origin = checkpoint["origin"]
-
-
-def _key(*numbers: int) -> int:
-    """A seed that depends on all the numbers and on nothing else."""
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)

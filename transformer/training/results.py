@@ -19,7 +19,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
 from transformer.models import ARCHITECTURES, Seq2Seq
 from transformer.training.checkpoints import (
-    about,
+    Checkpoints,
     average_checkpoints,
     load_network,
     read_checkpoint,
@@ -28,7 +28,6 @@ from transformer.training.forgetting import in_words
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import program
-from transformer.training.saving import Checkpoints
 from transformer.training.scoring import attention_figure
 from transformer.training.transfer import merge
 from transformer.writing import whole, write
@@ -159,7 +158,7 @@ def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> 
         print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
     training = {key: numbers[key] for key in TRAINING}
     facts = _facts(module, numbers)
-    save_with_card(bundle, module.model, module.tokenizer, about(module), training, facts)
+    save_with_card(bundle, module.model, module.tokenizer, module.about(), training, facts)
     write_results(folder, numbers)
     shown = module.scorer.samples(SHOWN)
     if (figure := attention_figure(module.model, module.data, shown)) is None:

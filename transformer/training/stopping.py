@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
-from transformer.training.saving import AfterSteps
+from transformer.training.checkpoints import AfterSteps
 
 INTERRUPTED = "interrupted.ckpt"
 

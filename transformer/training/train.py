@@ -12,7 +12,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
-from transformer.training.checkpoints import name_newest, newest_checkpoint
+from transformer.training.checkpoints import (
+    Checkpoints,
+    EarlyStopping,
+    name_newest,
+    newest_checkpoint,
+)
 from transformer.training.forgetting import ForgettingGate, ParentPair
 from transformer.training.logging import NotFinite, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
@@ -26,7 +31,6 @@ from transformer.training.results import (
     summary,
 )
 from transformer.training.runs import OnePrecision, program, unlock
-from transformer.training.saving import Checkpoints, EarlyStopping
 from transformer.training.stopping import Interrupted, StopSafely, is_of_a_lost_process
 from transformer.training.tracking import WandbTracker, log_bundle
 from transformer.writing import write
