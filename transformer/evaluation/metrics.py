@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
 
-from transformer.errors import UserError, nearest
+from transformer.errors import UserError, message, nearest
 
 WIDTH = 5  # words from one bin of lengths to the next
 SAMPLES = 1000  # of the bootstrap, as sacreBLEU's own default
@@ -43,6 +43,7 @@ class TranslationScore(Metric):
         super().__init__(**kwargs)
         self._bleu = _bleu(tokenize, lowercase)
         self._chrf = CHRF(lowercase=lowercase)
+        self._bleu.num_refs = self._chrf.num_refs = 1  # learned from the first text otherwise
         # Both lengths, and matches and totals for each order; three counts for each chrF order.
         sizes = {"bleu": 2 + 2 * self._bleu.max_ngram_order, "chrf": 3 * self._chrf.order}
         for name, size in sizes.items():
@@ -50,11 +51,7 @@ class TranslationScore(Metric):
             self.add_state(f"{name}_statistics", zeros, dist_reduce_fx="sum")
 
     def update(self, hypotheses: Sequence[str], references: Sequence[str]) -> None:
-        """Adds translations.
-
-        Args:
-            hypotheses: Detokenised translations, one for each sentence; may be empty strings.
-            references: The reference for each of them.
+        """Adds detokenised translations, and the reference for each of them.
 
         Raises:
             UserError: If there are not as many references as hypotheses.
@@ -80,12 +77,12 @@ class TranslationScore(Metric):
     @property
     def signature(self) -> str:
         """sacreBLEU's signature of the BLEU score, to be reported beside it."""
-        return _signature(self._bleu)
+        return self._bleu.get_signature().format()
 
     @property
     def chrf_signature(self) -> str:
         """sacreBLEU's signature of the chrF score."""
-        return _signature(self._chrf)
+        return self._chrf.get_signature().format()
 
     def _sum(self, metric: BLEU | CHRF, hypotheses: Sequence[str], refs: Sequence[str]) -> Tensor:
         statistics = metric._extract_corpus_statistics(nfc(hypotheses), [nfc(refs)])
@@ -112,24 +109,27 @@ def bleu_by_length(
     hypotheses: Sequence[str],
     references: Sequence[str],
 ) -> list[LengthBin]:
-    """Corpus BLEU of the short sentences, of longer ones, and so on.
-
-    Args:
-        score: How BLEU is computed; its sums are not touched.
-        sources: Words between blanks are counted here.
-        hypotheses: A translation of each.
-        references: The reference for each.
-
-    Returns:
-        The bins that are not empty: 1 to 5 words, 6 to 10, ...
-    """
+    """Corpus BLEU of the sentences with sources of 1 to 5 words, of 6 to 10, and so on."""
     bins: dict[int, list[tuple[str, str]]] = {}
-    for source, *pair in zip(sources, hypotheses, references, strict=True):
-        bins.setdefault(max(len(source.split()) - 1, 0) // WIDTH, []).append((pair[0], pair[1]))
+    for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True):
+        number = max(len(source.split()) - 1, 0) // WIDTH
+        bins.setdefault(number, []).append((hypothesis, reference))
     return [
         LengthBin(number * WIDTH + 1, (number + 1) * WIDTH, len(pairs), score.once(pairs))
         for number, pairs in sorted(bins.items())
     ]
+
+
+def bleu_of_longest_third(
+    score: TranslationScore,
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+) -> float:
+    """Corpus BLEU of the third of the sentences whose sources have the most words."""
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i].split()))
+    longest = order[len(order) * 2 // 3 :]
+    return score.once([(hypotheses[i], references[i]) for i in longest])
 
 
 class Comparison(NamedTuple):
@@ -148,14 +148,7 @@ class Comparison(NamedTuple):
 def paired_bootstrap(
     score: TranslationScore, before: Sequence[str], after: Sequence[str], references: Sequence[str]
 ) -> Comparison:
-    """sacreBLEU's paired bootstrap resampling (Koehn 2004) of two systems.
-
-    Args:
-        score: How BLEU is computed; its sums are not touched.
-        before: Translations of one system, which is the baseline.
-        after: Those of the other.
-        references: The reference for each.
-    """
+    """Compares two systems, `before` the baseline, by paired bootstrap resampling (Koehn 2004)."""
     from sacrebleu.significance import PairedTest
 
     systems: list[tuple[str, Sequence[str]]] = [("before", nfc(before)), ("after", nfc(after))]
@@ -163,30 +156,15 @@ def paired_bootstrap(
     _, found = PairedTest(systems, metrics, [nfc(references)], "bs", n_samples=SAMPLES)()
     one, other = cast(list[Any], found["BLEU"])
     values = one.score, one.ci, other.score, other.ci, other.p_value
-    return Comparison(*(float(value) for value in values))  # some are NumPy's
-
-
-def bleu_of_longest_third(
-    score: TranslationScore,
-    sources: Sequence[str],
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-) -> float:
-    """Corpus BLEU of the third of the sentences whose sources have the most words."""
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i].split()))
-    longest = order[len(order) * 2 // 3 :]
-    return score.once([(hypotheses[i], references[i]) for i in longest])
+    return Comparison(*map(float, values))  # some are NumPy's
 
 
 @cache
 def moses_detokenizer(language: str) -> Callable[[Sequence[str]], list[str]]:
-    """A function that undoes the tokenisation of Moses, `&quot;` and the like included.
+    """A function that undoes the tokenisation of Moses in a language such as `en`.
 
     On the tokenised references of Multi30k's test set, English and German, what comes out scores
     99.96 and 99.93 BLEU against the raw ones.
-
-    Args:
-        language: its code, such as `en`: quotation marks and clitics differ.
     """
     from sacremoses import MosesDetokenizer
 
@@ -201,12 +179,5 @@ def _bleu(tokenize: str, lowercase: bool) -> BLEU:
     try:
         # `force` only silences a warning, once for each batch, about lines that end in " .".
         return BLEU(tokenize=tokenize, lowercase=lowercase, force=True)
-    except (ImportError, RuntimeError) as error:
-        # sacreBLEU says, on several lines, which of its extras brings the package.
-        reason = " ".join(str(error).split())
-        raise UserError(f"sacreBLEU's tokenizer {tokenize!r}: {reason}") from error
-
-
-def _signature(metric: BLEU | CHRF) -> str:
-    metric.num_refs = 1  # sacreBLEU learns it from the first text only
-    return metric.get_signature().format()
+    except (ImportError, RuntimeError) as error:  # names, on several lines, the missing package
+        raise UserError(f"sacreBLEU's tokenizer {tokenize!r}: {message(error)}") from error

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from transformer.errors import UserError
@@ -57,15 +55,18 @@ def attention_heatmap(
             f"{len(tgt_pieces)} target and {len(src_pieces)} source pieces"
         )
     figure, main, small = _panels(*heads.shape)
-    mesh = _draw(main, heads.mean(0))
     if small:
         main.set_title(f"mean of {len(heads)} heads", fontsize=9)
     _label(main, src_pieces, tgt_pieces)
-    for number, (axes, head) in enumerate(zip(small, heads, strict=False), 1):
-        _draw(axes, head)
-        axes.set_xticks([], [])
-        axes.set_yticks([], [])
+    for number, axes in enumerate(small, 1):
         axes.set_title(f"head {number}", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    for axes, matrix in zip([main, *small], [heads.mean(0), *heads], strict=False):
+        mesh = axes.pcolormesh(
+            matrix, cmap="Blues", vmin=0.0, vmax=1.0, edgecolors="#dddddd", linewidth=0.4
+        )
+        axes.invert_yaxis()  # the first target piece stands on top
     figure.colorbar(mesh, ax=[main, *small], label="attention weight", shrink=0.8, aspect=30)
     figure.suptitle(title, fontfamily=_families(title), fontsize=12, parse_math=False)
     return figure
@@ -86,7 +87,6 @@ def draw_bleu_by_length(
     """
     curves = {name: [b for b in bins if b[2] >= FEW] for name, bins in curves.items()}
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (name, bins), marker in zip(curves.items(), cycle("osD^vPX*"), strict=False):
         middles = [(shortest + longest) / 2 for shortest, longest, *_ in bins]
@@ -111,19 +111,10 @@ def _panels(heads: int, rows: int, columns: int) -> tuple[Figure, Axes, list[Axe
     side = ceil(sqrt(heads)) if heads > 1 else 0
     size = (width * (2 if side else 1) + 2.5, height + 1.8)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(max(1, side), 1 + side, width_ratios=[max(1, side)] + [1] * side)
     main = figure.add_subplot(grid[:, 0])
     places = [grid[number // side, 1 + number % side] for number in range(heads if side else 0)]
     return figure, main, [figure.add_subplot(place) for place in places]
-
-
-def _draw(axes: Axes, weights: NDArray[np.float64]) -> QuadMesh:
-    mesh = axes.pcolormesh(
-        weights, cmap="Blues", vmin=0.0, vmax=1.0, edgecolors="#dddddd", linewidth=0.4
-    )
-    axes.invert_yaxis()  # the first target piece stands on top
-    return mesh
 
 
 def _label(axes: Axes, src_pieces: Sequence[str], tgt_pieces: Sequence[str]) -> None:
@@ -154,29 +145,20 @@ def _readable(piece: str) -> str:
 
 def _families(text: str) -> list[str]:
     """Names font families that, one after the other, have a glyph for each character of `text`."""
-    latin = font_manager.findfont(LATIN)
-    missing = frozenset(text) - _characters(latin)
-    return [LATIN, *_families_for(frozenset(c for c in missing if not c.isspace()))]
+    return [LATIN, *_fallbacks(frozenset(text) - _characters(font_manager.findfont(LATIN)))]
 
 
 @lru_cache(maxsize=64)
-def _families_for(missing: frozenset[str]) -> tuple[str, ...]:
-    """Takes the first font with all of the characters, else fonts that together have most of them.
-
-    Looks at the font that comes as a dependency first (Latin and Korean), then at those installed.
-    """
+def _fallbacks(missing: frozenset[str]) -> tuple[str, ...]:
+    """Looks at the font that comes as a dependency first (Latin and Korean), then at others."""
     found: list[str] = []
-    left = missing
-    fonts = font_manager.fontManager.ttflist
+    left = {character for character in missing if not character.isspace()}
     # Last Resort comes with matplotlib, and claims every character to draw a box for it.
-    installed = [(font.name, font.fname) for font in fonts if "Last Resort" not in font.name]
-    for family, path in [*_packaged(), *installed]:
+    installed = [f for f in font_manager.fontManager.ttflist if "Last Resort" not in f.name]
+    for family, path in [*_packaged(), *((font.name, font.fname) for font in installed)]:
         if not left:
             break
-        has = missing & _characters(path)
-        if has == missing:
-            return (family,)
-        if has & left:
+        if has := left & _characters(path):
             found.append(family)
             left -= has
     return tuple(found)
