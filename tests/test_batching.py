@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from transformer.data import loaders
 from transformer.data.batching import Batch, Plan, collate, evenly
 from transformer.data.corpus import Corpus, Pair, open_corpus
-from transformer.data.dataset import Counts, TokenTable, select, table_in_memory, write_table
+from transformer.data.dataset import TokenTable, table_in_memory, write_table
 from transformer.data.lengths import by_length
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
-from transformer.data.mixture import Mixture
+from transformer.data.mixture import Counts, Mixture, select
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 
@@ -293,6 +293,7 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
 ) -> None:
     corpus, tokenizer = stream_source
     monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 64)
+    monkeypatch.setattr("transformer.data.mixture.CHUNK_ROWS", 64)
     write_table([corpus], tokenizer, tmp_path / "x.arrow")
     pairs = list(corpus.pairs())
     table, memory = (

@@ -162,9 +162,9 @@ import sys
 from pathlib import Path
 from transformer.data.batching import Plan
 from transformer.data.corpus import Corpus, Pair
-from transformer.data.dataset import TokenTable, select, write_table
+from transformer.data.dataset import TokenTable, write_table
 from transformer.data.loaders import CachedLoader
-from transformer.data.mixture import Mixture
+from transformer.data.mixture import Mixture, select
 
 peak = 0
 

@@ -95,7 +95,7 @@ def test_the_quickstart_has_korean_and_english_in_either_order(
     assert len(korean) == 5
     assert all("가" <= char <= "힣" for char in korean[0].src if char.isalpha())
     assert list(open_corpus(spec, "ko", "en", limit=4).pairs(2)) == korean[2:4]
-    with pytest.raises(ValueError, match=r"test.tv.ko.gz exists; near it: test.tsv.gz"):
+    with pytest.raises(ValueError, match=r"test.tv.ko.gz exists, the nearest is 'test.tsv.gz'"):
         open_corpus("recipes/quickstart/test.tv", "ko", "en")
 
 
@@ -106,7 +106,7 @@ def test_text_in_the_working_folder_goes_before_that_of_the_package(
     (tmp_path / "recipes/quickstart").mkdir(parents=True)
     write(tmp_path / "recipes/quickstart/val.tsv", "ko\ten\n하나\tone\n")
     assert list(open_corpus("recipes/quickstart/val.tsv", "ko", "en").pairs()) == [("하나", "one")]
-    with pytest.raises(ValueError, match=r"recipes/quickstart/train.tsv does not exist"):
+    with pytest.raises(ValueError, match=r"neither recipes/quickstart/train.tsv nor train.tsv.gz"):
         open_corpus("recipes/quickstart/train.tsv", "ko", "en")
 
 
@@ -264,11 +264,11 @@ def test_other_formats_are_named_with_those_that_are_read(tmp_path: Path, suffix
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("{}/tran", r"neither .*/tran.en nor tran.en.gz exists; near it: train.en, train.de$"),
-        ("{}/train.en", r"neither .*/train.en.en .* exists; near it: train.en"),
+        ("{}/tran", r"neither .*/tran.en nor tran.en.gz exists, the nearest is 'train.en'$"),
+        ("{}/train.en", r"neither .*/train.en.en .* exists, the nearest is 'train.en'"),
         ("{}/no/train", r"there is no folder .*/no$"),
-        ("{}/data.tsv", r"data.tsv does not exist; near it: dota.tsv"),
-        ("{}/zzz", r"has nothing like it$"),
+        ("{}/data.tsv", r"data.tsv nor .* exists, the nearest is 'dota.tsv'"),
+        ("{}/zzz", r"neither .*zzz.en nor zzz.en.gz exists$"),
         ("hub:name", r"'hub:name' must be hub:<name>:<split> or hub:<name>:<config>:<split>"),
         ("grammar:val", r"'grammar:val' is recipes/quickstart/val.tsv.gz now; python recipes/qui"),
     ],

@@ -225,9 +225,9 @@ def test_other_text_is_refused_in_the_middle_of_an_epoch_only(
     ):
         resumed(position)
     assert resumed(older) == size - 1  # what an older checkpoint does not know, nobody can compare
-    assert "From epoch" not in caplog.text
+    assert "Before epoch" not in caplog.text
     assert resumed(position | {"epoch": 1, "pool": 0, "batch": 0}) == size
-    assert "From epoch 2 on there is text " in caplog.text
+    assert "Before epoch 2 batches were cut with text " in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])

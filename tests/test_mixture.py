@@ -16,9 +16,9 @@ from transformer.data import loaders
 from transformer.data.batching import Plan, collate
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.datamodule import DataModule
-from transformer.data.dataset import Counts, TokenTable, json_digest, select, write_table
+from transformer.data.dataset import TokenTable, json_digest, write_table
 from transformer.data.loaders import CachedLoader
-from transformer.data.mixture import ExtraCorpus, Mixture, proportions, walk
+from transformer.data.mixture import Counts, ExtraCorpus, Mixture, proportions, select, walk
 from transformer.data.tokenizer import EOS, UNK, Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import tokenizer_path, train_tokenizer
 
@@ -104,6 +104,7 @@ def test_corpora_lie_behind_one_another_in_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformer.data.dataset.CHUNK_ROWS", 4)
+    monkeypatch.setattr("transformer.data.mixture.CHUNK_ROWS", 4)
     corpora = [Words(str(1000 + i), "a", "b", "k") for i in (1, 0, 4)]
     write_table(corpora, Spelled(), tmp_path / "x.arrow")  # type: ignore[arg-type]
     table = pickle.loads(pickle.dumps(TokenTable(tmp_path / "x.arrow")))
@@ -216,7 +217,7 @@ def test_the_vocabulary_is_learned_from_all_corpora(corpus: Path, shared: bool) 
 
 def test_caches_depend_on_the_mixture_and_those_without_one_stay(corpus: Path) -> None:
     plain = make(corpus)
-    [text] = plain._text("train")
+    [text] = plain.corpora("train")
     about = ["TwoFiles", "en", "de", text.identity(), None, vars(plain.tokenizer_config)]
     assert (
         tokenizer_path(plain.cache, *plain.tokenizer_inputs()).name

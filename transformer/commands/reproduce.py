@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from transformer.commands.arguments import Peek
 from transformer.commands.fit import lightning_errors, prepared
 from transformer.commands.recipes import CONFIG_OPTIONS, content, find_recipe, read, recipes_folder
-from transformer.data.corpus import Corpus, Table, TwoFiles
+from transformer.data.corpus import Corpus
 from transformer.data.files import UNZIP_ERRORS, lines, sha256, unzipped
 from transformer.errors import UserError
 from transformer.training.logging import TrainingLog, of_training
@@ -169,9 +169,8 @@ def check_data(corpora: Sequence[Corpus], folder: Path) -> int:
     if not sums.exists():
         return 0
     expected = {line.split()[1]: line.split()[0] for line in lines(sums, CHECKSUMS)}
-    tables = [corpus.file for corpus in corpora if isinstance(corpus, Table)]
-    pairs = [file for corpus in corpora if isinstance(corpus, TwoFiles) for file in corpus.files]
-    for file in (*tables, *pairs):
+    files = [file for corpus in corpora for file in corpus.files]
+    for file in files:
         try:
             with unzipped(file) as stream:
                 found = sha256(stream)
@@ -188,7 +187,7 @@ def check_data(corpora: Sequence[Corpus], folder: Path) -> int:
                 f"{file}: its text has the SHA-256 {found}, the recipe was measured on "
                 f"{expected[name]}: download it again, or use `transformer fit`"
             )
-    return len(tables) + len(pairs)
+    return len(files)
 
 
 class Curve(Callback):

@@ -64,29 +64,24 @@ class Plan:
         return np.random.default_rng([self.seed, epoch]).permutation(pools)
 
     def batches(self, table: TokenTable, rows: Ints, key: tuple[int, int] | None) -> list[Ints]:
-        """Cuts a pool into batches.
+        """Cuts a pool into batches: a multiple of the number of processes, whatever the key.
 
         Args:
             table: Where the lengths are.
             rows: (N,) the rows of the pool.
             key: Epoch and pool, for the order of ties and of the batches; None leaves both alone.
-
-        Returns:
-            The rows of each batch. Their number is a multiple of the number of processes and does
-            not depend on the key.
         """
         rng = key and np.random.default_rng([self.seed, *key])
         rows = rows[rng.permutation(len(rows))] if rng else rows
-        batches = [rows[batch] for batch in by_length(table.longest(rows), self.max_tokens)]
-        batches = evenly(batches, self.world)
+        cut = by_length(table.longest(rows), self.max_tokens)
+        batches = evenly([rows[batch] for batch in cut], self.world)
         return [batches[i] for i in rng.permutation(len(batches))] if rng else batches
 
 
 def evenly(batches: list[Ints], world: int) -> list[Ints]:
     """Halves the batches of most rows until each of the processes has equally many.
 
-    Nothing is left out, unless every batch has one row already: then fewer than there are
-    processes.
+    Where every batch has one row already, fewer than there are processes are left out.
     """
     while remainder := len(batches) % world:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
@@ -126,13 +121,7 @@ class EvalLoader:
     """
 
     def __init__(
-        self,
-        table: TokenTable,
-        max_tokens: int,
-        rank: int,
-        world: int,
-        beams: int,
-        extra: int,
+        self, table: TokenTable, max_tokens: int, rank: int, world: int, beams: int, extra: int
     ) -> None:
         self.table = table
         longest = table.longest(np.arange(len(table))).astype(np.int64)

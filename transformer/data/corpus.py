@@ -21,19 +21,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformer.data.files import (
-    TABLES,
     UNZIP_ERRORS,
     aligned,
     file_digest,
-    find_side,
-    find_table,
+    find_file,
     lines,
-    seekable,
     shipped,
+    unzipped,
 )
 from transformer.data.hub import load
-from transformer.errors import UserError
+from transformer.errors import UserError, message
 
+TABLES = (".tsv", ".jsonl", ".parquet")
 HUB = re.compile(r"hub:(?P<name>[^:]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[.*\])?)")
 
 
@@ -54,6 +53,7 @@ class Corpus:
         tgt: Name of the target language.
         key: The recipe key that named it, for messages.
         limit: How many of its pairs are read, None for all.
+        files: Where they lie; none for the hub.
     """
 
     spec: str
@@ -61,10 +61,14 @@ class Corpus:
     tgt: str
     key: str
     limit: int | None = field(default=None, kw_only=True)
+    files: tuple[Path, ...] = field(default=(), kw_only=True)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.spec}"
 
     def identity(self) -> list[Any]:
         """What changes when the text changes, and does not when it lies somewhere else."""
-        raise NotImplementedError
+        return [file_digest(path) for path in self.files]
 
     def content(self) -> list[Any]:
         """What changes when the pairs do."""
@@ -77,26 +81,33 @@ class Corpus:
             UserError: The corpus is empty, not aligned, not UTF-8, or lacks a column.
         """
         rest = None if self.limit is None else max(0, self.limit - start)
-        rows = islice(self._rows(start), rest)
-        number = None
-        for number, row in enumerate(rows, start):
-            yield row if isinstance(row, Pair) else self._pick(row, number)
-        if number is None and start == 0:
-            raise UserError(f"{self.key}: {self.spec} is empty; it needs at least one pair")
+        number = start
+        try:
+            for row in islice(self._rows(start), rest):
+                yield row if isinstance(row, Pair) else self._pick(row, number)
+                number += 1
+        except UnicodeDecodeError as error:
+            raise self._wrong(number, f"not UTF-8 ({error.reason})") from None
+        except json.JSONDecodeError as error:
+            raise self._wrong(number, f"not JSON ({error})") from None
+        if number == 0:
+            raise UserError(f"{self} is empty; it needs at least one pair")
 
     def where(self, index: int) -> str:
         """Names the place of a pair (counted from 0) for messages."""
         return f"{self.spec}, line {index + 1}"
 
-    def _rows(self, start: int) -> Iterator[Pair | dict[str, Any]]:
+    def _rows(self, start: int) -> Iterator[Any]:
         """The pairs, or rows of columns, from number `start` on."""
         raise NotImplementedError
 
     def _wrong(self, index: int, problem: str) -> UserError:
         return UserError(f"{self.key}: {self.where(index)}: {problem}")
 
-    def _pick(self, row: dict[str, Any], index: int) -> Pair:
+    def _pick(self, row: Any, index: int) -> Pair:
         """The two languages of a row of columns, flat or inside a `translation` column."""
+        if not isinstance(row, dict):
+            raise self._wrong(index, "not a JSON object")
         inner = row.get("translation")
         columns = inner if isinstance(inner, dict) else row
         for name in (self.src, self.tgt):
@@ -120,36 +131,10 @@ class Corpus:
                 ) from None
         return Pair(columns[self.src], columns[self.tgt])
 
-    def _arrow_rows(self, batches: Iterable[Any], first: int) -> Iterator[dict[str, Any]]:
-        """The rows of Arrow tables, the first of which has that number."""
-        for batch in batches:
-            try:
-                yield from batch.to_pylist()
-            except UnicodeDecodeError:  # somewhere
-                for index in range(len(batch)):
-                    try:
-                        batch.slice(index, 1).to_pylist()
-                    except UnicodeDecodeError as error:
-                        raise self._wrong(first + index, f"not UTF-8 ({error.reason})") from None
-            first += len(batch)
-
-    def _check_columns(self, names: Sequence[str], where: str) -> None:
-        """Refuses columns of which nobody can say which is meant."""
-        for name in (self.src, self.tgt, "translation"):
-            if (times := list(names).count(name)) > 1:
-                raise UserError(
-                    f"{self.key}: {where} names column {name!r} {times} times; rename all but one"
-                )
-
 
 @dataclass(frozen=True)
 class TwoFiles(Corpus):
     """Two line-aligned files."""
-
-    files: tuple[Path, Path]
-
-    def identity(self) -> list[Any]:
-        return [file_digest(path) for path in self.files]
 
     def _rows(self, start: int) -> Iterator[Pair]:
         sides = [lines(path, self.key) for path in self.files]
@@ -159,58 +144,58 @@ class TwoFiles(Corpus):
 
 @dataclass(frozen=True)
 class Table(Corpus):
-    """One TSV, JSON Lines or Parquet file."""
+    """One TSV, JSON Lines or Parquet file; `columns` are those of a TSV without a header."""
 
-    file: Path
     columns: tuple[str, ...] | None = None
 
     def identity(self) -> list[Any]:
-        return [file_digest(self.file), self.suffix, self.columns]
+        return [*super().identity(), self.suffix, self.columns]
 
     @property
     def suffix(self) -> str:
         """The kind of file."""
-        return Path(self.file.name.removesuffix(".gz")).suffix
+        return _suffix(self.files[0])
 
     def where(self, index: int) -> str:
         kind = "row" if self.suffix == ".parquet" else "line"
         header = self.suffix == ".tsv" and self.columns is None
-        return f"{self.file}, {kind} {index + 1 + header}"
+        return f"{self.files[0]}, {kind} {index + 1 + header}"
 
-    def _rows(self, start: int) -> Iterator[dict[str, Any]]:
-        read = {".tsv": self._tsv, ".jsonl": self._jsonl, ".parquet": self._parquet}
-        return islice(read[self.suffix](), start, None)
+    def _rows(self, start: int) -> Iterator[Any]:
+        [file] = self.files
+        readers = {".tsv": self._tsv, ".jsonl": self._jsonl, ".parquet": self._parquet}
+        return islice(readers[self.suffix](file), start, None)
 
-    def _tsv(self) -> Iterator[dict[str, Any]]:
-        rows = lines(self.file, self.key)
-        names = self.columns or tuple(next(rows, "").split("\t"))
-        self._check_columns(names, "data.columns" if self.columns else str(self.file))
-        for line in rows:
-            # Fields beyond the named ones (an attribution, say) are nobody's.
-            yield dict(zip(names, line.split("\t"), strict=False))
+    def _jsonl(self, file: Path) -> Iterator[Any]:
+        return map(json.loads, lines(file, self.key))
 
-    def _jsonl(self) -> Iterator[dict[str, Any]]:
-        for index, line in enumerate(lines(self.file, self.key)):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise self._wrong(index, f"not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise self._wrong(index, "not a JSON object")
-            yield row
+    def _tsv(self, file: Path) -> Iterator[dict[str, str]]:
+        rows = (line.split("\t") for line in lines(file, self.key))
+        names = self.columns or next(rows, [])
+        self._check_columns(names, "data.columns" if self.columns else str(file))
+        # Fields beyond the named ones (an attribution, say) are nobody's.
+        return (dict(zip(names, row, strict=False)) for row in rows)
 
-    def _parquet(self) -> Iterator[dict[str, Any]]:
+    def _parquet(self, file: Path) -> Iterator[Any]:
         import pyarrow.parquet
         from pyarrow.lib import ArrowException
 
         try:
-            with seekable(self.file) as stream, pyarrow.parquet.ParquetFile(stream) as table:
+            with unzipped(file) as stream, pyarrow.parquet.ParquetFile(stream) as table:
                 names = table.schema_arrow.names
-                self._check_columns(names, str(self.file))
+                self._check_columns(names, str(file))
                 needed = [name for name in ("translation", self.src, self.tgt) if name in names]
-                yield from self._arrow_rows(table.iter_batches(columns=needed or sorted(names)), 0)
+                yield from _rows_of(table.iter_batches(columns=needed or sorted(names)))
         except (ArrowException, *UNZIP_ERRORS) as error:
-            raise UserError(f"{self.key}: {self.file} cannot be read ({error})") from None
+            raise UserError(f"{self.key}: {file} cannot be read ({error})") from None
+
+    def _check_columns(self, names: Sequence[str], where: str) -> None:
+        """Refuses columns of which nobody can say which is meant."""
+        for name in (self.src, self.tgt, "translation"):
+            if (times := list(names).count(name)) > 1:
+                raise UserError(
+                    f"{self.key}: {where} names column {name!r} {times} times; rename all but one"
+                )
 
 
 @dataclass(frozen=True)
@@ -234,13 +219,23 @@ class Hub(Corpus):
             return load(self.name, self.config, self.split, self.streaming)
         except Exception as error:  # of many kinds: no such name, no network, no such split
             raise UserError(
-                f"{self.key}: {self.spec} cannot be loaded ({' '.join(str(error).split())}): check "
-                "its name and the network, or give local files"
+                f"{self} cannot be loaded ({message(error)}): check its name and the network, or "
+                "give local files"
             ) from error
 
-    def _rows(self, start: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, start: int) -> Iterator[Any]:
         rest = self._load().skip(start) if start else self._load()  # without reading, if it can
-        return self._arrow_rows(rest.with_format("arrow").iter(batch_size=1000), start)
+        return _rows_of(rest.with_format("arrow").iter(batch_size=1000))
+
+
+def _rows_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of Arrow tables; one that is not UTF-8 raises an error in its turn."""
+    for batch in batches:
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError:  # somewhere
+            for index in range(len(batch)):
+                yield from batch.slice(index, 1).to_pylist()
 
 
 def open_corpus(
@@ -271,20 +266,26 @@ def open_corpus(
             raise UserError(
                 f"{key}: {spec!r} must be hub:<name>:<split> or hub:<name>:<config>:<split>"
             )
-        return Hub(spec, src, tgt, key, **match.groupdict(), streaming=streaming, limit=limit)
+        parts: dict[str, Any] = match.groupdict()
+        return Hub(spec, src, tgt, key, **parts, streaming=streaming, limit=limit)
     if spec.startswith("grammar:"):
         now = f"recipes/quickstart/{spec.removeprefix('grammar:')}.tsv.gz"
         raise UserError(
             f"{key}: {spec!r} is {now} now; python recipes/quickstart/grammar <file> writes more"
         )
     path = shipped(Path(spec).expanduser())
-    if path.name.removesuffix(".gz").endswith(TABLES):
-        file = find_table(path, key)
-        return Table(spec, src, tgt, key, file, tuple(columns) if columns else None, limit=limit)
-    sides = find_side(path, src, key), find_side(path, tgt, key)
-    return TwoFiles(spec, src, tgt, key, sides, limit=limit)
+    if _suffix(path) in TABLES:
+        files, names = (find_file(path, key),), tuple(columns) if columns else None
+        return Table(spec, src, tgt, key, names, files=files, limit=limit)
+    if _suffix(path) in (".csv", ".json"):
+        raise UserError(
+            f"{key}: {path}: {_suffix(path)} is not read, {', '.join(TABLES)} are (also with .gz); "
+            "convert it to .jsonl"
+        )
+    sides = [find_file(path.with_name(f"{path.name}.{side}"), key) for side in (src, tgt)]
+    return TwoFiles(spec, src, tgt, key, files=tuple(sides), limit=limit)
 
 
-def names(corpora: Sequence[Corpus]) -> str:
-    """Names corpora, and where they stand in a recipe, for messages."""
-    return ", ".join(f"{corpus.key}: {corpus.spec}" for corpus in corpora)
+def _suffix(path: Path) -> str:
+    """The kind of a file, gzipped or not."""
+    return Path(path.name.removesuffix(".gz")).suffix

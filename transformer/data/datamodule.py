@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,16 @@ from lightning.pytorch import LightningDataModule
 
 from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
-from transformer.data.dataset import Counts, TokenTable, json_digest, open_table
+from transformer.data.dataset import TokenTable, json_digest, open_table
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
-from transformer.data.mixture import ExtraCorpus, Mixture, check_mixture, check_tags, choose
+from transformer.data.mixture import (
+    Counts,
+    ExtraCorpus,
+    Mixture,
+    check_corpora,
+    check_tags,
+    choose,
+)
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import open_tokenizer
 from transformer.errors import UserError
@@ -100,7 +108,6 @@ class DataModule(LightningDataModule):
         self.max_length, self.too_long = max_length, too_long
         self.streaming, self.num_workers = streaming, num_workers
         self.cache = Path(cache).expanduser()
-        self._vocabulary: Tokenizer | None = None  # learned here; other nodes may learn another
         self._tables: dict[Split, TokenTable] = {}
         self._mixture: Mixture
         self._counts = Counts()
@@ -112,21 +119,35 @@ class DataModule(LightningDataModule):
         """Training pairs, and those left out; of a stream, so far and in this process."""
         return self._loader.counts if isinstance(self._loader, StreamLoader) else self._counts
 
-    def corpora(self) -> list[Corpus]:
-        """The corpora that are named, found but not read yet."""
+    def corpora(self, *splits: Split) -> list[Corpus]:
+        """The corpora of these splits, or of all that are named: found, but not read yet."""
         self._check()
-        named = (split for split, spec in self.specs.items() if spec)
-        return [corpus for split in named for corpus in self._text(split)]
+        found: list[Corpus] = []
+        for split in splits or [split for split, spec in self.specs.items() if spec]:
+            if not (spec := self.specs[split]):
+                raise UserError(
+                    f"data.{split} is missing: name a corpus, such as the prefix of two files"
+                )
+            if split != "train":
+                found.append(open_corpus(spec, self.src, self.tgt, self.columns, f"data.{split}"))
+                continue
+            found += [
+                open_corpus(
+                    corpus.train, corpus.src, corpus.tgt, self.columns, f"{key}.train",
+                    self.streaming, corpus.limit,
+                )
+                for key, corpus in self._named.items()
+            ]  # fmt: skip
+        return found
 
     def tokenizer_inputs(self) -> tuple[TokenizerConfig, list[Corpus], list[str]]:
         """How a tokenizer is learned, from which text, and the languages that have a tag."""
         tagged = sorted({corpus.tgt for corpus in self._named.values()}) if self.tags else []
-        return self.tokenizer_config, self._text("train"), tagged
+        return self.tokenizer_config, self.corpora("train"), tagged
 
     def shares(self) -> list[tuple[str, str, float]]:
         """Source, target and part of the training pairs of each corpus, once they are open."""
-        shares = self._mixture.shares if self.extra_corpora else [1.0]
-        named = zip(self._named.values(), shares, strict=True)
+        named = zip(self._named.values(), self._mixture.shares, strict=True)
         return [(corpus.src, corpus.tgt, share) for corpus, share in named]
 
     def prepare_data(self) -> None:
@@ -134,21 +155,19 @@ class DataModule(LightningDataModule):
 
         Of several nodes the first trains it; the others tokenise in `setup`, when they have it.
         """
-        self._check()
         clear(self.cache, ABANDONED)
         if hasattr(self, "tokenizer") or not self._processes()[0]:
-            self._open(getattr(self, "tokenizer", None) or self._learned())
+            self._open(getattr(self, "tokenizer", None) or self._learned)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what `prepare_data` made."""
-        self._check()
         if not hasattr(self, "tokenizer"):
             self.tokenizer = self._first_tokenizer()
         self._open(self.tokenizer)
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
-        (rank, world), corpora = self._processes(), self._text("train")
+        (rank, world), corpora = self._processes(), self.corpora("train")
         text = json_digest([corpus.identity() for corpus in corpora])[:12]
         plan = Plan(self.max_tokens, self.seed, world, text)
         if self.streaming:
@@ -178,22 +197,21 @@ class DataModule(LightningDataModule):
 
     def check_lengths(self, longest: int) -> None:
         """Refuses lines of validation and test of more than `longest` tokens, the end included."""
-        for split, corpora in self._cached():
+        for split in self._tables.keys() - {"train"}:
             table = self._tables[split]
-            sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}
-            for language, side in sides.items():
+            for language, side in ((self.src, table.src), (self.tgt, table.tgt)):
                 lengths = side.lengths(np.arange(len(table)))
                 if lengths.max() > longest:
                     row = int(np.argmax(lengths > longest))
                     raise UserError(
-                        f"data.{split}: {corpora[0].where(row)}: {lengths[row]} tokens of "
-                        f"{language}, the model has {longest} learned positions; shorten the line, "
-                        "or train with a larger model.network.max_positions"
+                        f"data.{split}: {self.corpora(split)[0].where(row)}: {lengths[row]} tokens "
+                        f"of {language}, the model has {longest} learned positions; shorten the "
+                        "line, or train with a larger model.network.max_positions"
                     )
 
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
         """Source and reference lines of a set; `Batch.indices` counts into them."""
-        pairs = list(self._text(split)[0].pairs())
+        pairs = list(self.corpora(split)[0].pairs())
         return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,9 +226,16 @@ class DataModule(LightningDataModule):
         self._position = state_dict
 
     def _check(self) -> None:
-        check_mixture(self._named, self.tags, self.temperature, self.streaming)
+        check_corpora(self._named, self.tags)
         if not any(self.specs.values()):
             raise UserError("data.train, data.val and data.test are all missing: name a corpus")
+        if not self.temperature > 0:
+            raise UserError(f"data.temperature: {self.temperature:g} must be more than 0")
+        if self.extra_corpora and self.streaming:
+            raise UserError(
+                "data.streaming: true does not go with data.extra_corpora, which are read from the "
+                "cache; set data.streaming to false, or leave data.extra_corpora out"
+            )
         if self.specs["train"] and self.max_length > self.max_tokens:
             raise UserError(
                 f"data.max_tokens: {self.max_tokens} is less than data.max_length = "
@@ -221,68 +246,43 @@ class DataModule(LightningDataModule):
             if getattr(self, key) < value:
                 raise UserError(f"data.{key}: {getattr(self, key)} must be {value} or more")
 
-    def _text(self, split: Split) -> list[Corpus]:
-        """The corpora of a split: those of training are the main one and the further ones."""
-        spec, columns = self.specs[split], self.columns
-        if spec is None:
-            raise UserError(
-                f"data.{split} is missing: name a corpus, such as the prefix of two files"
-            )
-        if split != "train":
-            return [open_corpus(spec, self.src, self.tgt, columns, f"data.{split}")]
-        return [
-            open_corpus(
-                corpus.train, corpus.src, corpus.tgt, columns, f"{key}.train",
-                self.streaming, corpus.limit,
-            )
-            for key, corpus in self._named.items()
-        ]  # fmt: skip
-
-    def _cached(self) -> list[tuple[Split, list[Corpus]]]:
-        """The splits that are tokenised before they are read."""
-        named = [split for split, spec in self.specs.items() if spec]
-        return [(name, self._text(name)) for name in named if name != "train" or not self.streaming]
-
-    def _open(self, tokenizer: Tokenizer) -> None:
-        """Opens the tokenised corpora; those that the cache does not have are made."""
-        check_tags(self._named, self.tags, tokenizer)
-        for split, corpora in self._cached():
-            before, table = self._tables.get(split), open_table(self.cache, corpora, tokenizer)
-            if before is None or before.source != table.source:
-                self._tables[split] = table
-                self._look_through(split, corpora)
-
-    def _look_through(self, split: Split, corpora: list[Corpus]) -> None:
-        """Chooses the training pairs, or says which pairs of a whole set have an empty side."""
-        table = self._tables[split]
-        if split == "train":
-            refuse = self.too_long == "refuse"
-            chosen, self._counts = choose(table, corpora, self.max_length, refuse)
-            shares = [corpus.share for corpus in self.extra_corpora]
-            self._mixture = Mixture(chosen, shares, self.temperature)
-        elif (empty := np.flatnonzero(table.blank())).size:
-            log.info(
-                "data.%s: %d pairs have an empty side, the first is %s; an empty source is "
-                "translated as an empty line",
-                split, len(empty), corpora[0].where(int(empty[0])),
-            )  # fmt: skip
-
+    @cached_property
     def _learned(self) -> Tokenizer:
-        if self._vocabulary is None:
-            self._vocabulary = open_tokenizer(self.cache, *self.tokenizer_inputs())
-        return self._vocabulary
+        """Kept, since another run may put another one into the cache."""
+        return open_tokenizer(self.cache, *self.tokenizer_inputs())
 
     def _first_tokenizer(self) -> Tokenizer:
         """The tokenizer of the first process: two nodes may have learned two of them."""
         rank, world = self._processes()
         if world == 1:
-            return self._learned()
+            return self._learned
         trainer: Any = self.trainer
-        text = trainer.strategy.broadcast(None if rank else self._learned().to_text())
+        tokenizer = Tokenizer(trainer.strategy.broadcast(None if rank else self._learned.to_text()))
         if trainer.local_rank == 0:
-            self._open(Tokenizer(text))
+            self._open(tokenizer)
         trainer.strategy.barrier()
-        return Tokenizer(text)
+        return tokenizer
+
+    def _open(self, tokenizer: Tokenizer) -> None:
+        """Opens the tokenised corpora; those that the cache does not have are made."""
+        check_tags(self._named, self.tags, tokenizer)
+        for split, spec in self.specs.items():
+            if not spec or (split == "train" and self.streaming):
+                continue
+            corpora, before = self.corpora(split), self._tables.get(split)
+            table = self._tables[split] = open_table(self.cache, corpora, tokenizer)
+            if before and before.source == table.source:
+                continue
+            if split == "train":
+                refuse, shares = self.too_long == "refuse", [c.share for c in self.extra_corpora]
+                chosen, self._counts = choose(table, corpora, self.max_length, refuse)
+                self._mixture = Mixture(chosen, shares, self.temperature)
+            elif (empty := np.flatnonzero(table.blank())).size:
+                log.info(
+                    "data.%s: %d pairs have an empty side, the first is %s; an empty source is "
+                    "translated as an empty line",
+                    split, len(empty), corpora[0].where(int(empty[0])),
+                )  # fmt: skip
 
     def _eval_loader(self, split: Split) -> EvalLoader | list[Any]:
         if self.specs[split] is None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from transformer.data.corpus import Corpus, Pair, names
+from transformer.data.corpus import Corpus, Pair
 from transformer.data.lengths import Ints
 from transformer.data.tokenizer import Tokenizer, is_blank
-from transformer.errors import UserError
+from transformer.errors import message
 from transformer.writing import whole
 
 log = logging.getLogger(__name__)
@@ -35,19 +34,14 @@ Found = TypeVar("Found")
 
 
 class TokenLists:
-    """Lists of token ids, in the chunks of an Arrow column, read where they lie.
+    """Lists of token ids, in the chunks of an Arrow column, read where they lie in the file."""
 
-    Args:
-        buffer: The whole file.
-        chunks: The chunks of the column, none of them empty.
-    """
-
-    def __init__(self, buffer: pa.Buffer, chunks: list[pa.ListArray]) -> None:
+    def __init__(self, file: pa.Buffer, chunks: list[pa.ListArray]) -> None:
         self._first_rows = np.cumsum([0, *map(len, chunks)])[:-1]
         parts = [chunk.buffers() for chunk in chunks]  # validity, offsets, validity of ids, ids
         dtype = chunks[0].type.value_type.to_pandas_dtype()
-        self._offsets, self._offset_starts = _view(buffer, [part[1] for part in parts], np.int32)
-        self._ids, self._id_starts = _view(buffer, [part[3] for part in parts], dtype)
+        self._offsets, self._offset_starts = _view(file, [part[1] for part in parts], np.int32)
+        self._ids, self._id_starts = _view(file, [part[3] for part in parts], dtype)
 
     def _spans(self, rows: Ints) -> tuple[Ints, Ints]:
         """Where the lists of these rows begin in `_ids`, and their lengths in tokens."""
@@ -70,13 +64,12 @@ class TokenLists:
         return padded, lengths.astype(np.int64)
 
 
-def _view(buffer: pa.Buffer, parts: list[pa.Buffer], dtype: type) -> tuple[Ints, Ints]:
+def _view(file: pa.Buffer, parts: list[pa.Buffer], dtype: type) -> tuple[Ints, Ints]:
     """The whole file as numbers of one type, and where each part of it begins."""
     size = np.dtype(dtype).itemsize
-    numbers: Ints = np.frombuffer(buffer, dtype, count=buffer.size // size)
-    starts = np.array([part.address - buffer.address for part in parts], np.int64)
+    starts = np.array([part.address - file.address for part in parts], np.int64)
     assert not (starts % size).any(), "Arrow aligns buffers to 8 bytes"
-    return numbers, starts // size
+    return np.frombuffer(file, dtype, count=file.size // size), starts // size
 
 
 class TokenTable:
@@ -94,16 +87,12 @@ class TokenTable:
 
     def __init__(self, source: Path | pa.Buffer, first: int = 0) -> None:
         self.source, self.first = source, first
-        mapped = isinstance(source, Path)
-        buffer = pa.memory_map(str(source)).read_buffer() if mapped else source
-        reader = pa.ipc.open_file(pa.BufferReader(buffer))
-        batches, about = zip(
-            *map(reader.get_batch_with_custom_metadata, range(reader.num_record_batches)),
-            strict=True,
-        )
-        self.src, self.tgt = (
-            TokenLists(buffer, [batch.column(name) for batch in batches]) for name in ("src", "tgt")
-        )
+        file = pa.memory_map(str(source)).read_buffer() if isinstance(source, Path) else source
+        reader = pa.ipc.open_file(file)
+        numbers = range(reader.num_record_batches)
+        batches, about = zip(*map(reader.get_batch_with_custom_metadata, numbers), strict=True)
+        self.src = TokenLists(file, [batch.column("src") for batch in batches])
+        self.tgt = TokenLists(file, [batch.column("tgt") for batch in batches])
         self._blank = [batch.column("blank") for batch in batches]
         corpora = [int(each[b"corpus"]) for each in about]
         self.bounds = np.cumsum([0, *np.bincount(corpora, [*map(len, batches)])]).astype(np.int64)
@@ -126,7 +115,7 @@ class TokenTable:
 
 def write_table(corpora: Sequence[Corpus], tokenizer: Tokenizer, path: Path) -> None:
     """Tokenises corpora into an Arrow file; the file appears under its name when it is whole."""
-    log.info("Tokenising %s", names(corpora))
+    log.info("Tokenising %s", ", ".join(map(str, corpora)))
     with whole(path) as stream:
         _write(stream, [(corpus.tgt, corpus.pairs()) for corpus in corpora], tokenizer)
 
@@ -152,66 +141,8 @@ def _write(sink: Any, parts: Iterable[tuple[str, Iterator[Pair]]], tokenizer: To
                     tokenizer.encode_tgt([pair.tgt for pair in some]),
                     [any(map(is_blank, pair)) for pair in some],
                 ]
-                arrays = map(pa.array, columns, schema.types)
-                batch = pa.record_batch([*arrays], schema=schema)
+                batch = pa.record_batch([*map(pa.array, columns, schema.types)], schema=schema)
                 writer.write_batch(batch, custom_metadata={"corpus": str(number)})
-
-
-@dataclass
-class Counts:
-    """Pairs kept, and pairs left out because a side was too long or empty."""
-
-    pairs: int = 0
-    too_long: int = 0
-    empty: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*map(sum, zip(vars(self).values(), vars(other).values(), strict=True)))
-
-
-def select(
-    table: TokenTable, corpus: Corpus, max_length: int, refuse: bool, number: int
-) -> tuple[Ints, Counts]:
-    """Chooses the pairs of a corpus that a model is trained on.
-
-    Args:
-        table: Where they are.
-        corpus: Which corpus it is, for messages.
-        max_length: Longest side in tokens, EOS included.
-        refuse: A pair that is longer is an error; else it is left out and counted.
-        number: Which of the corpora of the table it is.
-
-    Returns:
-        Their rows, and how many there are.
-
-    Raises:
-        UserError: A pair is too long.
-    """
-    start, stop = table.bounds[number : number + 2].tolist()
-    rows, counts, all_blank = np.empty(stop - start, np.uint32), Counts(), table.blank()
-    for begin in range(start, stop, CHUNK_ROWS):
-        some = np.arange(begin, min(begin + CHUNK_ROWS, stop))
-        lengths, blank = table.longest(some), all_blank[some]
-        long = lengths > max_length
-        if refuse and long.any():
-            first = int(np.argmax(long))
-            raise UserError(
-                f"{corpus.key}: {corpus.where(table.first + begin - start + first)}: "
-                f"{lengths[first]} tokens, more than data.max_length = {max_length}; shorten the "
-                "pair, raise data.max_length, or set data.too_long to skip"
-            )
-        kept = some[~(long | blank)]
-        rows[counts.pairs : counts.pairs + len(kept)] = kept
-        counts += Counts(len(kept), int((long & ~blank).sum()), int(blank.sum()))
-    return rows[: counts.pairs], counts
-
-
-def nothing_left(corpus: Corpus, counts: Counts) -> UserError:
-    """Says that `select` keeps nothing of a corpus."""
-    return UserError(
-        f"{corpus.key}: no pair of {corpus.spec} is left: {counts.too_long} are longer than "
-        f"data.max_length, {counts.empty} have an empty side"
-    )
 
 
 def open_table(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> TokenTable:
@@ -235,6 +166,6 @@ def cached(path: Path, read: Callable[[Path], Found], make: Callable[[Path], Non
     except PermissionError:
         raise
     except Exception as error:  # Arrow has many for what is not its own, and so has what we read
-        log.info("%s is damaged and made again (%s)", path, " ".join(str(error).split()))
+        log.info("%s is damaged and made again (%s)", path, message(error))
     make(path)
     return read(path)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import hashlib
 import re
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-from transformer.errors import UserError
+from transformer.errors import UserError, nearest
 
 Line = TypeVar("Line")
-TABLES = (".tsv", ".jsonl", ".parquet")
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 #: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
 MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
@@ -42,37 +38,16 @@ def shipped(path: Path) -> Path:
     return recipes_folder().joinpath(*path.parts[1:])
 
 
-def find_table(path: Path, key: str) -> Path:
-    """Finds a file with columns, perhaps gzipped."""
-    file = path if path.is_file() else path.with_name(path.name + ".gz")
-    if not file.is_file():
-        raise UserError(f"{key}: {path} does not exist{near(path)}")
-    return file
-
-
-def find_side(prefix: Path, language: str, key: str) -> Path:
-    """Finds the file of one language, perhaps gzipped."""
-    plain = prefix.with_name(f"{prefix.name}.{language}")
-    zipped = plain.with_name(plain.name + ".gz")
-    for file in (plain, zipped):
+def find_file(path: Path, key: str) -> Path:
+    """Finds a file, perhaps gzipped."""
+    zipped = path.with_name(f"{path.name}.gz")
+    for file in (path, zipped):
         if file.is_file():
             return file
-    suffix = Path(prefix.name.removesuffix(".gz")).suffix
-    if suffix in (".csv", ".json"):
-        raise UserError(
-            f"{key}: {prefix}: {suffix} is not read, {', '.join(TABLES)} are (also with .gz); "
-            "convert it to .jsonl"
-        )
-    raise UserError(f"{key}: neither {plain} nor {zipped.name} exists{near(plain)}")
-
-
-def near(path: Path) -> str:
-    """What a user may have meant: the nearest names in the folder, or that there is no folder."""
-    if not path.parent.is_dir():
-        return f"; there is no folder {path.parent}"
-    names = sorted(file.name for file in path.parent.iterdir() if file.is_file())
-    close = difflib.get_close_matches(path.name, names)
-    return f"; near it: {', '.join(close)}" if close else f"; {path.parent} has nothing like it"
+    near = f": there is no folder {path.parent}"
+    if path.parent.is_dir():
+        near = nearest(path.name, sorted(file.name for file in path.parent.iterdir()))
+    raise UserError(f"{key}: neither {path} nor {zipped.name} exists{near}")
 
 
 def file_digest(path: Path) -> str:
@@ -82,12 +57,13 @@ def file_digest(path: Path) -> str:
     can set.
     """
     status = path.stat()
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return _file_digest(path, status.st_dev, status.st_ino, status.st_size, times)
+    return _digest(
+        path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )
 
 
 @cache
-def _file_digest(path: Path, *_: Any) -> str:
+def _digest(path: Path, *_: int) -> str:
     with path.open("rb") as stream:
         return sha256(stream)
 
@@ -123,17 +99,6 @@ def aligned(sides: Sequence[Iterable[Line]], names: Sequence[object]) -> Iterato
 def unzipped(path: Path) -> IO[bytes]:
     """A file's bytes, those inside where it is gzipped."""
     return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def seekable(path: Path) -> IO[bytes]:
-    """Parquet is read from its end, which a gzipped file can only do in a temporary copy."""
-    if not path.name.endswith(".gz"):
-        return path.open("rb")
-    copy = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
-    with unzipped(path) as stream:
-        shutil.copyfileobj(stream, copy)
-    copy.seek(0)
-    return copy
 
 
 def lines(path: Path, key: str) -> Iterator[str]:

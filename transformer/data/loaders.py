@@ -13,21 +13,18 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from transformer.data.batching import Batch, Plan, collate
 from transformer.data.corpus import Corpus
-from transformer.data.dataset import (
-    Counts,
-    TokenTable,
-    nothing_left,
-    select,
-    table_in_memory,
-)
+from transformer.data.dataset import TokenTable, table_in_memory
 from transformer.data.lengths import Ints
-from transformer.data.mixture import Mixture
+from transformer.data.mixture import Counts, Mixture, select
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
 
 log = logging.getLogger(__name__)
 POOL = 131_072  # pairs of a cached corpus that are sorted together, so that memory stays small
 STREAM_POOL = 32_768  # lines of a stream that are tokenised and sorted together
+
+#: Pairs that are sorted together: a number as key of their order, their table, and their rows.
+Pool = tuple[int, TokenTable, Ints]
 
 
 class Position(NamedTuple):
@@ -38,10 +35,6 @@ class Position(NamedTuple):
     batch: int = 0
 
 
-#: Pairs that are sorted together: a number as key of their order, their table, and their rows.
-Pool = tuple[int, TokenTable, Ints]
-
-
 class TrainLoader:
     """Training batches of one process, resumable in the middle of an epoch.
 
@@ -50,14 +43,12 @@ class TrainLoader:
 
     Args:
         plan: How batches are cut.
-        about: How pairs are chosen from the text, for the check on resuming.
         rank: Number of this process; it takes batches rank, rank + world, ...
         ahead: Tells how many delivered batches the caller has set aside and not used yet.
+        **about: How pairs are chosen from the text, for the check on resuming.
     """
 
-    def __init__(
-        self, plan: Plan, about: dict[str, str], rank: int, ahead: Callable[[], int]
-    ) -> None:
+    def __init__(self, plan: Plan, rank: int, ahead: Callable[[], int], **about: str) -> None:
         self.plan, self.rank = plan, rank
         self._about = {**vars(plan), **about}
         self._ahead = ahead
@@ -73,15 +64,13 @@ class TrainLoader:
         return self._given[max(-len(self._given), -1 - self._ahead())]
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
-        done = start.batch
         pools = self._pools(start.epoch, start.pool)
         for place, (key, table, rows) in enumerate(pools, start.pool):
             batches = self.plan.batches(table, rows, (start.epoch, key))
-            mine = batches[self.rank :: self.plan.world]
-            for number in range(done, len(mine)):
-                self._given.append(Position(start.epoch, place, number + 1))
-                yield collate(table, mine[number])
-            done = 0
+            done = start.batch if place == start.pool else 0
+            for number, batch in enumerate(batches[self.rank :: self.plan.world][done:], done + 1):
+                self._given.append(Position(start.epoch, place, number))
+                yield collate(table, batch)
         self._given.append(Position(start.epoch + 1))
 
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
@@ -99,20 +88,19 @@ class TrainLoader:
             UserError: It is in the middle of an epoch whose batches were cut in another way.
         """
         position = Position(*(state[name] for name in Position._fields))
-        # What older checkpoints do not say is taken to be the same.
-        changed = [name for name, value in self._about.items() if state.get(name, value) != value]
-        before, now = (
-            ", ".join(f"{name} {values[name]}" for name in changed)
-            for values in (state, self._about)
+        changed = ", ".join(
+            f"{name} {state[name]}, now there is {now}"
+            for name, now in self._about.items()
+            if state.get(name, now) != now  # older checkpoints do not have all of them
         )
         if changed and position != Position(position.epoch):
             raise UserError(
                 f"data: cannot resume in the middle of an epoch: its batches were cut with "
-                f"{before}, now there is {now}; resume with the same text and settings, or begin a "
-                "new run from these weights"
+                f"{changed}; resume with the same text and settings, or begin a new run from these "
+                "weights"
             )
         if changed:
-            log.info("From epoch %d on there is %s, not %s", position.epoch + 1, now, before)
+            log.info("Before epoch %d batches were cut with %s", position.epoch + 1, changed)
         self._given = deque([position], maxlen=8)
 
 
@@ -138,7 +126,7 @@ class CachedLoader(TrainLoader):
         limit: int | float,
         ahead: Callable[[], int],
     ) -> None:
-        super().__init__(plan, {"corpus": str(mixture)}, rank, ahead)
+        super().__init__(plan, rank, ahead, corpus=str(mixture))
         self.table, self.mixture = table, mixture
         self.pools = -(-sum(mixture.counts) // POOL)
         rows = mixture.corpora[0]
@@ -182,8 +170,7 @@ class StreamLoader(TrainLoader):
     Args:
         corpus: The text.
         tokenizer: The tokenizer.
-        max_length: Longest side of a pair in tokens, EOS included.
-        refuse: A longer pair is an error; else it is left out.
+        max_length: As in `select`, like `refuse`.
         plan: As in `TrainLoader`, like `rank` and `ahead`.
         num_workers: Worker processes that read and tokenise.
     """
@@ -199,8 +186,7 @@ class StreamLoader(TrainLoader):
         num_workers: int,
         ahead: Callable[[], int],
     ) -> None:
-        about = {"stream": f"limit {corpus.limit} max_length {max_length}"}
-        super().__init__(plan, about, rank, ahead)
+        super().__init__(plan, rank, ahead, stream=f"limit {corpus.limit} max_length {max_length}")
         self._text, self._rule = (corpus, tokenizer), (max_length, refuse)
         self.num_workers = num_workers
         self._counted: dict[int, Counts] = {}
@@ -218,10 +204,9 @@ class StreamLoader(TrainLoader):
             generator=torch.Generator(),
         )  # fmt: skip
         for number, table in enumerate(tables, start):
-            rows, self._counted[number] = select(table, corpus, *self._rule, 0)
+            rows, self._counted[number] = select(table, corpus, *self._rule)
             yield number, table, rows
-        if not self.counts.pairs:
-            raise nothing_left(corpus, self.counts)
+        self.counts.check(corpus)
 
 
 class _Tokenised(IterableDataset[TokenTable]):

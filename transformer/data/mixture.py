@@ -1,4 +1,4 @@
-"""Several corpora in one run: how much of each an epoch holds, and which pairs of it.
+"""Which pairs are trained on: those of each corpus that fit, and how much of it an epoch holds.
 
 An epoch goes through the main corpus once and takes of each further one as many pairs as its share
 asks for. A corpus is walked through in one random order after another, so that whatever its share,
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from transformer.data.corpus import Corpus
-from transformer.data.dataset import Counts, TokenTable, nothing_left, select
+from transformer.data.dataset import CHUNK_ROWS, TokenTable
 from transformer.data.lengths import Ints
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
@@ -41,44 +41,30 @@ class ExtraCorpus:
     share: float | None = None
     limit: int | None = None
 
-    def check(self, key: str) -> None:
-        """Raises a UserError for what no corpus can be; `key` is its place in the recipe."""
-        for name in ("src", "tgt") if key == "data" else ("train", "src", "tgt"):
-            if not getattr(self, name):
+
+def check_corpora(corpora: dict[str, ExtraCorpus], tags: bool) -> None:
+    """Refuses what makes no mixture; `corpora` has their places in the recipe, the main first."""
+    main = corpora["data"]
+    for key, corpus in corpora.items():
+        for name in ("src", "tgt") if corpus is main else ("train", "src", "tgt"):
+            if not getattr(corpus, name):
                 what = "the language, like en" if name != "train" else "a corpus"
                 raise UserError(f"{key}.{name} is missing: name {what}")
-        if self.src == self.tgt:
-            raise UserError(f"{key}.tgt: {self.tgt!r} is {key}.src too; they must differ")
-        if self.share is not None and not 0 < self.share < 1:
-            raise UserError(
-                f"{key}.share: {self.share:g} must lie between 0 and 1; leave the corpus out "
-                "instead of 0, or name it as data.train instead of 1"
-            )
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"{key}.limit: {self.limit} must be 1 or more")
-
-
-def check_mixture(
-    corpora: dict[str, ExtraCorpus], tags: bool, temperature: float, streaming: bool
-) -> None:
-    """Refuses what makes no mixture; `corpora` has their places in the recipe, the main first."""
-    for key, corpus in corpora.items():
-        corpus.check(key)
-    main, *extra = corpora.values()
-    if not temperature > 0:
-        raise UserError(f"data.temperature: {temperature:g} must be more than 0")
-    if extra and streaming:
-        raise UserError(
-            "data.streaming: true does not go with data.extra_corpora, which are read from the "
-            "cache; set data.streaming to false, or leave data.extra_corpora out"
-        )
-    for key, corpus in corpora.items():
+        if corpus.src == corpus.tgt:
+            raise UserError(f"{key}.tgt: {corpus.tgt!r} is {key}.src too; they must differ")
         if corpus.tgt != main.tgt and not tags:
             raise UserError(
                 f"{key}.tgt: {corpus.tgt!r} is not data.tgt = {main.tgt!r}, and nothing would tell "
                 "the model which of them to write; set data.tags to true"
             )
-    shares = sum(corpus.share or 0.0 for corpus in extra)
+        if corpus.share is not None and not 0 < corpus.share < 1:
+            raise UserError(
+                f"{key}.share: {corpus.share:g} must lie between 0 and 1; leave the corpus out "
+                "instead of 0, or name it as data.train instead of 1"
+            )
+        if corpus.limit is not None and corpus.limit < 1:
+            raise UserError(f"{key}.limit: {corpus.limit} must be 1 or more")
+    shares = sum(corpus.share or 0.0 for corpus in corpora.values())
     if shares >= 1:
         raise UserError(
             f"data.extra_corpora: the shares add up to {shares:g} and leave nothing to data.train; "
@@ -100,6 +86,53 @@ def check_tags(corpora: dict[str, ExtraCorpus], tags: bool, tokenizer: Tokenizer
             raise UserError(f"{key}.tgt: {error}") from None
 
 
+@dataclass
+class Counts:
+    """Pairs kept, and pairs left out because a side was too long or empty."""
+
+    pairs: int = 0
+    too_long: int = 0
+    empty: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*map(sum, zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def check(self, corpus: Corpus) -> None:
+        """Raises a UserError where nothing is left of a corpus."""
+        if not self.pairs:
+            raise UserError(
+                f"{corpus.key}: no pair of {corpus.spec} is left: {self.too_long} are longer than "
+                f"data.max_length, {self.empty} have an empty side"
+            )
+
+
+def select(
+    table: TokenTable, corpus: Corpus, max_length: int, refuse: bool, number: int = 0
+) -> tuple[Ints, Counts]:
+    """Chooses the rows that are trained on of a corpus, the one of this number in the table.
+
+    A pair is left out and counted where a side is empty or has more than `max_length` tokens, EOS
+    included; with `refuse` the first that is too long raises a UserError.
+    """
+    start, stop = table.bounds[number : number + 2].tolist()
+    rows, counts, blank = np.empty(stop - start, np.uint32), Counts(), table.blank()
+    for begin in range(start, stop, CHUNK_ROWS):
+        some = np.arange(begin, min(begin + CHUNK_ROWS, stop))
+        lengths, empty = table.longest(some), blank[some]
+        long = lengths > max_length
+        if refuse and long.any():
+            first = int(np.argmax(long))
+            raise UserError(
+                f"{corpus.key}: {corpus.where(table.first + begin - start + first)}: "
+                f"{lengths[first]} tokens, more than data.max_length = {max_length}; shorten the "
+                "pair, raise data.max_length, or set data.too_long to skip"
+            )
+        kept = some[~(long | empty)]
+        rows[counts.pairs : counts.pairs + len(kept)] = kept
+        counts += Counts(len(kept), int((long & ~empty).sum()), int(empty.sum()))
+    return rows[: counts.pairs], counts
+
+
 def choose(
     table: TokenTable, corpora: Sequence[Corpus], max_length: int, refuse: bool
 ) -> tuple[list[Ints], Counts]:
@@ -107,8 +140,7 @@ def choose(
     chosen, total = [], Counts()
     for number, corpus in enumerate(corpora):
         rows, counts = select(table, corpus, max_length, refuse, number)
-        if not counts.pairs:
-            raise nothing_left(corpus, counts)
+        counts.check(corpus)
         if counts.too_long or counts.empty:
             log.info(
                 "%s: left out %d pairs longer than data.max_length = %d tokens and %d with an "
@@ -123,19 +155,11 @@ def choose(
 def proportions(
     sizes: Sequence[int], shares: Sequence[float | None], temperature: float
 ) -> list[float]:
-    """The part of the training pairs that comes from each corpus.
+    """The part of the training pairs that comes from each corpus; they add up to 1.
 
     Corpora without a share divide what the others leave over in proportion to
     size^(1/temperature) (Arivazhagan et al. 2019): 1 is by size, and the higher the temperature,
     the more alike they are.
-
-    Args:
-        sizes: Pairs of each corpus.
-        shares: What was asked for.
-        temperature: More than 0.
-
-    Returns:
-        Numbers that add up to 1.
     """
     rest = 1 - sum(share or 0.0 for share in shares)
     largest = max(sizes)
@@ -150,7 +174,7 @@ def proportions(
 
 
 def walk(size: int, count: int, epoch: int, key: tuple[int, int]) -> Ints:
-    """The (count,) rows that an epoch takes: the next of an endless walk through the corpus.
+    """The next (count,) rows, which an epoch takes, of an endless walk through a corpus.
 
     Args:
         size: Rows of the corpus.
@@ -184,16 +208,10 @@ class Mixture:
         main, *others = proportions(self.sizes, [None, *shares], temperature)
         # At least one: what is in the recipe is trained on.
         self.counts = [self.sizes[0], *(max(1, round(self.sizes[0] * p / main)) for p in others)]
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether there is more than one corpus, so that epochs differ in their pairs."""
-        return len(self.corpora) > 1
-
-    @property
-    def shares(self) -> list[float]:
-        """The part of an epoch that each corpus makes up."""
-        return [count / sum(self.counts) for count in self.counts]
+        #: Whether there is more than one corpus, so that epochs differ in their pairs.
+        self.is_mixed = len(corpora) > 1
+        #: The part of an epoch that each corpus makes up.
+        self.shares = [count / sum(self.counts) for count in self.counts]
 
     def rows(self, epoch: int, seed: int) -> Ints:
         """(N,) the rows of an epoch in the table of all, corpus by corpus."""

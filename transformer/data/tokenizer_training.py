@@ -4,7 +4,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from transformer.data.background import Fail, in_background
-from transformer.data.corpus import Corpus, Pair, names
+from transformer.data.corpus import Corpus
 from transformer.data.dataset import cached, json_digest
 from transformer.data.tokenizer import (
     EOS,
@@ -37,8 +36,16 @@ def open_tokenizer(
     cache: Path, config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str]
 ) -> Tokenizer:
     """Reads the tokenizer of a training text from the cache; learns it unless it is there."""
-    path = tokenizer_path(cache, config, corpora, languages)
-    return cached(path, _read, partial(_write, config, corpora, languages))
+
+    def read(path: Path) -> Tokenizer:
+        return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
+
+    def learn(path: Path) -> None:
+        log.info("Training a tokenizer on %s", ", ".join(map(str, corpora)))
+        pairs = lambda: chain.from_iterable(corpus.pairs() for corpus in corpora)  # noqa: E731
+        write(path, json.dumps(train_tokenizer(config, pairs, languages).to_text()))
+
+    return cached(tokenizer_path(cache, config, corpora, languages), read, learn)
 
 
 def tokenizer_path(
@@ -47,21 +54,6 @@ def tokenizer_path(
     """Names the file of a tokenizer: the name changes with all that its content does."""
     about = [*chain.from_iterable(corpus.content() for corpus in corpora), *languages]
     return cache / f"tokenizer-{json_digest([*about, vars(config)])}.json"
-
-
-def _read(path: Path) -> Tokenizer:
-    return Tokenizer(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _write(
-    config: TokenizerConfig, corpora: Sequence[Corpus], languages: Sequence[str], path: Path
-) -> None:
-    log.info("Training a tokenizer on %s", names(corpora))
-
-    def pairs() -> Iterator[Pair]:
-        return chain.from_iterable(corpus.pairs() for corpus in corpora)
-
-    write(path, json.dumps(train_tokenizer(config, pairs, languages).to_text()))
 
 
 def train_tokenizer(
@@ -103,12 +95,7 @@ def _train(config: TokenizerConfig, lines: Iterable[str], side: str, tags: list[
         spelled = hf.Regex(f"^(?:{'|'.join(map(re.escape, specials))})$")
         dropped = pre_tokenizers.Split(spelled, "removed")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, dropped])
-    left_out = _feed(tokenizer, trainer, lines)
-    if left_out:
-        log.info(
-            "The %s vocabulary was learned without %d words of more than %d characters",
-            side, left_out, LONGEST_WORD,
-        )  # fmt: skip
+    _feed(tokenizer, trainer, _without_long_words(lines, side))
     tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
@@ -122,47 +109,44 @@ def _train(config: TokenizerConfig, lines: Iterable[str], side: str, tags: list[
 
 
 def _untrained(config: TokenizerConfig, specials: list[str]) -> tuple[hf.Tokenizer, Any]:
-    common: dict[str, Any] = {
+    options: dict[str, Any] = {
         "vocab_size": config.vocab_size, "special_tokens": specials, "show_progress": False
     }  # fmt: skip
     if config.kind == "word":
         tokenizer = hf.Tokenizer(models.WordLevel(unk_token=SPECIALS[UNK]))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return tokenizer, trainers.WordLevelTrainer(min_frequency=config.min_frequency, **common)
-    common["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if config.kind == "bpe":
-        tokenizer = hf.Tokenizer(models.BPE())
-        trainer: Any = trainers.BpeTrainer(min_frequency=config.min_frequency, **common)
-    else:
-        tokenizer = hf.Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(unk_token=SPECIALS[UNK], **common)
+        return tokenizer, trainers.WordLevelTrainer(min_frequency=config.min_frequency, **options)
+    tokenizer = hf.Tokenizer(models.BPE() if config.kind == "bpe" else models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, trainer
+    options["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if config.kind == "bpe":
+        return tokenizer, trainers.BpeTrainer(min_frequency=config.min_frequency, **options)
+    return tokenizer, trainers.UnigramTrainer(unk_token=SPECIALS[UNK], **options)
 
 
-def _feed(tokenizer: hf.Tokenizer, trainer: Any, lines: Iterable[str]) -> int:
-    """Learns from all but the longest words; how many these were."""
+def _without_long_words(lines: Iterable[str], side: str) -> Iterator[str]:
     left_out = 0
-
-    def kept(line: str) -> str:
-        nonlocal left_out
-        if len(line) <= LONGEST_WORD:
-            return line
-        words = line.split()
+    for line in lines:
+        words = line.split() if len(line) > LONGEST_WORD else []
         short = [word for word in words if len(word) <= LONGEST_WORD]
         left_out += len(words) - len(short)
-        return line if len(short) == len(words) else " ".join(short)
+        yield line if len(short) == len(words) else " ".join(short)
+    if left_out:
+        log.info(
+            "The %s vocabulary was learned without %d words of more than %d characters",
+            side, left_out, LONGEST_WORD,
+        )  # fmt: skip
 
+
+def _feed(tokenizer: hf.Tokenizer, trainer: Any, lines: Iterator[str]) -> None:
     def lists(fail: Fail) -> Iterator[list[str]]:
         try:
             # A list of lines crosses into the library faster than the same lines one by one.
-            iterator = map(kept, lines)
-            while some := list(islice(iterator, 1000)):
+            while some := list(islice(lines, 1000)):
                 yield some
         except BaseException as error:
             fail(error)  # the library would learn from what it has before it says so
             raise
 
     in_background(lambda fail: tokenizer.train_from_iterator(lists(fail), trainer))
-    return left_out
