@@ -57,9 +57,8 @@ def random_table(pairs: int = 500, seed: int = 0) -> TokenTable:
 
 
 def cached(table: TokenTable, plan: Plan, rank: int = 0, limit: int | float = 1.0) -> CachedLoader:
-    return CachedLoader(
-        table, Mixture([np.arange(len(table))], [], 1.0), plan, rank, limit, nothing
-    )
+    mixture = Mixture([np.arange(len(table))], [], 1.0)
+    return CachedLoader(plan, rank, nothing, table, mixture, limit)
 
 
 def ids(batches: Iterable[Batch]) -> list[list[int]]:
@@ -100,8 +99,8 @@ class Source:
         self, rank: int = 0, plan: Plan = Plan(BUDGET), workers: int = 0  # noqa: B008
     ) -> TrainLoader:  # fmt: skip
         if self.kind == "stream":
-            return StreamLoader(*self.stream, 50, False, plan, rank, workers, nothing)
-        return CachedLoader(self.table, self.mixture, plan, rank, 1.0, nothing)
+            return StreamLoader(plan, rank, nothing, *self.stream, 50, num_workers=workers)
+        return CachedLoader(plan, rank, nothing, self.table, self.mixture)
 
     def rows(self, epoch: int) -> list[int]:
         """The pairs of an epoch, in order."""
@@ -248,7 +247,7 @@ def test_batches_set_aside_do_not_count(
 ) -> None:
     aside: list[Batch] = []
     make = lambda: StreamLoader(  # noqa: E731
-        *stream_source, 50, False, Plan(BUDGET), 0, 0, lambda: len(aside)
+        Plan(BUDGET), 0, lambda: len(aside), *stream_source, 50
     )
     whole, loader = ids(make()), make()
     batches = iter(loader)
@@ -275,15 +274,15 @@ def test_a_stream_with_other_settings_is_another_one(
     stream_source: tuple[Corpus, Tokenizer],
 ) -> None:
     """Its batches depend on which pairs are left out."""
-    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, 0, nothing)
+    loader = StreamLoader(Plan(BUDGET), 0, nothing, *stream_source, 50)
     next(iter(loader))
-    other = StreamLoader(*stream_source, 6, False, Plan(BUDGET), 0, 0, nothing)
+    other = StreamLoader(Plan(BUDGET), 0, nothing, *stream_source, 6)
     with pytest.raises(ValueError, match="cannot resume in the middle of an epoch"):
         other.load_state_dict(loader.state_dict())
 
 
 def test_a_stream_counts_its_pairs_once(stream_source: tuple[Corpus, Tokenizer]) -> None:
-    loader = StreamLoader(*stream_source, 50, False, Plan(BUDGET), 0, 0, nothing)
+    loader = StreamLoader(Plan(BUDGET), 0, nothing, *stream_source, 50)
     counts = [(len(list(loader)), loader.counts.pairs)[1] for _ in range(3)]
     assert counts[0] > 0 and counts == counts[:1] * 3
 
@@ -329,7 +328,7 @@ def test_a_stream_is_resumed_at_its_pool(
     small_pools: None, stream_source: tuple[Corpus, Tokenizer]
 ) -> None:
     make = lambda: StreamLoader(  # noqa: E731
-        Lines("lines", "a", "b", "k"), stream_source[1], 50, False, Plan(BUDGET), 0, 0, nothing
+        Plan(BUDGET), 0, nothing, Lines("lines", "a", "b", "k"), stream_source[1], 50
     )
     loader = make()
     whole = ids(loader)
@@ -349,8 +348,8 @@ def test_a_stream_of_which_nothing_is_left_says_so(
         (tmp_path / f"train.{side}").write_text("a b c d e f g h\n" * 2 + "a\n" * 2)
     corpus = open_corpus(str(tmp_path / "train"), "de", "en")
     tokenizer = train_tokenizer(TokenizerConfig("word", 20), lambda: [("a b", "a b")])
-    some = StreamLoader(corpus, tokenizer, 3, False, Plan(10), 0, 0, nothing)
+    some = StreamLoader(Plan(10), 0, nothing, corpus, tokenizer, 3)
     assert ids(some) == [[2, 3]]  # the first pool is left out whole
-    none = StreamLoader(corpus, tokenizer, 1, False, Plan(10), 0, 0, nothing)
+    none = StreamLoader(Plan(10), 0, nothing, corpus, tokenizer, 1)
     with pytest.raises(ValueError, match=r"no pair of .*train is left: 4 are longer"):
         list(none)

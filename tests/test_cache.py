@@ -189,7 +189,7 @@ lines = Lines("lines", "en", "de", "data.train")
 write_table([lines], Quick(), path)
 rows, counts = select(table := TokenTable(path), lines, 256, False, 0)
 measure()
-loader = CachedLoader(table, Mixture([rows], [], 1.0), Plan(4096), 0, 1.0, lambda: 0)
+loader = CachedLoader(Plan(4096), 0, lambda: 0, table, Mixture([rows], [], 1.0))
 for number, batch in enumerate(loader):
     if number % 100 == 0:
         measure()

@@ -45,7 +45,7 @@ def mixture(shares: tuple[float | None, ...] = (None, 0.2), temperature: float =
 def make_loader(
     rank: int = 0, plan: Plan = Plan(BUDGET), **options: Any  # noqa: B008
 ) -> CachedLoader:  # fmt: skip
-    return CachedLoader(random_table(sum(SIZES)), mixture(**options), plan, rank, 1.0, lambda: 0)
+    return CachedLoader(plan, rank, lambda: 0, random_table(sum(SIZES)), mixture(**options))
 
 
 def flat(batches: list[list[int]]) -> list[int]:

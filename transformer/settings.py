@@ -22,26 +22,26 @@ def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: st
     Raises:
         UserError: for the first key that is unknown, is missing, or has a value of another type.
     """
-    hints = get_type_hints(kind)
-    prefix = f"{path}: {group}{'.' if group else ''}"
+    hints, above = get_type_hints(kind), f"{group}." if group else ""
     for key, value in values.items():
+        name = f"{path}: {above}{key}"
         if key not in hints:
             raise UserError(
-                f"{prefix}{key} is unknown{nearest(key, hints)}: take it out, or install the "
-                "version that wrote the bundle"
+                f"{name} is unknown{nearest(key, hints)}: take it out, or install the version that "
+                "wrote the bundle"
             )
         hint = hints[key]
         if not _fits(value, hint):
             kinds = get_args(hint) if get_origin(hint) in (Literal, UnionType) else (hint,)
             named = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in kinds)
             raise UserError(
-                f"{prefix}{key} is {reprlib.repr(value)}, but must be {named}: correct it, or "
-                "copy the bundle again"
+                f"{name} is {reprlib.repr(value)}, but must be {named}: correct it, or copy the "
+                "bundle again"
             )
         if is_typeddict(hint):
-            settings(hint, value, path, f"{group}{'.' if group else ''}{key}")
+            settings(hint, value, path, f"{above}{key}")
     for key in sorted(getattr(kind, "__required_keys__", set()) - values.keys()):
-        raise UserError(f"{prefix}{key} is missing: copy the bundle again")
+        raise UserError(f"{path}: {above}{key} is missing: copy the bundle again")
     try:
         return kind(**values)
     except ValueError as error:

@@ -27,6 +27,7 @@ from transformer.data.files import (
     find_file,
     lines,
     shipped,
+    suffix,
     unzipped,
 )
 from transformer.data.hub import load
@@ -111,25 +112,26 @@ class Corpus:
         inner = row.get("translation")
         columns = inner if isinstance(inner, dict) else row
         for name in (self.src, self.tgt):
-            if name not in columns:
-                raise self._wrong(
-                    index,
-                    f"column {name!r} does not exist; there are "
-                    f"{', '.join(map(repr, columns)) or 'none'} (data.src and data.tgt name the "
-                    "columns; where a TSV has no header, data.columns lists them all)",
-                )
-            text = columns[name]
-            if not isinstance(text, str):
-                found = "is null" if text is None else f"is not text but {str(text)[:40]!r}"
-                raise self._wrong(index, f"column {name!r} {found}; write text, or drop the row")
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                half = ascii(text[error.start])
-                raise self._wrong(
-                    index, f"column {name!r} holds {half}, half of a character; mend the text"
-                ) from None
+            if problem := _problem(columns, name):
+                raise self._wrong(index, f"column {name!r} {problem}")
         return Pair(columns[self.src], columns[self.tgt])
+
+
+def _problem(columns: dict[str, Any], name: str) -> str | None:
+    if name not in columns:
+        return (
+            f"does not exist; there are {', '.join(map(repr, columns)) or 'none'} (data.src and "
+            "data.tgt name the columns; where a TSV has no header, data.columns lists them all)"
+        )
+    text = columns[name]
+    if not isinstance(text, str):
+        found = "is null" if text is None else f"is not text but {str(text)[:40]!r}"
+        return f"{found}; write text, or drop the row"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"holds {text[error.start]!a}, half of a character; mend the text"
+    return None
 
 
 @dataclass(frozen=True)
@@ -149,22 +151,18 @@ class Table(Corpus):
     columns: tuple[str, ...] | None = None
 
     def identity(self) -> list[Any]:
-        return [*super().identity(), self.suffix, self.columns]
-
-    @property
-    def suffix(self) -> str:
-        """The kind of file."""
-        return _suffix(self.files[0])
+        return [*super().identity(), suffix(self.files[0]), self.columns]
 
     def where(self, index: int) -> str:
-        kind = "row" if self.suffix == ".parquet" else "line"
-        header = self.suffix == ".tsv" and self.columns is None
-        return f"{self.files[0]}, {kind} {index + 1 + header}"
+        [file] = self.files
+        kind = "row" if suffix(file) == ".parquet" else "line"
+        header = suffix(file) == ".tsv" and self.columns is None
+        return f"{file}, {kind} {index + 1 + header}"
 
     def _rows(self, start: int) -> Iterator[Any]:
         [file] = self.files
         readers = {".tsv": self._tsv, ".jsonl": self._jsonl, ".parquet": self._parquet}
-        return islice(readers[self.suffix](file), start, None)
+        return islice(readers[suffix(file)](file), start, None)
 
     def _jsonl(self, file: Path) -> Iterator[Any]:
         return map(json.loads, lines(file, self.key))
@@ -274,18 +272,13 @@ def open_corpus(
             f"{key}: {spec!r} is {now} now; python recipes/quickstart/grammar <file> writes more"
         )
     path = shipped(Path(spec).expanduser())
-    if _suffix(path) in TABLES:
+    if suffix(path) in TABLES:
         files, names = (find_file(path, key),), tuple(columns) if columns else None
         return Table(spec, src, tgt, key, names, files=files, limit=limit)
-    if _suffix(path) in (".csv", ".json"):
+    if suffix(path) in (".csv", ".json"):
         raise UserError(
-            f"{key}: {path}: {_suffix(path)} is not read, {', '.join(TABLES)} are (also with .gz); "
+            f"{key}: {path}: {suffix(path)} is not read, {', '.join(TABLES)} are (also with .gz); "
             "convert it to .jsonl"
         )
     sides = [find_file(path.with_name(f"{path.name}.{side}"), key) for side in (src, tgt)]
     return TwoFiles(spec, src, tgt, key, files=tuple(sides), limit=limit)
-
-
-def _suffix(path: Path) -> str:
-    """The kind of a file, gzipped or not."""
-    return Path(path.name.removesuffix(".gz")).suffix

@@ -125,18 +125,15 @@ class DataModule(LightningDataModule):
         found: list[Corpus] = []
         for split in splits or [split for split, spec in self.specs.items() if spec]:
             if not (spec := self.specs[split]):
-                raise UserError(
-                    f"data.{split} is missing: name a corpus, such as the prefix of two files"
-                )
-            if split != "train":
-                found.append(open_corpus(spec, self.src, self.tgt, self.columns, f"data.{split}"))
-                continue
+                raise UserError(f"data.{split} is missing: name a corpus, such as corpus/{split}")
+            training = split == "train"
+            named = self._named if training else {"data": ExtraCorpus(spec, self.src, self.tgt)}
             found += [
                 open_corpus(
-                    corpus.train, corpus.src, corpus.tgt, self.columns, f"{key}.train",
-                    self.streaming, corpus.limit,
+                    corpus.train, corpus.src, corpus.tgt, self.columns, f"{key}.{split}",
+                    self.streaming and training, corpus.limit,
                 )
-                for key, corpus in self._named.items()
+                for key, corpus in named.items()
             ]  # fmt: skip
         return found
 
@@ -169,31 +166,30 @@ class DataModule(LightningDataModule):
         """A loader that can be saved and resumed in the middle of an epoch."""
         (rank, world), corpora = self._processes(), self.corpora("train")
         text = json_digest([corpus.identity() for corpus in corpora])[:12]
-        plan = Plan(self.max_tokens, self.seed, world, text)
+        ours = Plan(self.max_tokens, self.seed, world, text), rank, self._set_aside
         if self.streaming:
+            refuse, workers = self.too_long == "refuse", self.num_workers
             self._loader = StreamLoader(
-                corpora[0], self.tokenizer, self.max_length, self.too_long == "refuse", plan,
-                rank, self.num_workers, self._set_aside,
-            )  # fmt: skip
-        else:
-            for src, tgt, share in self.shares() if self.extra_corpora else []:
-                log.info("%.1f %% of the training pairs: %s -> %s", 100 * share, src, tgt)
-            limit = self.trainer.limit_train_batches if self.trainer else 1.0
-            self._loader = CachedLoader(
-                self._tables["train"], self._mixture, plan, rank, limit, self._set_aside
+                *ours, corpora[0], self.tokenizer, self.max_length, refuse, workers
             )
+        else:
+            limit = self.trainer.limit_train_batches if self.trainer else 1.0
+            self._loader = CachedLoader(*ours, self._tables["train"], self._mixture, limit)
         if self._position:
             self._loader.load_state_dict(self._position)
             self._position = {}
         return self._loader
 
-    def val_dataloader(self) -> EvalLoader | list[Any]:
+    def val_dataloader(self, split: Split = "val") -> EvalLoader | list[Any]:
         """The whole validation set; nothing where the recipe names none."""
-        return self._eval_loader("val")
+        if self.specs[split] is None:
+            return []
+        budget, processes = self.eval_max_tokens, self._processes()
+        return EvalLoader(self._tables[split], budget, *processes, self.beams, self.extra)
 
     def test_dataloader(self) -> EvalLoader | list[Any]:
         """The whole test set."""
-        return self._eval_loader("test")
+        return self.val_dataloader("test")
 
     def check_lengths(self, longest: int) -> None:
         """Refuses lines of validation and test of more than `longest` tokens, the end included."""
@@ -283,12 +279,6 @@ class DataModule(LightningDataModule):
                     "translated as an empty line",
                     split, len(empty), corpora[0].where(int(empty[0])),
                 )  # fmt: skip
-
-    def _eval_loader(self, split: Split) -> EvalLoader | list[Any]:
-        if self.specs[split] is None:
-            return []
-        budget, processes = self.eval_max_tokens, self._processes()
-        return EvalLoader(self._tables[split], budget, *processes, self.beams, self.extra)
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -50,6 +50,11 @@ def find_file(path: Path, key: str) -> Path:
     raise UserError(f"{key}: neither {path} nor {zipped.name} exists{near}")
 
 
+def suffix(path: Path) -> str:
+    """The kind of a file, gzipped or not."""
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
 def file_digest(path: Path) -> str:
     """What changes when a file's content does, wherever it lies: SHA-256 of its bytes.
 

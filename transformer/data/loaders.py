@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -35,6 +37,7 @@ class Position(NamedTuple):
     batch: int = 0
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Training batches of one process, resumable in the middle of an epoch.
 
@@ -45,23 +48,21 @@ class TrainLoader:
         plan: How batches are cut.
         rank: Number of this process; it takes batches rank, rank + world, ...
         ahead: Tells how many delivered batches the caller has set aside and not used yet.
-        **about: How pairs are chosen from the text, for the check on resuming.
     """
 
-    def __init__(self, plan: Plan, rank: int, ahead: Callable[[], int], **about: str) -> None:
-        self.plan, self.rank = plan, rank
-        self._about = {**vars(plan), **about}
-        self._ahead = ahead
-        self._given = deque([Position()], maxlen=8)
+    plan: Plan
+    rank: int
+    ahead: Callable[[], int]
+    _given: deque[Position] = field(default_factory=lambda: deque([Position()], 8), init=False)
 
     def __iter__(self) -> Iterator[Batch]:
         # Read now, not at the first batch: what was set aside is about to be thrown away.
         start = self._used()
-        self._given = deque([start], maxlen=8)
+        self._given = deque([start], 8)
         return self._deliver(start)
 
     def _used(self) -> Position:
-        return self._given[max(-len(self._given), -1 - self._ahead())]
+        return self._given[max(-len(self._given), -1 - self.ahead())]
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
         pools = self._pools(start.epoch, start.pool)
@@ -78,8 +79,8 @@ class TrainLoader:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the batches that were used, and the plan that it belongs to."""
-        return {**self._used()._asdict(), **self._about}
+        """The position after the batches that were used, and how they were cut."""
+        return {**self._used()._asdict(), **vars(self.plan)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a saved position.
@@ -90,8 +91,9 @@ class TrainLoader:
         position = Position(*(state[name] for name in Position._fields))
         changed = ", ".join(
             f"{name} {state[name]}, now there is {now}"
-            for name, now in self._about.items()
-            if state.get(name, now) != now  # older checkpoints do not have all of them
+            for name, now in self.state_dict().items()
+            # Older checkpoints do not have all of them.
+            if name not in Position._fields and state.get(name, now) != now
         )
         if changed and position != Position(position.epoch):
             raise UserError(
@@ -101,9 +103,10 @@ class TrainLoader:
             )
         if changed:
             log.info("Before epoch %d batches were cut with %s", position.epoch + 1, changed)
-        self._given = deque([position], maxlen=8)
+        self._given = deque([position], 8)
 
 
+@dataclass(eq=False)
 class CachedLoader(TrainLoader):
     """Batches of tokenised corpora.
 
@@ -112,36 +115,33 @@ class CachedLoader(TrainLoader):
     Args:
         table: The tokenised corpora.
         mixture: Which of their rows are in an epoch.
-        plan: As in `TrainLoader`, like `rank` and `ahead`.
         limit: Where an epoch of one corpus ends: after this many batches, or this share of them
             (`limit_train_batches`).
     """
 
-    def __init__(
-        self,
-        table: TokenTable,
-        mixture: Mixture,
-        plan: Plan,
-        rank: int,
-        limit: int | float,
-        ahead: Callable[[], int],
-    ) -> None:
-        super().__init__(plan, rank, ahead, corpus=str(mixture))
-        self.table, self.mixture = table, mixture
-        self.pools = -(-sum(mixture.counts) // POOL)
-        rows = mixture.corpora[0]
-        #: Batches in each pool of a single corpus: they follow from its lengths alone.
-        self._counts = [] if mixture.is_mixed else [
-            len(plan.batches(table, rows[pool :: self.pools], None)) // plan.world
-            for pool in range(self.pools)
-        ]  # fmt: skip
-        batches = sum(self._counts)
-        self._last = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    table: TokenTable
+    mixture: Mixture
+    limit: int | float = 1.0
 
-    def __len__(self) -> int:
+    @property
+    def pools(self) -> int:
+        """Pools in each epoch."""
+        return -(-sum(self.mixture.counts) // POOL)
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """Batches in each pool of a single corpus: they follow from its lengths alone."""
         if self.mixture.is_mixed:
             raise TypeError("an epoch has other pairs than the one before, maybe a batch more")
+        pools = (self.mixture.corpora[0][pool :: self.pools] for pool in range(self.pools))
+        batches = (self.plan.batches(self.table, rows, None) for rows in pools)
+        return [len(pool) // self.plan.world for pool in batches]
+
+    def __len__(self) -> int:
         return sum(self._counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "corpus": str(self.mixture)}
 
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         rows = self.mixture.rows(epoch, self.plan.seed)
@@ -153,14 +153,16 @@ class CachedLoader(TrainLoader):
         if self.mixture.is_mixed:
             yield from batches
             return
+        last = int(self.limit * len(self)) if isinstance(self.limit, float) else self.limit
         order = self.plan.order(start.epoch, self.pools)[: start.pool]
         done = sum(self._counts[pool] for pool in order) + start.batch
-        for number, batch in enumerate(islice(batches, max(0, self._last - done)), done + 1):
-            if number == self._last:  # a trainer that knows the length does not ask for more
+        for number, batch in enumerate(islice(batches, max(0, last - done)), done + 1):
+            if number == min(last, len(self)):  # a trainer that knows it does not ask for more
                 self._given.append(Position(start.epoch + 1))
             yield batch
 
 
+@dataclass(eq=False)
 class StreamLoader(TrainLoader):
     """Batches of a corpus that is read and tokenised on the fly, in its own order, pool by pool.
 
@@ -171,49 +173,44 @@ class StreamLoader(TrainLoader):
         corpus: The text.
         tokenizer: The tokenizer.
         max_length: As in `select`, like `refuse`.
-        plan: As in `TrainLoader`, like `rank` and `ahead`.
         num_workers: Worker processes that read and tokenise.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        tokenizer: Tokenizer,
-        max_length: int,
-        refuse: bool,
-        plan: Plan,
-        rank: int,
-        num_workers: int,
-        ahead: Callable[[], int],
-    ) -> None:
-        super().__init__(plan, rank, ahead, stream=f"limit {corpus.limit} max_length {max_length}")
-        self._text, self._rule = (corpus, tokenizer), (max_length, refuse)
-        self.num_workers = num_workers
-        self._counted: dict[int, Counts] = {}
+    corpus: Corpus
+    tokenizer: Tokenizer
+    max_length: int
+    refuse: bool = False
+    num_workers: int = 0
+    _counted: dict[int, Counts] = field(default_factory=dict, init=False)
 
     @property
     def counts(self) -> Counts:
         """What has been read so far, each pool counted once however many epochs there were."""
         return sum(self._counted.values(), Counts())
 
+    def state_dict(self) -> dict[str, Any]:
+        stream = f"limit {self.corpus.limit} max_length {self.max_length}"
+        return {**super().state_dict(), "stream": stream}
+
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
-        corpus = self._text[0]
         # Without a generator of its own a loader draws from that of the process.
         tables = DataLoader(
-            _Tokenised(*self._text, start), batch_size=None, num_workers=self.num_workers,
-            generator=torch.Generator(),
+            _Tokenised(self.corpus, self.tokenizer, start), batch_size=None,
+            num_workers=self.num_workers, generator=torch.Generator(),
         )  # fmt: skip
         for number, table in enumerate(tables, start):
-            rows, self._counted[number] = select(table, corpus, *self._rule)
+            rows, self._counted[number] = select(table, self.corpus, self.max_length, self.refuse)
             yield number, table, rows
-        self.counts.check(corpus)
+        self.counts.check(self.corpus)
 
 
+@dataclass
 class _Tokenised(IterableDataset[TokenTable]):
     """A stream from one of its pools on; a worker takes its share of them."""
 
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, start: int) -> None:
-        self.corpus, self.tokenizer, self.start = corpus, tokenizer, start
+    corpus: Corpus
+    tokenizer: Tokenizer
+    start: int
 
     def __iter__(self) -> Iterator[TokenTable]:
         worker = get_worker_info()

@@ -32,8 +32,6 @@ class TranslationScore(Metric):
         UserError: If sacreBLEU has no such tokenizer, or it needs a package that is not installed.
     """
 
-    is_differentiable = False
-    higher_is_better = True
     full_state_update = False
 
     bleu_statistics: Tensor
