@@ -53,9 +53,8 @@ def attention_maps(model: Seq2Seq, pair: Pair) -> dict[Kind, Tensor]:
 
 def _inputs(model: Seq2Seq, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
     """Source ids (B, S), their lengths (B,), and target ids (B, T) that begin with BOS."""
-    device = next(model.parameters()).device
-    tgt_in, _ = pad([[BOS, *tgt[:-1]] for _, tgt in pairs], device)
-    return *pad([src for src, _ in pairs], device), tgt_in
+    tgt_in, _ = pad([[BOS, *tgt[:-1]] for _, tgt in pairs], model.device)
+    return *pad([src for src, _ in pairs], model.device), tgt_in
 
 
 def align(

@@ -176,14 +176,12 @@ def search_all(
         prefix: target ids with which every hypothesis begins.
         generator: source of randomness of the sampling.
     """
-    device = next(model.parameters()).device
-
     def search_batch(batch: Ints, stop: Event) -> list[list[Hypothesis]]:
-        src, lengths = pad([ids[index] for index in batch], device)
+        src, lengths = pad([ids[index] for index in batch], model.device)
         return search(model, src, lengths, config, [prefix] * len(batch), generator, stop)
 
     # Samples are drawn in a fixed order, so that they depend on the seed alone.
-    workers = 1 if config.sample else count_workers(device)
+    workers = 1 if config.sample else count_workers(model.device)
     lengths = [len(row) for row in ids]
     budget = min(max_tokens, max(sum(lengths) // workers, SMALLEST_BATCH))
     batches = by_length(lengths, budget)[::-1]  # the longest first

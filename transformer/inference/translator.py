@@ -66,7 +66,7 @@ class Translator:
         self.max_tokens = max_tokens
         self.max_length = min(max_length, model.max_length or max_length)
         self.tgt = tgt
-        self.device = next(model.parameters()).device
+        self.device = model.device
 
     @classmethod
     def load(

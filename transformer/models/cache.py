@@ -39,12 +39,45 @@ class LayerCache(NamedTuple):
         return all_keys, all_values, self.state.mask
 
 
+class Ancestors:
+    """In which slot a beam's own past stands at each position: what moves when beams do.
+
+    Args:
+        batch: B.
+        beams: N.
+        device: where the masks shall be.
+    """
+
+    def __init__(self, batch: int, beams: int, device: torch.device) -> None:
+        self._own = torch.arange(beams, device=device)
+        self._slots = self._own.new_zeros(batch, beams, 0)
+
+    def advance(self) -> Tensor:
+        """One more position, where every beam stands in its own slot.
+
+        Returns:
+            Which of the N * P slots each beam may see, (B, 1, N, N * P).
+        """
+        own = self._own.expand(self._slots.shape[:2])[:, :, None]
+        self._slots = torch.cat([self._slots, own], 2)
+        visible = self._slots[:, :, :, None] == self._own
+        return visible.flatten(2)[:, None]
+
+    def reorder(self, beams: Tensor) -> None:
+        """As of a state."""
+        self._slots = self._slots.gather(1, beams[:, :, None].expand_as(self._slots))
+
+    def keep(self, sentences: Tensor) -> None:
+        """As of a state."""
+        self._slots = self._slots[sentences]
+
+
 class TransformerState:
     """Keys and values of the memory and of the target tokens so far.
 
     Every beam of every step writes its keys into a slot of its own and leaves them there. When
-    the search reorders beams, only `ancestors` changes: it says in which slot a beam's own past
-    stands at each position, and the mask made from it hides the rest. The N beams of a sentence
+    the search reorders beams, only their `Ancestors` change: they say in which slot a beam's own
+    past stands at each position, and the mask made of them hides the rest. The N beams of a sentence
     are queries of one attention over the N * P slots, so nothing is copied when beams move, and
     the memory's keys are stored once for each sentence.
 
@@ -69,20 +102,15 @@ class TransformerState:
             for layer, tensor in enumerate(filled):
                 part[layer, :, :, : keys.size(2)] = tensor
         self.memory_mask = _unless_all_true(pad(memory_mask, (0, size - keys.size(2))))
-        self._own = torch.arange(beams, device=keys.device)
-        self._ancestors = self._own.new_zeros(len(keys), beams, 0)
+        self._ancestors = Ancestors(len(keys), beams, keys.device)
 
     def advance(self) -> None:
         """Make room for one more position, where every beam stands in its own slot."""
         self.position += 1
         if self.position * self.beams > self.slots[0].size(3):
             self._make_room(2 * self.slots[0].size(3))
-        if self.beams == 1:
-            return  # a single beam has no other's past to hide
-        own = self._own.expand(len(self._ancestors), self.beams)[:, :, None]
-        self._ancestors = torch.cat([self._ancestors, own], 2)
-        visible = self._ancestors[:, :, :, None] == self._own
-        self.mask = visible.flatten(2)[:, None]
+        if self.beams > 1:  # a single beam has no other's past to hide
+            self.mask = self._ancestors.advance()
 
     def layers(self) -> "list[LayerCache]":
         """A view for each layer. They are not kept: memory would wait for the cycle collector."""
@@ -91,8 +119,7 @@ class TransformerState:
     def reorder(self, beams: Tensor) -> None:
         """Let beam n of sentence b go on from what was beam `beams[b, n]`; beams: (B, N)."""
         if self.beams > 1:
-            index = beams[:, :, None].expand_as(self._ancestors)
-            self._ancestors = self._ancestors.gather(1, index)
+            self._ancestors.reorder(beams)
 
     def keep(self, sentences: Tensor) -> None:
         """Drop all sentences but these; sentences: (B',), indices into the batch.
@@ -107,7 +134,7 @@ class TransformerState:
             part[:, moved] = part[:, sentences[moved]]
         self.memory = [part[:, : len(sentences)] for part in self.memory]
         self.slots = [slots[:, : len(sentences)] for slots in self.slots]
-        self._ancestors = self._ancestors[sentences]
+        self._ancestors.keep(sentences)
         if self.memory_mask is not None:
             self.memory_mask = self.memory_mask[sentences]
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformer.errors import UserError
 
 
-def sinusoidal(length: int, d_model: int) -> Tensor:
-    """The paper's table of sinusoids, (length, d_model).
+def sinusoidal(length: int, d_model: int, start: int = 0) -> Tensor:
+    """The paper's table of sinusoids, (length, d_model), of the positions from `start` on.
 
     PE(pos, 2i) = sin(pos / 10000^(2i / d_model)); PE(pos, 2i + 1) = cos of the same angle.
     """
@@ -17,7 +17,7 @@ def sinusoidal(length: int, d_model: int) -> Tensor:
     # thousand positions.
     exact: Any = {"dtype": torch.float64, "device": "cpu"}
     frequency = 10000 ** (-torch.arange(0, d_model, 2, **exact) / d_model)
-    angle = torch.arange(length, **exact)[:, None] * frequency
+    angle = torch.arange(start, start + length, **exact)[:, None] * frequency
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model].float()
 
 

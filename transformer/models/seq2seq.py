@@ -8,6 +8,7 @@ Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers, H
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from transformer.models.recording import recorded
@@ -63,6 +64,11 @@ class Seq2Seq(nn.Module, ABC):
     ROWS: ClassVar[dict[str, Literal["src", "tgt"]]]
     #: Longest sequence that the model can read or write, in tokens; None for any length.
     max_length: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and takes its ids."""
+        return self.output.weight.device
 
     @abstractmethod
     def describe(self) -> str:
