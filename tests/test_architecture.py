@@ -19,14 +19,16 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "kernels": ({"errors"}, {"torch"}),
     "settings": ({"errors"}, set()),
-    "writing": (set(), set()),
+    "writing": ({"errors"}, set()),
+    "hub": ({"errors", "data.background"}, {"huggingface_hub"}),
     "models": ({"errors", "kernels"}, {"torch"}),
-    "data": ({"errors", "writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow"}),
+    "data": ({"errors", "hub", "writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow"}),
     "evaluation": (
         {"errors"}, TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}
     ),
     "bundle": (
-        {"errors", "models", "data.tokenizer", "settings", "writing"}, {"torch", "safetensors"}
+        {"errors", "hub", "models", "data.tokenizer", "settings", "writing"},
+        {"torch", "safetensors"},
     ),
     "inference": (
         {"errors", "kernels", "models", "data.lengths", "data.tokenizer", "bundle", "settings"},
@@ -46,8 +48,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"fastapi", "pydantic", "starlette", "uvicorn"},
     ),
     "commands": (
-        {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "interop",
-         "serving", "settings", "training", "writing"},
+        {"errors", "hub", "kernels", "models", "data", "evaluation", "bundle", "inference",
+         "interop", "serving", "settings", "training", "writing"},
         TENSORS | {"lightning", "jsonargparse", "docstring_parser", "yaml"},
     ),
     # The lazy public names; the command table reaches the commands by name only.

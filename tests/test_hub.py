@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 from test_corpus import PAIRS, fails, hub, read, rows
 
-from transformer.data import hub as hub_under_test
+from transformer import hub as hub_under_test
 from transformer.data.corpus import Pair, open_corpus
 
 
@@ -39,18 +39,22 @@ def test_a_hub_data_set_is_read_flat_and_nested(
 @pytest.mark.parametrize(
     ("spec", "called"),
     [
-        ("hub:wmt/wmt14:de-en:train", ("wmt/wmt14", "de-en", "train")),
-        ("hub:bentrevett/multi30k:validation", ("bentrevett/multi30k", None, "validation")),
-        ("hub:name:train[:10%]", ("name", None, "train[:10%]")),
+        ("hub:wmt/wmt14:de-en:train", ("wmt/wmt14", "de-en", "train", None)),
+        ("hub:bentrevett/multi30k:validation", ("bentrevett/multi30k", None, "validation", None)),
+        ("hub:name:train[:10%]", ("name", None, "train[:10%]", None)),
+        ("hub:name@refs/pr/1:train[:10%]", ("name", None, "train[:10%]", "refs/pr/1")),
+        ("hub:wmt/wmt14@1.0:de-en:train", ("wmt/wmt14", "de-en", "train", "1.0")),
     ],
 )
-def test_name_config_and_split_reach_the_library(
-    monkeypatch: pytest.MonkeyPatch, spec: str, called: tuple[str, str | None, str]
+def test_name_config_split_and_revision_reach_the_library(
+    monkeypatch: pytest.MonkeyPatch, spec: str, called: tuple[str, str | None, str, str | None]
 ) -> None:
     calls = []
 
-    def load(name: str, config: str | None, *, split: str, streaming: bool) -> datasets.Dataset:
-        calls.append((name, config, split))
+    def load(
+        name: str, config: str | None, *, split: str, streaming: bool, revision: str | None
+    ) -> datasets.Dataset:
+        calls.append((name, config, split, revision))
         assert streaming
         return datasets.Dataset.from_list(rows(nested=True))
 
@@ -89,7 +93,7 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """The hub takes connections, and never answers."""
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hub_under_test, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(hub_under_test, "SECONDS", 0.2)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     with socket.create_server(("127.0.0.1", 0)) as server:

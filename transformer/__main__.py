@@ -15,6 +15,7 @@ COMMANDS = {
     "translate": "translate text, files or standard input with a bundle",
     "serve": "serve bundles: a page, this project's interface and LibreTranslate's",
     "average": "average checkpoints, or take a single one, and make a bundle of it",
+    "push": "upload a bundle to the Hugging Face hub",
     "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
     "table": "write the results of reproduced recipes into a Markdown file, with a plot",
 }

@@ -8,8 +8,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -23,10 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
+from transformer.hub import local_folder
 from transformer.models import ARCHITECTURES, ModelConfig, Seq2Seq, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.settings import settings
-from transformer.writing import part
+from transformer.writing import whole_folder
 
 FORMAT_VERSION = 2
 READ = (1, FORMAT_VERSION)  # parameters of 1 have other names
@@ -97,8 +96,6 @@ def save_bundle(
         UserError: when the folder exists already, or a key is unknown or missing.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already: choose another folder, or move it away")
     config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture_of(model.config),
@@ -109,14 +106,8 @@ def save_bundle(
         "training": training,
     }
     settings(Config, config, folder / "config.json")
-    partial = part(folder)
-    partial.mkdir(parents=True)
-    try:
-        _write(partial, model, tokenizer, config, card)
-        os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with whole_folder(folder) as growing:
+        _write(growing, model, tokenizer, config, card)
 
 
 def _write(
@@ -135,13 +126,13 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     """Read a bundle; the model comes in evaluation mode. Nothing is ever unpickled.
 
     Args:
-        folder: written by `save_bundle`.
+        folder: written by `save_bundle`; or `org/name` of the hub, perhaps with `@revision`.
         device: where the weights go.
 
     Raises:
         UserError: when it is no bundle, or one of a format or an architecture not known here.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     network, config = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     weights, made_with = _read_weights(folder / "model.safetensors", device)
@@ -210,13 +201,14 @@ def _read_weights(path: Path, device: str | torch.device) -> tuple[dict[str, Ten
         ) from None
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """A bundle's network settings, and its `config.json`.
+def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """A bundle's network settings, and its `config.json`; `folder` is as for `load_bundle`.
 
     Raises:
         UserError: when it is no bundle, or one of a format, an architecture or a key not known
             here, or when a key is missing or its value is of another type.
     """
+    folder = local_folder(folder)
     path = folder / "config.json"
     if folder.is_file():
         raise UserError(

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from transformer.errors import UserError
+
 PART = ".part"
 
 
@@ -43,6 +45,28 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         growing.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder that takes its name when it is whole, and that an error takes away.
+
+    Args:
+        path: Where the folder shall be; it must not exist.
+
+    Raises:
+        UserError: It exists already.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another folder, or move it away")
+    growing = part(path)
+    growing.mkdir(parents=True)
+    try:
+        yield growing
+        growing.rename(path)
+    except BaseException:
+        shutil.rmtree(growing, ignore_errors=True)
+        raise
 
 
 def write(path: Path, text: str) -> None:

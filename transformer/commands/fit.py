@@ -98,7 +98,7 @@ def default_network(args: Sequence[str]) -> ModelConfig:
     if folder is None:
         return ARCHITECTURES[name or "transformer"]()
     try:
-        network, bundle = read_config(Path(folder))
+        network, bundle = read_config(folder)
     except UserError as error:
         raise UserError(f"{where}model.init_from: {error}") from None
     if name not in (None, bundle["architecture"]):

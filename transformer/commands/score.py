@@ -33,7 +33,8 @@ def score(
     log-probability of `translate --scores` can be another one.
 
     Args:
-        bundle: Folder that `transformer fit` or `transformer average` wrote.
+        bundle: Folder that `transformer fit` or `transformer average` wrote,
+            or org/name of the hub.
         src: File of source lines, UTF-8, plain or .gz; - is standard input.
         tgt: File with a target line for each of them.
         output: File to write to, which must not exist, gzipped if it ends in .gz; standard output

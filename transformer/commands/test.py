@@ -57,7 +57,8 @@ def score_bundle(
     """Scores a bundle.
 
     Args:
-        bundle: Folder that `transformer fit` or `transformer average` wrote.
+        bundle: Folder that `transformer fit` or `transformer average` wrote,
+            or org/name of the hub.
         data: Arguments of DataModule.
         run_dir: Folder to write, which must not exist; `test-<corpus>` beside the bundle if left
             out.
@@ -114,7 +115,8 @@ def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
     if not corpus:
         raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus).strip("-.")
-    folder = Path(run_dir) if run_dir else Path(bundle).parent / f"test-{name}"
+    beside = Path(bundle).parent if Path(bundle).exists() else Path()  # it may be of the hub
+    folder = Path(run_dir) if run_dir else beside / f"test-{name}"
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,8 @@ class Options:
     """What is translated, how, and what is printed of it.
 
     Args:
-        bundle: Folder that `transformer fit` or `transformer average` wrote.
+        bundle: Folder that `transformer fit` or `transformer average` wrote,
+            or org/name of the hub.
         texts: Texts to translate; standard input if there are neither texts nor files.
         input: Files to translate, UTF-8, one text a line, plain or .gz; - is standard input.
         output: File to write to, which must not exist, gzipped if it ends in .gz; standard output

@@ -1,10 +1,10 @@
 """A parallel corpus named by a string -> aligned source and target lines, one pair at a time.
 
-======================================  ====================================================
-``corpus/train``                        ``corpus/train.<src>`` and ``corpus/train.<tgt>``
-``x.tsv``, ``x.jsonl``, ``x.parquet``   one file with a column for each language
-``hub:<name>[:<config>]:<split>``       a data set of the Hugging Face hub, or a folder
-======================================  ====================================================
+=============================================  =============================================
+``corpus/train``                               ``corpus/train.<src>`` and ``corpus/train.<tgt>``
+``x.tsv``, ``x.jsonl``, ``x.parquet``          one file with a column for each language
+``hub:<name>[@<revision>][:<config>]:<split>`` a data set of the Hugging Face hub, or a folder
+=============================================  =============================================
 
 Every file may also end in ``.gz``. A path that begins with ``recipes/`` is looked for among the
 recipes of this package where the working folder has none.
@@ -34,7 +34,10 @@ from transformer.data.hub import load
 from transformer.errors import UserError, message
 
 TABLES = (".tsv", ".jsonl", ".parquet")
-HUB = re.compile(r"hub:(?P<name>[^:]+)(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[.*\])?)")
+HUB = re.compile(
+    r"hub:(?P<name>[^:@]+)(@(?P<revision>[^:]+))?"
+    r"(:(?P<config>[^:\[]+))?:(?P<split>[^:\[]+(\[.*\])?)"
+)
 
 
 class Pair(NamedTuple):
@@ -204,9 +207,11 @@ class Hub(Corpus):
     config: str | None
     split: str
     streaming: bool = False
+    revision: str | None = None
 
     def identity(self) -> list[Any]:
         names = [self.name, self.config, self.split]
+        names += [self.revision] if self.revision else []
         return names if self.streaming else [*names, self._load()._fingerprint]
 
     def where(self, index: int) -> str:
@@ -214,7 +219,7 @@ class Hub(Corpus):
 
     def _load(self) -> Any:
         try:
-            return load(self.name, self.config, self.split, self.streaming)
+            return load(self.name, self.config, self.split, self.streaming, self.revision)
         except Exception as error:  # of many kinds: no such name, no network, no such split
             raise UserError(
                 f"{self} cannot be loaded ({message(error)}): check its name and the network, or "
@@ -262,7 +267,8 @@ def open_corpus(
     if spec.startswith("hub:"):
         if not (match := HUB.fullmatch(spec)):
             raise UserError(
-                f"{key}: {spec!r} must be hub:<name>:<split> or hub:<name>:<config>:<split>"
+                f"{key}: {spec!r} must be hub:<name>:<split> or hub:<name>:<config>:<split>, the "
+                "name perhaps with @<revision>"
             )
         parts: dict[str, Any] = match.groupdict()
         return Hub(spec, src, tgt, key, **parts, streaming=streaming, limit=limit)

@@ -36,8 +36,8 @@ class DataModule(LightningDataModule):
     """Parallel text as batches of token ids; `tokenizer` is assigned, or there after `setup`.
 
     A corpus is named by a prefix (`corpus/train` for corpus/train.<src> and corpus/train.<tgt>),
-    by a .tsv, .jsonl or .parquet file, or by `hub:<name>[:<config>]:<split>` for the Hugging Face
-    hub. Files may be gzipped; those of recipes/ come with the package.
+    by a .tsv, .jsonl or .parquet file, or by `hub:<name>[@<revision>][:<config>]:<split>` for the
+    Hugging Face hub. Files may be gzipped; those of recipes/ come with the package.
 
     Args:
         train: Corpus to train on.

@@ -176,6 +176,7 @@ def search_all(
         prefix: target ids with which every hypothesis begins.
         generator: source of randomness of the sampling.
     """
+
     def search_batch(batch: Ints, stop: Event) -> list[list[Hypothesis]]:
         src, lengths = pad([ids[index] for index in batch], model.device)
         return search(model, src, lengths, config, [prefix] * len(batch), generator, stop)

@@ -80,7 +80,8 @@ class Translator:
         """Read a bundle.
 
         Args:
-            folder: written by `transformer fit` or `transformer average`.
+            folder: written by `transformer fit` or `transformer average`; or `org/name` of the
+                hub, perhaps with `@revision`.
             device: `auto` takes a CUDA GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
             precision: of the weights; `auto` is bfloat16 on a GPU that computes in it, else
                 float32.

@@ -77,9 +77,9 @@ class TransformerState:
 
     Every beam of every step writes its keys into a slot of its own and leaves them there. When
     the search reorders beams, only their `Ancestors` change: they say in which slot a beam's own
-    past stands at each position, and the mask made of them hides the rest. The N beams of a sentence
-    are queries of one attention over the N * P slots, so nothing is copied when beams move, and
-    the memory's keys are stored once for each sentence.
+    past stands at each position, and the mask made of them hides the rest. The N beams of a
+    sentence are queries of one attention over the N * P slots, so nothing is copied when beams
+    move, and the memory's keys are stored once for each sentence.
 
     Args:
         memory: for each layer, keys and values (B, H, S, K).

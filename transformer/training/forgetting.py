@@ -1,7 +1,6 @@
 """Measures catastrophic forgetting: BLEU on the parent's pair before and after."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class ForgettingGate:
     def __init__(self, config: ParentPair, folder: str) -> None:
         assert config.test
         self.config, self.folder = config, folder
-        _, parent = read_config(Path(folder))
+        _, parent = read_config(folder)
         languages = config.src or parent["src"], config.tgt or parent["tgt"]
         self.corpus = open_corpus(config.test, *languages, config.columns, key="parent.test")
         pairs = list(self.corpus.pairs())

@@ -55,8 +55,9 @@ class Seq2SeqModule(LightningModule):
         score_lowercase: ignore case in BLEU.
         score_detokenized: the text is tokenised as Moses does it: also give BLEU of the
             detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
-        init_from: bundle whose weights a new run begins with; rows of pieces that its vocabulary
-            holds are copied, and the settings of the network are its own.
+        init_from: bundle, or org/name of the hub, whose weights a new run begins with; rows of
+            pieces that its vocabulary holds are copied, and the settings of the network are its
+            own.
         new_rows: other pieces begin as the `mean` of the old pieces that spell them, or `random`.
         freeze: patterns for names of parameters that do not learn: `[encoder.*]`, `["*"]` for all.
         lora: adapters that learn beside frozen matrices.
