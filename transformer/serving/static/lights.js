@@ -41,10 +41,13 @@ function light(word) {
     button.ariaPressed = String(state.word !== "" && wordOf(button) === state.word);
   });
   const named = found.slice(0, SHOWN).filter(({ weight }) => weight >= SMALLEST)
-    .map(({ label, weight }) => `${label.trim()} ${Math.round(100 * weight)} %`);
+    .map(({ label, weight }) => `${isolated(label.trim())} ${Math.round(100 * weight)} %`);
   document.getElementById("readout").textContent = named.length
-    ? say("looks", view.rows.words[word]?.text, named.join(", ")) : view.hint;
+    ? say("looks", isolated(view.rows.words[word].text), named.join(", ")) : view.hint;
 }
+
+// Keeps a word of a right-to-left language from turning around what stands beside it.
+const isolated = (word) => `\u2068${word}\u2069`;
 
 const at = (side, word) => `[data-side="${side}"][data-word="${word}"]`;
 
@@ -79,6 +82,15 @@ export function listenTo(group, kept) {
     next.tabIndex = 0;
     next.focus();
   });
+}
+
+// The words behind the text area answer to a pointer in front of it.
+export function listenThrough(area) {
+  area.addEventListener("pointermove", ({ clientX, clientY }) => {
+    const behind = document.elementsFromPoint(clientX, clientY);
+    light(behind.map(wordOf).find((word) => word !== "") ?? state.word);
+  });
+  area.addEventListener("pointerleave", () => light(state.word));
 }
 
 function neighbour({ key, target }, group) {

@@ -5,7 +5,7 @@ import {
   KINDS, drawHeatmap, sideOf, thumbnail, weightsOf, written,
 } from "./attention.js";
 import { languageName } from "./labels.js";
-import { listenTo, looking, setView } from "./lights.js";
+import { listenThrough, listenTo, looking, setView } from "./lights.js";
 import { DEFAULTS, readLink, say, state, ui, writeLink } from "./state.js";
 
 const PAUSE = 300; // milliseconds without a key, after which a text counts as typed
@@ -243,6 +243,7 @@ function listen() {
     });
   });
   document.querySelectorAll(".words").forEach((group) => listenTo(group, remember));
+  listenThrough($("text"));
   window.addEventListener("hashchange", () => {
     readLink();
     begin();
