@@ -37,6 +37,9 @@ def test_wheel_has_the_command_and_the_recipes(tmp_path: Path) -> None:
         "ko_en.yaml", "train.tsv.gz", "val.tsv.gz", "test.tsv.gz", "SHA256SUMS",
     }  # fmt: skip
     assert {"transformer/__main__.py", "transformer/py.typed"} <= set(names)
+    page = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("transformer/serving/static/*")]
+    assert "transformer/serving/static/index.html" in page
+    assert set(page) <= set(names)
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"transformer"}
     (scripts,) = (name for name in names if name.endswith("entry_points.txt"))
     assert b"transformer = transformer.__main__:main" in wheel.read(scripts)

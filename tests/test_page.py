@@ -39,7 +39,10 @@ PAIRS = [
     ("우리는 책을 읽는다", "We read books"),
 ]
 TEXT, TRANSLATION = PAIRS[0]
-SHOWN = "여러분은 내일 식당에서 그 네 그루의 나무를 그려야 해요"  # in the README's picture
+SHOWN = {
+    "text": "이 행복한 요리사가 저 변호사들을 따라가지 않았다",
+    "word": "3",
+}  # in the README's picture
 
 # What is read from the page, as expressions.
 SETTLED = "document.getElementById('page').ariaBusy === 'false'"
@@ -224,7 +227,7 @@ def test_words_light_up_and_the_link_shows_the_same(
         expected = sum(float(row[i]) for i, its in enumerate(src_words) if its == number)
         assert lit[word] == pytest.approx(expected, abs=2e-3)
     assert "".join(browser.run(f"return {LOOKING}")) == "student"
-    assert read(browser, "readout").startswith("“student”")
+    assert read(browser, "readout").startswith("“\u2068student\u2069” looks at ")
     browser.point(5, 5)
     browser.until("!document.querySelector('.lit')")
     browser.run(f"{WORDS}[3].click()")  # keeps it
@@ -300,7 +303,13 @@ def test_errors_are_said_in_words(browser: Browser, page: str) -> None:
     browser.until(f"{STATUS} === '' && {SETTLED}")  # it has asked again
     assert not browser.run("return document.getElementById('attention').hidden")
     browser.press(*("나는 " * 30))
-    browser.until(f"{STATUS}.startsWith('This text is too long')")
+    browser.until(f"{STATUS}.startsWith('Shorten the text: ')")
+    assert read(browser, "target") == ""
+    browser.run(ONCE, "v1/attention", 413, {}, {"error": "99 tokens"})
+    browser.run("location.hash = new URLSearchParams({text: args[0]})", TEXT)
+    unseen = "Where the model looks cannot be shown. Shorten the text: 99 tokens."
+    browser.until(f"{STATUS} === '{unseen}'")
+    assert read(browser, "target") == TRANSLATION
 
 
 def test_a_server_that_is_gone_is_said(shared_browser: Browser, bundle: Path) -> None:
@@ -374,10 +383,9 @@ def test_pieces_find_their_words(
 
 def take_picture(bundle: Path, file: Path) -> None:
     """Makes the picture of the README."""
-    seen = {"text": SHOWN, "word": "3"}
     with serving(bundle) as address, chromium() as browser:
         browser.show(1100, 1000)
-        browser.open(f"{address}#{urlencode(seen)}")
+        browser.open(f"{address}#{urlencode(SHOWN)}")
         browser.until(f"{SETTLED} && document.querySelector('.lit')")
         browser.run("document.activeElement.blur()")
         height = browser.run("return document.documentElement.scrollHeight")

@@ -48,6 +48,8 @@ async function run(task) {
   } catch (error) {
     if (signal.aborted) return;
     $("status").textContent = error.message;
+    showHypotheses();
+    showTranslation();
   }
   showAttention();
   $("page").ariaBusy = "false";
@@ -69,9 +71,11 @@ async function look(answer) {
   attention = null;
   setView(null);
   showTranslation();
-  if (chosen()?.text) {
-    attention = await answer("v1/attention", { source: line(), target: chosen().text });
-  }
+  if (!chosen()?.text) return;
+  const pair = { source: line(), target: chosen().text };
+  attention = await answer("v1/attention", pair).catch(({ message }) => {
+    throw new Error(say("unseen", message));
+  });
 }
 
 // --- what is shown
