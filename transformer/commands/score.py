@@ -1,6 +1,6 @@
 """`transformer score`: how probable given translations are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from transformer.commands.arguments import run_function
 from transformer.commands.text import Input, Row, Source, check_language, placed, writing
@@ -57,6 +57,6 @@ def score(
             out.write([f"{s.log_prob:.4f}\t{s.tokens}" for s in scored], len(rows))
 
 
-def texts(rows: list[Row]) -> Iterator[list[str]]:
-    """Yields the sources, then the targets."""
-    return ([line.text for line in side] for side in zip(*rows, strict=True))
+def texts(rows: list[Row]) -> tuple[list[str], list[str]]:
+    """Returns the sources and the targets."""
+    return [src.text for src, _ in rows], [tgt.text for _, tgt in rows]

@@ -14,7 +14,7 @@ other machines, give --host, and put a proxy in front that knows who may ask."""
 def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer serve", description=DESCRIPTION)
-    parser.add(Options, {"bundles": "+"})
+    parser.add(Options)
     options = Options(**vars(parser.parse_args(args)))
     from transformer.serving.server import serve
 

@@ -159,10 +159,10 @@ TRANSFER: dict[str, Cell] = {
 }
 
 
-def by_length(group: Sequence[Row]) -> list[list[float]]:
+def by_length(group: Sequence[Row]) -> list[tuple[int, int, int, float]]:
     """Returns BLEU by length, the mean of each bin."""
     return [
-        [*bins[0][:3], fmean(bleu for *_, bleu in bins)]
+        (*bins[0][:3], fmean(bleu for *_, bleu in bins))
         for bins in zip(*(row["bleu_by_length"] for row in group), strict=True)
     ]
 

@@ -7,12 +7,13 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TypeVar
 
-from transformer.errors import UserError, nearest
+from transformer.errors import UserError
 
 Line = TypeVar("Line")
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -46,7 +47,8 @@ def find_file(path: Path, key: str) -> Path:
             return file
     near = f": there is no folder {path.parent}"
     if path.parent.is_dir():
-        near = nearest(path.name, sorted(file.name for file in path.parent.iterdir()))
+        found = get_close_matches(path.name, sorted(file.name for file in path.parent.iterdir()), 1)
+        near = f", the nearest is {found[0]!r}" if found else ""
     raise UserError(f"{key}: neither {path} nor {zipped.name} exists{near}")
 
 

@@ -1,7 +1,7 @@
 """What `transformer serve` can be told."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Options:
     """
 
     bundles: Sequence[str]
+    _: KW_ONLY
     host: str = "127.0.0.1"
     port: int = 8000
     max_tokens: int = 16_384

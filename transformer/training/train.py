@@ -19,7 +19,7 @@ from transformer.training.checkpoints import (
     newest_checkpoint,
 )
 from transformer.training.forgetting import ForgettingGate, ParentPair
-from transformer.training.logging import NotFinite, TrainingLog, make_logger
+from transformer.training.logging import LoggerName, NotFinite, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import Progress
 from transformer.training.results import (
@@ -81,7 +81,7 @@ class Run:
         theirs = given.callbacks or []
         logger = given.logger
         if logger is None:
-            kind = "none" if given.fast_dev_run else config.logger
+            kind: LoggerName = "none" if given.fast_dev_run else config.logger
             logger = make_logger(kind, self.folder, self.name, wandb_id) or False
         ours = {
             "logger": logger,
