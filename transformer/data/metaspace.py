@@ -75,7 +75,6 @@ def metaspace_file(
     pieces: list[str],
     scores: dict[str, float],
     table: bytes,
-    collapse: bool = True,
     prefix: bool = True,
 ) -> str:
     """A `tokenizer.json` that cuts text as a unigram model does (Kudo 2018).
@@ -85,9 +84,13 @@ def metaspace_file(
         pieces: The pieces that have the next ids.
         scores: Piece -> log probability, of those that text is cut into.
         table: What characters are normalised to (see `CharsMap`); empty for none.
-        collapse: Spaces at the ends are dropped, and several become one.
         prefix: A space is put before the text.
+
+    Raises:
+        UserError: The table is damaged.
     """
+    if table:
+        CharsMap(table)
     without_id = scores.keys() - {*pieces}
     entries = [(HIDDEN + special, 0.0) for special in specials]
     entries += [(p, scores[p]) if p in scores else (HIDDEN + p, 0.0) for p in pieces]
@@ -95,7 +98,7 @@ def metaspace_file(
         entries += [(HIDDEN, 0.0), *((piece, scores[piece]) for piece in sorted(without_id))]
     tokenizer = hf.Tokenizer(models.Unigram(entries, UNK))
     tokenizer.add_special_tokens([HIDDEN + special for special in specials])
-    tokenizer.normalizer = normalizers.Sequence(_steps(table, collapse, prefix))
+    tokenizer.normalizer = normalizers.Sequence(_steps(table, prefix))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
     )
@@ -110,13 +113,11 @@ def metaspace_file(
     return str(tokenizer.to_str(pretty=True))
 
 
-def _steps(table: bytes, collapse: bool, prefix: bool) -> list[normalizers.Normalizer]:
+def _steps(table: bytes, prefix: bool) -> list[normalizers.Normalizer]:
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(table)] if table else []
-    if collapse:
-        steps += [
-            normalizers.Replace(hf.Regex(rf"\A +|[ {SPACE}]+\z"), ""),
-            normalizers.Replace(hf.Regex(" {2,}"), " "),
-        ]
+    # Spaces at the ends are dropped, and several become one.
+    steps.append(normalizers.Replace(hf.Regex(rf"\A +|[ {SPACE}]+\z"), ""))
+    steps.append(normalizers.Replace(hf.Regex(" {2,}"), " "))
     if prefix:
         steps.append(normalizers.Prepend(SPACE))
     return [*steps, normalizers.Replace(" ", SPACE)]

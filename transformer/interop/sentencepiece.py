@@ -60,7 +60,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     if sorted(ids.values()) != list(range(len(ids))):
         raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}: copy the file again")
     config = _json(folder / "config.json")
-    for special, key in (("</s>", "eos_token_id"), ("<pad>", "pad_token_id"), ("<unk>", None)):
+    for special, key in (("<unk>", None), ("</s>", "eos_token_id"), ("<pad>", "pad_token_id")):
         if special not in ids:
             raise UserError(f"{path}: {special} is missing: it is no vocabulary of Marian's")
         if config.get(key, ids[special]) != ids[special]:
@@ -89,14 +89,13 @@ def _side(spm: Path, specials: list[str], pieces: list[str]) -> str:
     model = _read(spm)
     rules = model.normalizer_spec
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type == piece.NORMAL}
-    return metaspace_file(
-        specials,
-        pieces,
-        scores,
-        rules.precompiled_charsmap,
-        collapse=rules.remove_extra_whitespaces,
-        prefix=rules.add_dummy_prefix,
-    )
+    try:
+        return metaspace_file(
+            specials, pieces, scores, rules.precompiled_charsmap,
+            prefix=rules.add_dummy_prefix,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"{spm}: {error}: copy the file again") from None
 
 
 def _read(path: Path) -> Any:
@@ -122,6 +121,7 @@ def _read(path: Path) -> Any:
         "byte_fallback": trainer.byte_fallback or piece.BYTE in kinds,
         "user_defined_symbols": piece.USER_DEFINED in kinds,
         "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        "remove_extra_whitespaces off": not spec.remove_extra_whitespaces,
         "escape_whitespaces off": not spec.escape_whitespaces,
         "a denormalizer": bool(model.denormalizer_spec.precompiled_charsmap),
     }
