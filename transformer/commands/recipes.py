@@ -68,9 +68,8 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
         if found is None:
             continue
         line, node = found
-        if given is None or not isinstance(node, yaml.ScalarNode):
-            return f"{file}:{line}: "
-        if given in (node.value, str(content(node))):
+        is_text = given is not None and isinstance(node, yaml.ScalarNode)
+        if not is_text or given in (node.value, str(content(node))):
             return f"{file}:{line}: "
     return ""
 

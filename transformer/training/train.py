@@ -55,14 +55,13 @@ class Run:
     log: TrainingLog = field(init=False, default_factory=TrainingLog)
 
     def __post_init__(self) -> None:
-        self.is_whole = False
         self.stop = StopSafely(self.folder / "checkpoints")
 
     def tidy(self) -> None:
         """Removes a new folder in which nothing was trained: it would be in the way."""
         trainer: Trainer | None = getattr(self, "trainer", None)  # None: it was not even built
-        nothing = not trainer or (trainer.global_step == 0 and not self.is_whole)
-        if self.is_new and (self.is_trial or nothing):
+        begun = trainer and (trainer.global_step or (self.folder / "results.json").exists())
+        if self.is_new and (self.is_trial or not begun):
             shutil.rmtree(self.folder, ignore_errors=True)
         unlock(self.folder)
 
@@ -176,7 +175,6 @@ def train(run: Run) -> int:
             print(gate.score_before(run.module.search_config), flush=True)
         fit(run)
         forgotten = finish(run, gate)
-        run.is_whole = True
     except NotFinite as error:
         raise run.diverged(error) from error
     except Interrupted as stop:
