@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from transformer import __version__
+from transformer import __version__, hub
 from transformer.bundle import load_bundle
 from transformer.commands.arguments import run_function
-from transformer.hub import push as upload
 
 
 def main(args: Sequence[str]) -> None:
@@ -14,9 +13,10 @@ def main(args: Sequence[str]) -> None:
 
 
 def push(bundle: str, name: str, *, private: bool = False, revision: str | None = None) -> None:
-    """Upload a bundle to the Hugging Face hub, where all commands find it as <org/name>.
+    """Upload a bundle to the Hugging Face hub.
 
-    `hf auth login`, or the environment's HF_TOKEN, says who you are.
+    All commands that take a bundle take it from there as org/name. `hf auth login`, or HF_TOKEN in
+    the environment, says who you are.
 
     Args:
         bundle: Folder that `transformer fit` or `transformer average` wrote.
@@ -25,4 +25,4 @@ def push(bundle: str, name: str, *, private: bool = False, revision: str | None 
         revision: Branch, which is made if it is not there; the main one if left out.
     """
     load_bundle(bundle)  # a damaged one stays here
-    print(upload(bundle, name, private, revision, f"Bundle of transformer-recipes {__version__}"))
+    print(hub.push(bundle, name, private, revision, f"Bundle of transformer {__version__}"))
