@@ -14,18 +14,20 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marian_sides import write_sides
 from sentencepiece import sentencepiece_model_pb2
-from transformers import MarianTokenizer
+from tokenizers import models
+from transformers import AutoTokenizer, MarianTokenizer, PreTrainedTokenizerFast
 
 from transformer.data.charsmap import CharsMap
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import EOS, SPECIALS, UNK, Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.errors import UserError
-from transformer.interop.sentencepiece import tokenizer_of
+from transformer.interop.sentencepiece import code_of, tokenizer_of, write_hf_tokenizer
 
 CORPUS = Path(__file__).parent.parent / "recipes" / "quickstart" / "train.tsv.gz"
 with gzip.open(CORPUS, "rt", encoding="utf-8") as file:
@@ -132,6 +134,22 @@ def test_languages_of_the_vocabulary_are_tags(tmp_path: Path) -> None:
         ours.encode_src(["He did"])
 
 
+def test_decoding_may_start_with_another_entry(tmp_path: Path) -> None:
+    folder = write_sides(tmp_path, TEXTS)
+    change_json(folder / "vocab.json", **{"<s>": 9999})
+    ids = json.loads((folder / "vocab.json").read_text())
+    ids["<s>"] = len(ids) - 1
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    plain, numbers = tokenizer_of(folder)
+    assert (numbers[1], numbers[-1]) == (ids["<pad>"], ids["<s>"])
+    assert plain.tgt_vocab_size == len(ids) + 1
+    change_json(folder / "config.json", decoder_start_token_id=ids["<s>"])
+    started, numbers = tokenizer_of(folder)
+    assert numbers[1] == ids["<s>"]
+    assert started.tgt_vocab_size == len(ids)
+    assert started.encode_tgt(TEXTS[1][:50]) == plain.encode_tgt(TEXTS[1][:50])
+
+
 def test_a_bundle_needs_no_sentencepiece(sides: Sides, tmp_path: Path) -> None:
     sides.ours.save(tmp_path)
     lines = HURTFUL + TEXTS[0][:20]
@@ -211,6 +229,52 @@ def edit(spm: Path, change: Callable[[Any], object]) -> None:
     spm.write_bytes(found.SerializeToString())
 
 
+HOUSE = [(kind, shared, tags) for kind in ("bpe", "unigram", "word") for shared in (True, False)
+         for tags in ((), ("de", "en"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "shared", "tags"), HOUSE)
+def test_exported_vocabularies_give_the_same_to_transformers(
+    kind: Any, shared: bool, tags: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = TokenizerConfig(kind, 900, shared, lowercase=shared)
+    ours = train_tokenizer(config, lambda: zip(*TEXTS, strict=True), tags)
+    spelled = ["</s>", "a </s> <pad>", "<unk><s> <s>\u3000x"]
+    check_export(ours, "de" if tags else None, spelled, tmp_path)
+
+
+def test_exported_marian_gives_the_same_to_transformers(sides: Sides, tmp_path: Path) -> None:
+    check_export(sides.ours, sides.to, [], tmp_path)
+    assert message(tmp_path / "source.spm").normalizer_spec.precompiled_charsmap == (
+        message(sides.folder / "source.spm").normalizer_spec.precompiled_charsmap
+    )
+
+
+def check_export(ours: Tokenizer, to: str | None, spelled: list[str], folder: Path) -> None:
+    write_hf_tokenizer(ours, folder, max_length=99)
+    (folder / "config.json").write_text('{"model_type": "marian", "decoder_start_token_id": 1}')
+    src = tgt = AutoTokenizer.from_pretrained(folder)
+    if (folder / "target").exists():
+        tgt = AutoTokenizer.from_pretrained(folder, subfolder="target")
+    lines = [*HURTFUL, *spelled, *TEXTS[0][:200], *TEXTS[1][:200]]
+    codes = [code_of(ours, to) + line for line in lines]
+    assert src(codes).input_ids == ours.encode_src(lines, to)
+    assert tgt(text_target=lines).input_ids == ours.encode_tgt(lines)
+    rng = random.Random(0)
+    ids = [i for i in range(ours.tgt_vocab_size) if i != EOS and i not in ours.tags.values()]
+    some = [rng.choices(ids, k=rng.randrange(9)) for _ in range(200)]
+    assert tgt.batch_decode(some, skip_special_tokens=True) == ours.decode(some)
+    special = tgt.pad_token_id, tgt.bos_token_id, tgt.eos_token_id, tgt.unk_token_id
+    assert (*special, src.model_max_length) == (0, 1, 2, 3, 99)
+
+    back, numbers = tokenizer_of(folder)
+    assert numbers == list(range(max(ours.src_vocab_size, ours.tgt_vocab_size)))
+    assert (back.tags, back.shared) == (ours.tags, ours.shared)
+    assert back.encode_src(lines, to) == ours.encode_src(lines, to)
+    assert back.encode_tgt(lines) == ours.encode_tgt(lines)
+    assert back.decode(some) == ours.decode(some)
+
+
 def user_defined(model: Any) -> None:
     model.pieces[9].type = model.pieces[9].USER_DEFINED
 
@@ -221,6 +285,11 @@ def cut(path: Path, size: int) -> None:
 
 def change_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def foreign(folder: Path) -> None:
+    (folder / "vocab.json").unlink()
+    PreTrainedTokenizerFast(tokenizer_object=hf.Tokenizer(models.BPE())).save_pretrained(folder)
 
 
 BROKEN: dict[str, Callable[[Path], object]] = {
@@ -244,13 +313,8 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     ),
     "vocab.json is not JSON": lambda f: cut(f / "vocab.json", 100),
     "vocab.json: its ids are not 0 to": lambda f: change_json(f / "vocab.json", more=9999),
-    "vocab.json: </s> has id 0, but eos_token_id in config.json is 2: take": lambda f: change_json(
-        f / "config.json", eos_token_id=2
-    ),
-    "vocab.json: <pad> has id .*, but pad_token_id in config.json is 0": lambda f: change_json(
-        f / "config.json", pad_token_id=0
-    ),
     "vocab.json: <unk> is missing": lambda f: (f / "vocab.json").write_text('{"</s>": 0}'),
+    "tokenizer.json, must be 0; .*: it must hold source.spm, target.spm and vocab": foreign,
     "separate_vocabs is true": lambda f: change_json(
         f / "tokenizer_config.json", separate_vocabs=True
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, processors
@@ -29,9 +30,7 @@ class Metaspace(Vocabulary):
         super().__init__(library)
         end = library.token_to_id(HIDDEN)
         self.size = self.size if end is None else int(end)
-        self._ids = {
-            self.entry(i).removeprefix(HIDDEN): i for i in range(len(self.specials), self.size)
-        }
+        self._ids = {self.piece(i): i for i in range(len(self.specials), self.size)}
         self._characters: Callable[[str], str] = str
         steps = list(library.normalizer)
         if isinstance(steps[0], normalizers.Precompiled):  # which is not exact
@@ -55,7 +54,11 @@ class Metaspace(Vocabulary):
 
     def spelled(self, i: int) -> bytes:
         """The text of a piece."""
-        return self.entry(i).removeprefix(HIDDEN).replace(SPACE, " ").encode()
+        return self.piece(i).replace(SPACE, " ").encode()
+
+    def piece(self, i: int) -> str:
+        """How SentencePiece writes a piece."""
+        return self.entry(i).removeprefix(HIDDEN)
 
     def _normalize(self, text: str) -> str:
         return self._characters(text)
@@ -70,27 +73,34 @@ class Metaspace(Vocabulary):
         return [] if UNK in ids else ids
 
 
-def metaspace_file(
-    specials: list[str],
-    pieces: list[str],
-    scores: dict[str, float],
-    table: bytes,
-    prefix: bool = True,
-) -> str:
+class Rules(NamedTuple):
+    """What a SentencePiece model says of how text is cut.
+
+    Args:
+        scores: Piece -> log probability, of those that text is cut into.
+        table: What characters are normalised to (see `CharsMap`); empty for none.
+        prefix: Whether a space is put before the text.
+    """
+
+    scores: dict[str, float]
+    table: bytes
+    prefix: bool
+
+
+def metaspace_file(specials: list[str], pieces: list[str], rules: Rules) -> str:
     """A `tokenizer.json` that cuts text as a unigram model does (Kudo 2018).
 
     Args:
         specials: The special tokens and tags, which have the first ids.
         pieces: The pieces that have the next ids.
-        scores: Piece -> log probability, of those that text is cut into.
-        table: What characters are normalised to (see `CharsMap`); empty for none.
-        prefix: A space is put before the text.
+        rules: How text is cut.
 
     Raises:
-        UserError: The table is damaged.
+        UserError: The table of characters is damaged.
     """
-    if table:
-        CharsMap(table)
+    scores = rules.scores
+    if rules.table:
+        CharsMap(rules.table)
     without_id = scores.keys() - {*pieces}
     entries = [(HIDDEN + special, 0.0) for special in specials]
     entries += [(p, scores[p]) if p in scores else (HIDDEN + p, 0.0) for p in pieces]
@@ -98,7 +108,7 @@ def metaspace_file(
         entries += [(HIDDEN, 0.0), *((piece, scores[piece]) for piece in sorted(without_id))]
     tokenizer = hf.Tokenizer(models.Unigram(entries, UNK))
     tokenizer.add_special_tokens([HIDDEN + special for special in specials])
-    tokenizer.normalizer = normalizers.Sequence(_steps(table, prefix))
+    tokenizer.normalizer = normalizers.Sequence(_steps(rules))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
     )
@@ -113,11 +123,21 @@ def metaspace_file(
     return str(tokenizer.to_str(pretty=True))
 
 
-def _steps(table: bytes, prefix: bool) -> list[normalizers.Normalizer]:
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(table)] if table else []
-    # Spaces at the ends are dropped, and several become one.
-    steps.append(normalizers.Replace(hf.Regex(rf"\A +|[ {SPACE}]+\z"), ""))
-    steps.append(normalizers.Replace(hf.Regex(" {2,}"), " "))
-    if prefix:
-        steps.append(normalizers.Prepend(SPACE))
-    return [*steps, normalizers.Replace(" ", SPACE)]
+def _steps(rules: Rules) -> list[normalizers.Normalizer]:
+    table = [normalizers.Precompiled(rules.table)] if rules.table else []
+    return [
+        *table,
+        normalizers.Replace(hf.Regex(rf"\A +|[ {SPACE}]+\z"), ""),
+        normalizers.Replace(hf.Regex(" {2,}"), " "),
+        *([normalizers.Prepend(SPACE)] if rules.prefix else []),
+        normalizers.Replace(" ", SPACE),
+    ]
+
+
+def metaspace_rules(text: str) -> Rules:
+    """What `metaspace_file` was given, from the text that it returned."""
+    file = json.loads(text)
+    steps = {step["type"]: step for step in file["normalizer"]["normalizers"]}
+    scores = {p: score for p, score in file["model"]["vocab"] if not p.startswith(HIDDEN)}
+    table = steps.get("Precompiled", {}).get("precompiled_charsmap", "")
+    return Rules(scores, base64.b64decode(table), "Prepend" in steps)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers as hf
-from tokenizers import decoders, models
+from tokenizers import models, pre_tokenizers
 
-from transformer.data.metaspace import Metaspace, metaspace_file
+from transformer.data.metaspace import Metaspace, Rules, metaspace_file, metaspace_rules
 from transformer.data.vocabulary import (
     BOS,
     EOS,
@@ -29,8 +29,9 @@ from transformer.data.vocabulary import (
 from transformer.errors import UserError
 
 __all__ = [
-    "BOS", "EOS", "PAD", "SHARED_FILE", "SPECIALS", "SRC_FILE", "TGT_FILE", "UNK", "Side",
-    "Tokenizer", "TokenizerConfig", "Vocabulary", "is_blank", "metaspace_file",
+    "BOS", "EOS", "PAD", "SHARED_FILE", "SPECIALS", "SRC_FILE", "TGT_FILE", "UNK", "Metaspace",
+    "Rules", "Side", "Tokenizer", "TokenizerConfig", "Vocabulary", "Words", "is_blank",
+    "metaspace_file", "metaspace_rules",
 ]  # fmt: skip
 SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 256, "word": 5}
 SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
@@ -189,17 +190,14 @@ def _read(name: str, text: str) -> Vocabulary:
     except Exception as error:  # the library raises bare Exceptions
         raise UserError(f"tokenizer: {name} cannot be read ({error})") from None
     library.encode_special_tokens = True  # is not stored in tokenizer.json
-    if isinstance(library.model, models.WordLevel):
-        vocabulary: Vocabulary = Words(library)
-    elif isinstance(library.decoder, decoders.ByteLevel):
-        vocabulary = ByteLevel(library)
-    else:
-        vocabulary = Metaspace(library)
-    found = {written: i for i, written in vocabulary.specials.items()}
+    found = {written: i for i, written in Vocabulary(library).specials.items()}
     for expected, special in enumerate(SPECIALS):
         if found.get(special) != expected:
             raise UserError(
                 f"tokenizer: {special} has id {found.get(special)} in {name}, must be "
                 f"{expected}; it was not made by this project"
             )
-    return vocabulary
+    if isinstance(library.model, models.WordLevel):
+        return Words(library)
+    bytewise = isinstance(library.pre_tokenizer, pre_tokenizers.ByteLevel)
+    return ByteLevel(library) if bytewise else Metaspace(library)
