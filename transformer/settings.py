@@ -11,13 +11,7 @@ Settings = TypeVar("Settings")
 
 
 def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: str = "") -> Settings:
-    """Makes a dataclass or a typed dictionary of what a file of this format holds.
-
-    Args:
-        kind: its fields are the keys that there may be, their annotations the types.
-        values: of the keys.
-        path: the file.
-        group: in which the keys stand there.
+    """Makes a dataclass or a typed dictionary of what a group of keys of a file holds.
 
     Raises:
         UserError: for the first key that is unknown, is missing, or has a value of another type.

@@ -27,9 +27,6 @@ def is_part(path: Path) -> bool:
 def whole(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that takes its place when it is whole; what was there before stays until then.
 
-    Args:
-        path: Where the file shall be; its folder is made if need be.
-
     Raises:
         OSError: It cannot be written, for example since the disk is full; names `path`.
     """
@@ -76,11 +73,9 @@ def write(path: Path, text: str) -> None:
 
 
 def clear(folder: Path, idle: float = 0) -> None:
-    """Removes from a folder what processes that were killed have begun to write.
+    """Removes from a folder, if there is one, what killed processes have begun to write.
 
-    Args:
-        folder: Where it is; it need not exist.
-        idle: Seconds for which nothing was added, where others may be writing.
+    Where others may be writing, `idle` is the seconds for which nothing was added.
     """
     for path in folder.glob(f".*{PART}"):
         with suppress(OSError):  # another process clears up, too

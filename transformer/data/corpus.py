@@ -49,16 +49,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Aligned lines of two languages. Opening one reads nothing yet; `open_corpus` makes them.
-
-    Args:
-        spec: What the recipe says.
-        src: Name of the source language.
-        tgt: Name of the target language.
-        key: The recipe key that named it, for messages.
-        limit: How many of its pairs are read, None for all.
-        files: Where they lie; none for the hub.
-    """
+    """Aligned lines of two languages, read pair by pair; `open_corpus` makes and explains them."""
 
     spec: str
     src: str

@@ -157,9 +157,17 @@ class DataModule(LightningDataModule):
             self._open(getattr(self, "tokenizer", None) or self._learned)
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens what `prepare_data` made."""
-        if not hasattr(self, "tokenizer"):
-            self.tokenizer = self._first_tokenizer()
+        """Opens what `prepare_data` made, with the tokenizer of the first process."""
+        rank, world = self._processes()
+        if not hasattr(self, "tokenizer") and world > 1:  # two nodes may have learned two of them
+            trainer: Any = self.trainer
+            text = None if rank else self._learned.to_text()
+            self.tokenizer = Tokenizer(trainer.strategy.broadcast(text))
+            if trainer.local_rank == 0:
+                self._open(self.tokenizer)
+            trainer.strategy.barrier()
+        elif not hasattr(self, "tokenizer"):
+            self.tokenizer = self._learned
         self._open(self.tokenizer)
 
     def train_dataloader(self) -> TrainLoader:
@@ -193,9 +201,9 @@ class DataModule(LightningDataModule):
 
     def check_lengths(self, longest: int) -> None:
         """Refuses lines of validation and test of more than `longest` tokens, the end included."""
-        for split in self._tables.keys() - {"train"}:
-            table = self._tables[split]
-            for language, side in ((self.src, table.src), (self.tgt, table.tgt)):
+        for split, table in self._tables.items():
+            sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}
+            for language, side in sides.items():
                 lengths = side.lengths(np.arange(len(table)))
                 if lengths.max() > longest:
                     row = int(np.argmax(lengths > longest))
@@ -247,20 +255,9 @@ class DataModule(LightningDataModule):
         """Kept, since another run may put another one into the cache."""
         return open_tokenizer(self.cache, *self.tokenizer_inputs())
 
-    def _first_tokenizer(self) -> Tokenizer:
-        """The tokenizer of the first process: two nodes may have learned two of them."""
-        rank, world = self._processes()
-        if world == 1:
-            return self._learned
-        trainer: Any = self.trainer
-        tokenizer = Tokenizer(trainer.strategy.broadcast(None if rank else self._learned.to_text()))
-        if trainer.local_rank == 0:
-            self._open(tokenizer)
-        trainer.strategy.barrier()
-        return tokenizer
-
     def _open(self, tokenizer: Tokenizer) -> None:
         """Opens the tokenised corpora; those that the cache does not have are made."""
+        self._check()
         check_tags(self._named, self.tags, tokenizer)
         for split, spec in self.specs.items():
             if not spec or (split == "train" and self.streaming):

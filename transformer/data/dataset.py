@@ -38,10 +38,8 @@ class TokenLists:
 
     def __init__(self, file: pa.Buffer, chunks: list[pa.ListArray]) -> None:
         self._first_rows = np.cumsum([0, *map(len, chunks)])[:-1]
-        parts = [chunk.buffers() for chunk in chunks]  # validity, offsets, validity of ids, ids
-        dtype = chunks[0].type.value_type.to_pandas_dtype()
-        self._offsets, self._offset_starts = _view(file, [part[1] for part in parts], np.int32)
-        self._ids, self._id_starts = _view(file, [part[3] for part in parts], dtype)
+        self._offsets, self._offset_starts = _view(file, [chunk.offsets for chunk in chunks])
+        self._ids, self._id_starts = _view(file, [chunk.values for chunk in chunks])
 
     def _spans(self, rows: Ints) -> tuple[Ints, Ints]:
         """Where the lists of these rows begin in `_ids`, and their lengths in tokens."""
@@ -64,12 +62,12 @@ class TokenLists:
         return padded, lengths.astype(np.int64)
 
 
-def _view(file: pa.Buffer, parts: list[pa.Buffer], dtype: type) -> tuple[Ints, Ints]:
-    """The whole file as numbers of one type, and where each part of it begins."""
-    size = np.dtype(dtype).itemsize
-    starts = np.array([part.address - file.address for part in parts], np.int64)
-    assert not (starts % size).any(), "Arrow aligns buffers to 8 bytes"
-    return np.frombuffer(file, dtype, count=file.size // size), starts // size
+def _view(file: pa.Buffer, arrays: list[pa.Array]) -> tuple[Ints, Ints]:
+    """The whole file as numbers of the type of some arrays in it, and where each array begins."""
+    dtype = np.dtype(arrays[0].type.to_pandas_dtype())
+    starts = np.array([array.buffers()[1].address - file.address for array in arrays], np.int64)
+    assert not (starts % dtype.itemsize).any(), "Arrow aligns buffers to 8 bytes"
+    return np.frombuffer(file, dtype, file.size // dtype.itemsize), starts // dtype.itemsize
 
 
 class TokenTable:

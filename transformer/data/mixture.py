@@ -176,11 +176,7 @@ def proportions(
 def walk(size: int, count: int, epoch: int, key: tuple[int, int]) -> Ints:
     """The next (count,) rows, which an epoch takes, of an endless walk through a corpus.
 
-    Args:
-        size: Rows of the corpus.
-        count: Rows that each epoch takes, 1 or more.
-        epoch: From 0.
-        key: Seed and number of the corpus.
+    The corpus has `size` rows, epochs count from 0, and the key is its number behind the seed.
     """
     first, start = divmod(epoch * count, size)
     passes = -(-(start + count) // size)

@@ -68,13 +68,11 @@ def attention_heatmap(
         )
         axes.invert_yaxis()  # the first target piece stands on top
     figure.colorbar(mesh, ax=[main, *small], label="attention weight", shrink=0.8, aspect=30)
-    figure.suptitle(title, fontfamily=_families(title), fontsize=12, parse_math=False)
+    figure.suptitle(title, fontfamily=_families(frozenset(title)), fontsize=12, parse_math=False)
     return figure
 
 
-def draw_bleu_by_length(
-    curves: Mapping[str, Sequence[tuple[int, int, int, float]]], title: str = ""
-) -> Figure:
+def draw_bleu_by_length(curves: Mapping[str, Sequence[Sequence[float]]], title: str = "") -> Figure:
     """Draws BLEU against the length of the source, one line for each system.
 
     Args:
@@ -94,8 +92,7 @@ def draw_bleu_by_length(
     bins = max(curves.values(), key=len)
     labels = [f"{shortest}–{longest}\n{count:,}" for shortest, longest, count, _ in bins]
     axes.set_xticks([(shortest + longest) / 2 for shortest, longest, *_ in bins], labels)
-    axes.set_xlabel("words of the source; below them the number of sentences")
-    axes.set_ylabel("BLEU")
+    axes.set(xlabel="words of the source; below them the number of sentences", ylabel="BLEU")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -105,8 +102,8 @@ def draw_bleu_by_length(
 
 def _panels(heads: int, rows: int, columns: int) -> tuple[Figure, Axes, list[Axes]]:
     """Lays out the large panel and, beside it in a square of the same size, one for each head."""
-    cell = CELL if max(rows, columns) <= LONG else CELL_OF_LONG
-    cell = min(cell, LARGEST / max(rows, columns))
+    longest = max(rows, columns)
+    cell = min(CELL if longest <= LONG else CELL_OF_LONG, LARGEST / longest)
     width, height = max(2.0, columns * cell), max(2.0, rows * cell)
     side = ceil(sqrt(heads)) if heads > 1 else 0
     size = (width * (2 if side else 1) + 2.5, height + 1.8)
@@ -121,7 +118,7 @@ def _label(axes: Axes, src_pieces: Sequence[str], tgt_pieces: Sequence[str]) -> 
     """Writes the source on top, slanted, and the target at the left."""
     src, tgt = [_readable(p) for p in src_pieces], [_readable(p) for p in tgt_pieces]
     style: dict[str, Any] = {
-        "fontfamily": _families("".join(src + tgt)),
+        "fontfamily": _families(frozenset("".join(src + tgt))),
         "fontsize": 10 if max(len(src), len(tgt)) <= LONG else 7,
         "parse_math": False,
     }
@@ -143,16 +140,14 @@ def _readable(piece: str) -> str:
     return "".join(c if c.isprintable() else "␣" for c in piece.strip()) or "␣"
 
 
-def _families(text: str) -> list[str]:
-    """Names font families that, one after the other, have a glyph for each character of `text`."""
-    return [LATIN, *_fallbacks(frozenset(text) - _characters(font_manager.findfont(LATIN)))]
-
-
 @lru_cache(maxsize=64)
-def _fallbacks(missing: frozenset[str]) -> tuple[str, ...]:
-    """Looks at the font that comes as a dependency first (Latin and Korean), then at others."""
-    found: list[str] = []
-    left = {character for character in missing if not character.isspace()}
+def _families(characters: frozenset[str]) -> tuple[str, ...]:
+    """Names font families that, one after the other, have a glyph for each character.
+
+    The font that comes as a dependency (Latin and Korean) is looked at before those installed.
+    """
+    found, left = [LATIN], {character for character in characters if not character.isspace()}
+    left -= _characters(font_manager.findfont(LATIN))
     # Last Resort comes with matplotlib, and claims every character to draw a box for it.
     installed = [f for f in font_manager.fontManager.ttflist if "Last Resort" not in f.name]
     for family, path in [*_packaged(), *((font.name, font.fname) for font in installed)]:
