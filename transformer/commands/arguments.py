@@ -227,7 +227,7 @@ def run_function(function: Callable[..., Any], args: Sequence[str]) -> None:
     about = docstring(function.__doc__ or "")
     parser = OptionParser(
         prog=f"transformer {function.__name__}",
-        description=f"{about.short_description} {about.long_description}",
+        description=f"{about.short_description} {about.long_description or ''}",
     )
     parser.add(function)
     function(**vars(parser.parse_args(args)))
