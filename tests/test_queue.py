@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -60,7 +61,9 @@ def test_what_arrives_together_is_one_batch(work: Work, monkeypatch: pytest.Monk
     monkeypatch.setattr(queue, "TOGETHER", 60.0)
     work.go_on.set()
     together = Queue(work, batch=3, most=10)
-    futures = [future for text in "abc" for future in together.put(None, [(text, 1)])]
+    futures = together.put(None, [("a", 1)])
+    time.sleep(0.05)
+    futures += [future for text in "bc" for future in together.put(None, [(text, 1)])]
     assert [future.result(60) for future in futures] == ["A", "B", "C"]
     assert work.batches == [(None, ["a", "b", "c"])]
     together.close()
@@ -152,10 +155,10 @@ def test_too_many_are_told_to_come_again(bundle: Path) -> None:
     with TestClient(build([full], 100_000)) as client:
         answer = client.post("/v1/translate", json={"text": LINES[1]})
         assert (answer.status_code, "limit is 10: send less" in answer.text) == (413, True)
-        full.queue.most = 100
+        full.queue.most, full.queue.rate = 100, 20.0
         room = full.queue.put("x", [("", 90)])
         answer = client.post("/v1/translate", json={"text": LINES[1]})
-        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
         room[0].cancel()
         work.go_on.set()
         assert client.post("/v1/translate", json={"text": LINES[1]}).status_code == 200

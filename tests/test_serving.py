@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -21,9 +25,10 @@ import torch
 from benchmarks.serving import load, serving, soak
 from fastapi.testclient import TestClient
 from libretranslatepy import LibreTranslateAPI  # type: ignore[import-untyped]
-from test_translator import ANSWERS, LINES, SEARCH, SHAPE, save
+from test_translator import ANSWERS, LINES, SEARCH, SHAPE, parts, save
 from toys import ROOT
 
+from transformer.bundle import read_config
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.forced import attention_maps
@@ -237,6 +242,22 @@ def test_attention_that_is_refused(client: TestClient) -> None:
 # The description
 
 
+def test_the_examples_of_the_guide_work(bundle: Path) -> None:
+    toy = Translator(*parts(), SEARCH, tgt="en")
+    config = {**read_config(bundle)[1], "src": "ko", "tgt": "en"}
+    lines = (ROOT / "docs/serving.md").read_text(encoding="utf-8").splitlines()
+    examples = [shlex.split(line)[2:] for line in lines if line.startswith("$ curl ")]
+    assert len(examples) == 7
+    with TestClient(build([Service("ko_en", toy, config, Options([]))], 100_000)) as client:
+        for address, *options in examples:
+            data = "&".join(options[1::2])
+            kind = JSON if "--json" in options else FORM
+            path, method = address.removeprefix("localhost:8000"), "POST" if data else "GET"
+            headers = {"content-type": kind}
+            answer = client.request(method, path, content=data.encode(), headers=headers)
+            assert answer.status_code == 200, (address, answer.text)
+
+
 def test_the_description_loads_nothing_from_elsewhere(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "http" not in page and "<script" not in page
@@ -292,16 +313,22 @@ def test_the_process_answers_and_ends(
 
 def test_what_was_begun_is_answered(server: tuple[subprocess.Popen[str], str]) -> None:
     process, address = server
-    with ThreadPoolExecutor() as pool:
-        answer = pool.submit(ask, address, text=LINES * 60, beam=32)
-        time.sleep(0.5)
-        assert not answer.done()
+    place = (urlsplit(address).hostname, urlsplit(address).port)
+    body = json.dumps({"text": LINES}).encode()
+    with socket.create_connection(place) as connection:
+        head = f"content-type: {JSON}\r\ncontent-length: {len(body)}\r\nexpect: 100-continue"
+        connection.sendall(f"POST /v1/translate HTTP/1.1\r\nhost: a\r\n{head}\r\n\r\n".encode())
+        assert connection.recv(999).startswith(b"HTTP/1.1 100")  # the server waits for the body
         process.send_signal(signal.SIGTERM)
-        found = answer.result()["translations"]
-    assert [line[0]["text"] for line in found] == ANSWERS * 60
+        with suppress(ConnectionRefusedError):
+            while True:
+                socket.create_connection(place).close()
+        connection.sendall(body)
+        response = HTTPResponse(connection)
+        response.begin()
+        found = json.load(response)["translations"]
+    assert [line[0]["text"] for line in found] == ANSWERS
     assert process.wait(timeout=60) == 0
-    with pytest.raises(URLError, match="refused"):
-        ask(address, text=LINES[0])
 
 
 @pytest.mark.slow
@@ -315,4 +342,5 @@ def test_memory_does_not_grow_under_load(bundle: Path) -> None:
 def test_a_port_that_is_taken(server: tuple[subprocess.Popen[str], str], refused: Any) -> None:
     port = server[1].rstrip("/").rpartition(":")[2]
     assert f"--port {port} cannot be listened at" in refused("serve", "nothing", "--port", port)
+    assert "two bundles are named b: rename" in refused("serve", "a/b", "c/b/bundle")
     assert "port must be 0-65535" in refused("serve", "nothing", "--port", 70_000)

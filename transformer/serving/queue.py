@@ -22,7 +22,7 @@ class Full(Exception):
     """There is no room for items now.
 
     Args:
-        seconds: after which there may be, as far as the last batch tells.
+        seconds: after which there may be, as far as the last batches tell.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -56,7 +56,7 @@ class Queue:
         self.jobs: deque[Job] = deque()
         self.changed = Condition()
         self.closed = False
-        self.rate = math.inf  # weight in a second
+        self.rate = float(most)  # weight in a second, of the fastest of the last batches
         self.thread = Thread(target=self._work, name="decode", daemon=True)
         self.thread.start()
 
@@ -109,8 +109,8 @@ class Queue:
                 continue
             for job, result in zip(jobs, results, strict=True):
                 job.result.set_result(result)
-            seconds = max(time.monotonic() - start, 1e-6)
-            self.rate = sum(job.weight for job in jobs) / seconds
+            weight = sum(job.weight for job in jobs)
+            self.rate = max(0.8 * self.rate, weight / (time.monotonic() - start + 1e-6))
 
     def _next(self) -> list[Job]:
         """The next batch; empty when the queue is closed."""

@@ -11,7 +11,7 @@ from transformer.errors import UserError
 from transformer.kernels.process import keep_freed_memory
 from transformer.serving.app import build
 from transformer.serving.options import Options
-from transformer.serving.service import load
+from transformer.serving.service import load, name_of
 
 GRACE = 30  # seconds for what was begun when the process is told to end
 
@@ -22,13 +22,13 @@ def serve(options: Options) -> None:
     Raises:
         UserError: when the port is taken, or a bundle is at fault.
     """
+    names = [name_of(folder) for folder in options.bundles]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two bundles are named {name}: rename the folder of one")
     with listen(options.host, options.port) as listener:
         keep_freed_memory()
         services = [load(folder, options) for folder in options.bundles]
-        names = [service.name for service in services]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"two bundles are named {name}: rename the folder of one")
         config = uvicorn.Config(
             build(services, options.max_body), log_level="warning", lifespan="on",
             timeout_graceful_shutdown=GRACE,

@@ -193,9 +193,15 @@ def name_of(folder: str) -> str:
 
 
 def load(folder: str, options: Options) -> Service:
-    """Loads a bundle; raises what `Translator.load` does."""
+    """Loads a bundle, and translates a word, which the first request need not wait for.
+
+    Raises:
+        UserError: when `Translator.load` does, or the model's output is not a number.
+    """
     translator = Translator.load(folder, options.device, max_length=options.max_length)
-    return Service(name_of(folder), translator, read_config(Path(folder))[1], options)
+    service = Service(name_of(folder), translator, read_config(Path(folder))[1], options)
+    service.queue.put(Search(None, 1, translator.config.beam, False), [("a", 1)])[0].result()
+    return service
 
 
 def pick(services: Sequence[Service], name: str | None) -> Service:
