@@ -339,6 +339,11 @@ def test_memory_does_not_grow_under_load(bundle: Path) -> None:
     assert memory[-1] - memory[len(memory) // 2] < 16 * 1024, memory
 
 
+def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, refused: Any) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "pip install 'transformer-recipes[serve]'" in refused("serve", "nothing")
+
+
 def test_a_port_that_is_taken(server: tuple[subprocess.Popen[str], str], refused: Any) -> None:
     port = server[1].rstrip("/").rpartition(":")[2]
     assert f"--port {port} cannot be listened at" in refused("serve", "nothing", "--port", port)

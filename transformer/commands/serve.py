@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from transformer.commands.arguments import OptionParser
+from transformer.interop import needs
 from transformer.serving.options import Options
 
 DESCRIPTION = """Serve bundles to browsers and programs of this machine, until Ctrl-C or SIGTERM:
@@ -16,6 +17,8 @@ def main(args: Sequence[str]) -> None:
     parser = OptionParser(prog="transformer serve", description=DESCRIPTION)
     parser.add(Options)
     options = Options(**vars(parser.parse_args(args)))
+    for module in ("fastapi", "uvicorn"):
+        needs(module, "serve")
     from transformer.serving.server import serve
 
     serve(options)

@@ -9,8 +9,8 @@ class Options:
     """What is served, where, and what is refused.
 
     Args:
-        bundles: Folders that `transformer fit` or `transformer average` wrote. Requests ask for
-            one by the folder's name; of `run/bundle` it is that of the run.
+        bundles: Folders that `transformer fit` or `transformer average` wrote, or `org/name` of the
+            hub. Requests ask for one by the folder's name; of `run/bundle` it is that of the run.
         host: Address to listen at; 0.0.0.0 lets other machines in.
         port: Port to listen at; 0 takes a free one.
         max_tokens: Source tokens that are decoded together, times the beams of each.

@@ -199,7 +199,7 @@ def load(folder: str, options: Options) -> Service:
         UserError: when `Translator.load` does, or the model's output is not a number.
     """
     translator = Translator.load(folder, options.device, max_length=options.max_length)
-    service = Service(name_of(folder), translator, read_config(Path(folder))[1], options)
+    service = Service(name_of(folder), translator, read_config(folder)[1], options)
     service.queue.put(Search(None, 1, translator.config.beam, False), [("a", 1)])[0].result()
     return service
 
