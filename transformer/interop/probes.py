@@ -41,7 +41,7 @@ def probes(tokenizer: Tokenizer, max_length: int, to: str | None = None) -> list
     rng = random.Random(0)
     ids = range(UNK + 1 + len(tokenizer.tags), tokenizer.src_vocab_size)
     side = tokenizer.side("src")
-    own = [str(side.decode(rng.choices([*ids], k=PIECES))) for _ in range(COUNT - len(TEXTS) - 3)]
+    own = side.decode([rng.choices(ids, k=PIECES) for _ in range(COUNT - len(TEXTS) - 3)])
     long = [_filled(text, max_length, size) for text in ("a b ", own[0] + " ", "7, ")]
     return [*map(cut, [*TEXTS, *own]), *long]
 
