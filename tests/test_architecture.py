@@ -35,8 +35,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "interop": (
-        {"errors", "kernels", "models", "data.tokenizer", "bundle", "inference", "settings",
-         "writing"},
+        {"errors", "kernels", "models", "data.corpus", "data.lengths", "data.tokenizer",
+         "evaluation", "bundle", "inference", "settings", "writing"},
         TENSORS | {"tokenizers", "safetensors", "transformers"},
     ),
     "training": (

@@ -179,7 +179,7 @@ def test_only_what_has_a_flaw_is_decoded_again(monkeypatch: pytest.MonkeyPatch) 
         sizes.append(len(ids))
         return search_all(model, ids, *rest)
 
-    monkeypatch.setattr("transformer.inference.translator.search_all", counted)
+    monkeypatch.setattr("transformer.inference.engines.search_all", counted)
     ours().translate(LINES)
     ours().translate(LINES, guard=True)
     assert sizes == [5, 5, 3]
@@ -191,7 +191,7 @@ def test_the_first_translation_stays_unless_there_is_a_better_one(
 ) -> None:
     results = iter([[[[SALAD] * 9]], [again]])  # of the two searches, for one line
     monkeypatch.setattr(
-        "transformer.inference.translator.search_all",
+        "transformer.inference.engines.search_all",
         lambda *args: [[Hypothesis(ids, 0.0, 0.0) for ids in found] for found in next(results)],
     )
     found = ours().n_best(["loops"], guard=True)[0]

@@ -11,10 +11,11 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from transformer.bundle import TRAINING, load_bundle
+from transformer.bundle import TRAINING, Bundle, load_bundle
 from transformer.commands.arguments import OptionParser
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError
+from transformer.inference.engines import EngineName, make_engine
 from transformer.inference.search import SearchConfig
 from transformer.kernels import Precision, find_device, find_precision
 from transformer.settings import settings
@@ -52,6 +53,7 @@ def score_bundle(
     score_detokenized: bool | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    engine: EngineName = "torch",
     **search: Any,
 ) -> None:
     """Scores a bundle.
@@ -66,7 +68,9 @@ def score_bundle(
         score_lowercase: Ignore case in BLEU and chrF.
         score_detokenized: Also give BLEU of the text without the tokenisation of Moses.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
+        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere; of another
+            engine than torch it is that of the translations, and the loss is in auto.
+        engine: What searches: torch is this package's own search; ctranslate2 must be installed.
         search: Fields of SearchConfig.
     """
     set_up_libraries()
@@ -76,15 +80,21 @@ def score_bundle(
         "score_lowercase": score_lowercase,
         "score_detokenized": score_detokenized,
     }
-    module, datamodule, training = load(bundle, data, scores, search)
+    read = load_bundle(bundle)
+    module, datamodule = load(read, Path(bundle), data, scores, search)
+    device = find_device(device)
+    if engine != "torch":
+        module.engine = make_engine(engine, read, device, precision)
+        precision = "auto"
     seconds = run(module, datamodule, device, precision)
     numbers = {
         **module.scorer.results(),
         "test": data["test"],
         "test_seconds": round(seconds, 3),
         "bundle": str(bundle),
+        "engine": engine,
         "parameters": module.model.count_parameters(),
-        **{key: training.get(key) for key in TRAINING},
+        **{key: read.config["training"].get(key) for key in TRAINING},
         "versions": versions(),
     }
     folder.mkdir()
@@ -97,17 +107,21 @@ def score_bundle(
 
 
 def load(
-    bundle: str, data: dict[str, Any], scores: dict[str, Any], search: dict[str, Any]
-) -> tuple[Seq2SeqModule, DataModule, dict[str, Any]]:
-    """Loads a bundle, its data, and how it was trained; what is not given is as in its recipe."""
-    model, tokenizer, config = load_bundle(bundle)
+    bundle: Bundle,
+    folder: Path,
+    data: dict[str, Any],
+    scores: dict[str, Any],
+    search: dict[str, Any],
+) -> tuple[Seq2SeqModule, DataModule]:
+    """Makes the module and the data for a bundle; what is not given is as in its recipe."""
+    model, tokenizer, config = bundle
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
-    its = settings(SearchConfig, config["search"], Path(bundle) / "config.json", "search")
+    its = settings(SearchConfig, config["search"], folder / "config.json", "search")
     evaluation = config["evaluation"] | {k: v for k, v in scores.items() if v is not None}
     module = Seq2SeqModule(model.config, search=replace(its, **search), **evaluation)
     module.network = model
-    return module, datamodule, config["training"]
+    return module, datamodule
 
 
 def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
@@ -127,7 +141,7 @@ def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
 
 def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precision) -> float:
     """Runs the test as `fit` does at its end; returns the seconds."""
-    accelerator, _, number = (device := find_device(device)).partition(":")
+    accelerator, _, number = device.partition(":")
     # As at the end of `fit`; where it is asked for with rounded weights, as `translate` has them.
     bfloat16: Any = "bf16-mixed" if precision == "auto" else "bf16-true"
     trainer = Trainer(

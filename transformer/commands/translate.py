@@ -22,6 +22,7 @@ from transformer.commands.text import (
     writing,
 )
 from transformer.errors import UserError
+from transformer.inference.engines import EngineName
 from transformer.inference.guard import Flaw, Verdict
 from transformer.inference.results import Translation
 from transformer.inference.search import SearchConfig
@@ -68,7 +69,9 @@ class Options:
         max_length: Longest line, in tokens; the longest of the training if left out, beyond which
             a model loses text.
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere.
+        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere; int8 and its
+            like are those of --engine ctranslate2.
+        engine: What searches: torch is this package's own search; ctranslate2 must be installed.
     """
 
     bundle: str
@@ -88,6 +91,7 @@ class Options:
     max_length: int | None = None
     device: str = "auto"
     precision: Precision = "auto"
+    engine: EngineName = "torch"
 
 
 def main(args: Sequence[str]) -> None:
@@ -122,6 +126,7 @@ def translate(options: Options, search: dict[str, Any]) -> None:
             options.precision,
             options.max_tokens,
             options.max_length,
+            options.engine,
         )
         check_language(translator, to)
         limit = None if too_long == "split" else translator.max_length

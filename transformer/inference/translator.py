@@ -14,13 +14,19 @@ from transformer.bundle import load_bundle
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import UserError
 from transformer.inference.batches import Pair, of_pairs
+from transformer.inference.engines import (
+    MAX_TOKENS,
+    Engine,
+    EngineName,
+    TorchEngine,
+    make_engine,
+)
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Verdict, find_flaw, least_bad, stricter
 from transformer.inference.lines import listed, refuse_long, split
 from transformer.inference.results import Alignment, Scored, Translation, joined
-from transformer.inference.search import Hypothesis, SearchConfig, search_all
-from transformer.kernels import Precision, find_device, find_precision
-from transformer.kernels.tensors import transpose_weights
+from transformer.inference.search import Hypothesis, SearchConfig
+from transformer.kernels import Precision, find_device
 from transformer.models import Seq2Seq
 from transformer.settings import settings
 
@@ -36,6 +42,8 @@ class _Line(NamedTuple):
 class Translator:
     """Translates lines with a model.
 
+    An engine searches; alignments, attention and scores of given translations are the model's.
+
     Args:
         model: any trained model; it is put into evaluation mode.
         tokenizer: the one it was trained with.
@@ -44,6 +52,7 @@ class Translator:
         max_length: longest source line, in tokens. Beyond the lengths that it was trained with
             a model loses text; a bundle knows that length.
         tgt: language that it translates into where a call gives none; a bundle knows it.
+        engine: what searches; the model itself when left out.
 
     Raises:
         UserError: when max_tokens or max_length is below 1.
@@ -54,19 +63,21 @@ class Translator:
         model: Seq2Seq,
         tokenizer: Tokenizer,
         config: SearchConfig | None = None,
-        max_tokens: int = 4096,
+        max_tokens: int = MAX_TOKENS,
         max_length: int = 512,
         tgt: str | None = None,
+        engine: Engine | None = None,
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("max_length", max_length)):
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be 1 or more")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.config = config or SearchConfig()
+        self.engine = engine or TorchEngine(model, max_tokens)
         self.max_tokens = max_tokens
-        self.max_length = min(max_length, model.max_length or max_length)
+        self.max_length = min(max_length, self.engine.max_length or max_length)
         self.tgt = tgt
-        self.device = model.device
+        self.device = self.engine.device
 
     @classmethod
     def load(
@@ -74,8 +85,9 @@ class Translator:
         folder: str | Path,
         device: str = "auto",
         precision: Precision = "auto",
-        max_tokens: int = 4096,
+        max_tokens: int = MAX_TOKENS,
         max_length: int | None = None,
+        engine: EngineName = "torch",
     ) -> "Translator":
         """Read a bundle.
 
@@ -83,25 +95,27 @@ class Translator:
             folder: written by `transformer fit` or `transformer average`; or `org/name` of the
                 hub, perhaps with `@revision`.
             device: `auto` takes a CUDA GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
-            precision: of the weights; `auto` is bfloat16 on a GPU that computes in it, else
-                float32.
+            precision: `auto` is bfloat16 on a GPU that computes in it, else float32; int8 and its
+                like are those of the engine ctranslate2.
             max_tokens: as in the constructor.
             max_length: as in the constructor; the longest that the bundle was trained with when
                 left out.
+            engine: what searches: `torch`, this package's own search, or `ctranslate2`, which must
+                be installed; the bundle is converted for it on the way.
 
         Raises:
-            UserError: when the folder is no bundle, the device is not there, or it is a CPU that
-                only emulates the bfloat16 that is asked for.
+            UserError: when the folder is no bundle, the device is not there, or it, or the engine,
+                does not compute in the precision; when the engine is not installed, or is no
+                engine for this model.
         """
         device = find_device(device)
-        bundle = load_bundle(folder, device)
-        model = bundle.model.to(getattr(torch, find_precision(device, precision)))
-        transpose_weights(model)
+        bundle = load_bundle(folder, device if engine == "torch" else "cpu")
+        searching = make_engine(engine, bundle, device, precision, max_tokens)
         if max_length is None:
             max_length = bundle.config["max_length"]
         path, tgt = Path(folder) / "config.json", bundle.config["tgt"]
         config = settings(SearchConfig, bundle.config["search"], path, "search")
-        return cls(model, bundle.tokenizer, config, max_tokens, max_length, tgt)
+        return cls(bundle.model, bundle.tokenizer, config, max_tokens, max_length, tgt, searching)
 
     def encode(
         self, lines: Iterable[str], to: str | None = None, limit: int | None = None
@@ -231,7 +245,7 @@ class Translator:
         places = [place for place, line in enumerate(lines) if not is_blank(line)]
         for attempt in (config, stricter(config)) if guard else (config,):
             rows = [ids[place] for place in places]
-            results = search_all(self.model, rows, attempt, self.max_tokens, forced, generator)
+            results = self.engine.search(rows, attempt, forced, generator)
             for place, hypotheses in zip(places, results, strict=True):
                 given, before = [*forced, *ids[place]], found[place].verdicts[0].flaw
                 if before:

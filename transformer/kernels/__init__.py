@@ -11,7 +11,11 @@ import torch
 
 from transformer.errors import UserError
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal[
+    "auto", "float32", "bfloat16",
+    # of other engines
+    "float16", "int16", "int8", "int8_float32", "int8_float16", "int8_bfloat16",
+]  # fmt: skip
 
 # MKL's vector functions (exp, sin, ...) get ready in their first call. Where that runs on several
 # threads, one of them may compute with less precision meanwhile: in one process of eight the first
@@ -39,10 +43,15 @@ def find_precision(device: str, precision: Precision) -> Literal["float32", "bfl
     """The precision of a name; `auto` is bfloat16 on GPUs that compute in it, else float32.
 
     Raises:
-        UserError: for bfloat16 on a CPU that only emulates it.
+        UserError: for bfloat16 on a CPU that only emulates it, and for those of other engines.
     """
     if precision == "auto":
         return "bfloat16" if device.startswith("cuda") and has_bfloat16(device) else "float32"
+    if precision not in ("float32", "bfloat16"):
+        raise UserError(
+            f"precision {precision}: torch translates in float32 or bfloat16: take one of them, or "
+            "engine ctranslate2"
+        )
     if precision == "bfloat16":
         refuse_emulated(device, "precision bfloat16", "float32")
     return precision

@@ -15,7 +15,8 @@ from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
-from transformer.inference.search import SearchConfig, search
+from transformer.inference.engines import Engine
+from transformer.inference.search import Hypothesis, SearchConfig, search
 from transformer.models import ModelConfig, Seq2Seq, TransformerConfig, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.training import objective
@@ -108,6 +109,7 @@ class Seq2SeqModule(LightningModule):
         }
         self.scorer = Scorer(score_tokenize, score_lowercase, score_detokenized)
         self.network: Seq2Seq | None = None
+        self.engine: Engine | None = None  # searches in a test, where the network does not
         self.origin: list[str] = []  # where the weights came from, in words
         self.learned_parameters = 0  # how many of its numbers learn
         self.recipe: dict[str, Any] = {}  # name and settings of the run, plain values
@@ -245,10 +247,18 @@ class Seq2SeqModule(LightningModule):
         # Adapters are merged once for each batch.
         with torch.autocast(device, enabled=mixed), parametrize.cached():
             loss, nll = self.loss(prepared)
-            found = search(self.model, batch.src, batch.src_lengths, self.search_config)
+            found = self.search(batch)
         hypotheses = self.tokenizer.decode([best[0].ids for best in found])
         indices = batch.indices.tolist()
         self.scorer.add(indices, hypotheses, loss.item(), nll.item(), prepared.tgt_tokens)
+
+    def search(self, batch: Batch) -> list[list[Hypothesis]]:
+        """The hypotheses of each sentence, best first."""
+        if self.engine is None:
+            return search(self.model, batch.src, batch.src_lengths, self.search_config)
+        lengths = batch.src_lengths.tolist()
+        rows = [row[:size] for row, size in zip(batch.src.tolist(), lengths, strict=True)]
+        return self.engine.search(rows, self.search_config)
 
     def on_validation_epoch_end(self) -> None:
         """Scores of the whole set. Loggers get them from a callback, with the step of the rest."""
