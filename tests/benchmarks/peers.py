@@ -58,7 +58,8 @@ TRAINING = (
     Entry("eole", PLAIN, peer="eole"),
 )
 DECODING = (
-    Entry("ours", ("default",), on_gpu=True),
+    Entry("ours", ("default", "ctranslate2", "ctranslate2+int8")),
+    Entry("ours", ("default",), on_gpu=True, on_cpu=False),
     Entry("huggingface_decode", PLAIN, peer="huggingface", on_gpu=True),
     Entry(
         "ctranslate2", ("float32", "float32+workers", "int8", "int8+workers"), peer="ctranslate2"

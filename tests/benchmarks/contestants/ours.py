@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from transformer.data.batching import Batch
 from transformer.data.tokenizer import Tokenizer
-from transformer.inference.search import SearchConfig, search_all
+from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import TransformerConfig
@@ -194,9 +194,15 @@ def train(job: dict[str, Any], folder: Path) -> None:
 
 
 def build(job: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
-    """Decoding with a `Translator` as it is without settings: it makes its own batches."""
+    """Decoding with a `Translator`, which makes its own batches.
+
+    The setting is `default`, or an engine, perhaps with a precision: `ctranslate2+int8`.
+    """
     workload = Workload(job["workload"])
-    translator = Translator.load(job["bundle"], job["device"])
+    engine, _, precision = job["setting"].replace("default", "torch").partition("+")
+    translator = Translator.load(
+        job["bundle"], job["device"], precision=precision or "auto", engine=engine
+    )
     keep_freed_memory()  # as `transformer translate` does
     config = SearchConfig(
         beam=job["beam"], length_norm="power", alpha=job["alpha"], max_extra=job["max_extra"]
@@ -205,7 +211,7 @@ def build(job: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
     def translate(command: dict[str, Any]) -> dict[str, Any]:
         src = workload.test_src[: command["sentences"]]
         start = time.perf_counter()
-        results = search_all(translator.model, src, config, translator.max_tokens)
+        results = translator.engine.search(src, config)
         found = [hypotheses[0].ids for hypotheses in results]
         return translated(time.perf_counter() - start, src, found)
 
@@ -213,7 +219,7 @@ def build(job: dict[str, Any]) -> tuple[Handlers, dict[str, Any]]:
     ready = {
         "versions": {"torch": torch.__version__},
         "parameters": sum(p.numel() for p in parameters),
-        "setting": str(parameters[0].dtype).removeprefix("torch."),
+        "setting": f"{engine}, {precision or str(parameters[0].dtype).removeprefix('torch.')}",
         "batches": ["its own"],
     }
     return {"translate": translate}, ready
