@@ -1,0 +1,187 @@
+"""ONNX Runtime as a model: it keeps the promise of `Seq2Seq`, so that our own search runs it.
+
+Shapes: B batch, S source, N beams, P target tokens so far, L layers, H heads, K size of a key.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, TypedDict
+
+import torch
+from torch import Tensor
+
+from transformer.bundle import Bundle
+from transformer.data.tokenizer import Tokenizer
+from transformer.errors import UserError
+from transformer.inference.search import SearchConfig
+from transformer.inference.translator import Translator
+from transformer.interop import needs
+from transformer.interop.onnx import CONFIG, DECODER, ENCODER, EXTRA, SPECIAL_IDS
+from transformer.kernels.process import count_workers
+from transformer.models import Seq2Seq
+from transformer.models.cache import Ancestors
+from transformer.settings import settings
+
+AGAIN = "export the bundle again, or copy the whole folder again"
+
+
+class OnnxMemory(NamedTuple):
+    """What every step needs of the source: keys and values (L, B, H, S, K), lengths (B,)."""
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+    def of(self, sentences: Tensor) -> "OnnxMemory":
+        """That of some sentences."""
+        return OnnxMemory(
+            self.keys[:, sentences], self.values[:, sentences], self.lengths[sentences]
+        )
+
+
+class OnnxState:
+    """Where decoding stands: keys and values so far, in the slots in which they were written.
+
+    Args:
+        memory: of the source.
+        beams: N.
+    """
+
+    def __init__(self, memory: OnnxMemory, beams: int) -> None:
+        self.memory = memory
+        self.keys, self.values = memory.keys[:, :, :, :0], memory.values[:, :, :, :0]
+        self.ancestors = Ancestors(len(memory.lengths), beams, memory.keys.device)
+
+    def reorder(self, beams: Tensor) -> None:
+        """As of every state; nothing is copied."""
+        self.ancestors.reorder(beams)
+
+    def keep(self, sentences: Tensor) -> None:
+        """As of every state."""
+        self.memory = self.memory.of(sentences)
+        self.keys, self.values = self.keys[:, sentences], self.values[:, sentences]
+        self.ancestors.keep(sentences)
+
+
+class OnnxModel(Seq2Seq):
+    """The graphs of an export, run on the CPU. Its hidden states are the logits already.
+
+    Args:
+        folder: that `transformer export onnx` wrote.
+        max_length: longest sequence, in tokens, None for any length.
+
+    Raises:
+        UserError: when a graph cannot be read.
+    """
+
+    def __init__(self, folder: Path, max_length: int | None) -> None:
+        super().__init__()
+        self.folder, self.max_length = folder, max_length
+        self.encoder, self.decoder = _session(folder / ENCODER), _session(folder / DECODER)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def describe(self) -> str:
+        return f"The ONNX graphs of {self.folder}"
+
+    def encode(self, src: Tensor, src_lengths: Tensor) -> Any:
+        keys, values = _run(self.encoder, src=src, src_lengths=src_lengths)
+        return OnnxMemory(keys, values, src_lengths)
+
+    def decode(self, tgt_in: Tensor, memory: Any) -> Tensor:
+        state = self.start(memory)
+        return torch.cat([self.step(token, state) for token in tgt_in.split(1, 1)], 1)
+
+    def cross_attention(self, src: Tensor, src_lengths: Tensor, tgt_in: Tensor) -> NoReturn:
+        raise UserError(
+            f"{self.folder}: the graphs give no attention weights: take the bundle that they were "
+            "made of"
+        )
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def start(self, memory: Any, beams: int = 1) -> OnnxState:
+        return OnnxState(memory, beams)
+
+    def step(self, token: Tensor, state: OnnxState) -> Tensor:
+        logits, state.keys, state.values = _run(
+            self.decoder,
+            token=token,
+            visible=state.ancestors.advance()[:, 0],
+            src_lengths=state.memory.lengths,
+            memory_keys=state.memory.keys,
+            memory_values=state.memory.values,
+            past_keys=state.keys,
+            past_values=state.values,
+        )
+        return logits
+
+
+def _session(path: Path) -> Any:
+    """A graph, ready to run; batches are decoded side by side, each with its share of threads."""
+    onnxruntime = needs("onnxruntime", EXTRA)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised as well
+    options.intra_op_num_threads = max(
+        1, torch.get_num_threads() // count_workers(torch.device("cpu"))
+    )
+    try:
+        return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    except Exception as error:  # of many kinds
+        raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from None
+
+
+def _run(session: Any, **inputs: Tensor) -> list[Tensor]:
+    arrays = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    return [torch.from_numpy(array) for array in arrays]
+
+
+class _Config(TypedDict):
+    """The keys of an export's config.json."""
+
+    format: Literal["onnx"]
+    made_with: str
+    opset: int
+    src: str
+    tgt: str
+    tokenizers: list[str]
+    src_prefix: list[int]
+    special_ids: dict[str, int]
+    max_length: int
+    max_positions: int | None
+    search: dict[str, Any]
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+
+
+def read_export(folder: str | Path) -> Bundle:
+    """Reads what `transformer export onnx` wrote: its graphs as a model, tokenizer and config.
+
+    Raises:
+        UserError: when a file is missing or damaged, or is not of this format.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} is no ONNX export (it has no {CONFIG}): {AGAIN}")
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {AGAIN}") from None
+    if not isinstance(config, dict) or config.get("format") != "onnx":
+        raise UserError(f"{path} is not that of an ONNX export: {AGAIN}")
+    settings(_Config, config, path)
+    if config["special_ids"] != SPECIAL_IDS:
+        raise UserError(f"{path}: special_ids must be {SPECIAL_IDS}, as in every bundle: {AGAIN}")
+    model = OnnxModel(folder, config["max_positions"])
+    return Bundle(model.eval(), Tokenizer.load(folder), config)
+
+
+def load_export(folder: str | Path) -> Translator:
+    """A translator that runs an ONNX export, with its own search settings; raises as above."""
+    model, tokenizer, config = read_export(folder)
+    search = settings(SearchConfig, config["search"], Path(folder) / CONFIG, "search")
+    return Translator(model, tokenizer, search, max_length=config["max_length"], tgt=config["tgt"])
