@@ -288,6 +288,11 @@ def test_nothing_leaves_the_origin(browser: Browser, page: str) -> None:
     assert not browser.run(blocked, f"{page}v1/bundles")
 
 
+def test_an_older_page_is_not_kept(browser: Browser) -> None:
+    kept = "return (await fetch(args[0])).headers.get('cache-control')"
+    assert {browser.run(kept, file) for file in ("/", "/static/page.js")} == {"no-cache"}
+
+
 def test_html_is_shown_as_text(browser: Browser) -> None:
     html = "<img src=x onerror=\"document.title='run'\"><b>나는</b>"
     answer = {"translations": [[{"text": html, "score": -1, "log_prob": -2, "flaw": "loop"}]]}

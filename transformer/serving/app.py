@@ -112,7 +112,7 @@ def build(services: Sequence[Service], max_body: int) -> FastAPI:
     add_errors(app)
     add_v1(app, services)
     add_libretranslate(app, services)
-    app.mount("/static", static := StaticFiles(directory=STATIC, check_dir=False))
+    app.mount("/static", static := PageFiles(directory=STATIC, check_dir=False))
 
     @app.get("/docs", include_in_schema=False)
     async def described() -> HTMLResponse:
@@ -193,6 +193,19 @@ def explain(errors: Sequence[Any]) -> str:
     key = next((part for part in places[0] if not part.isdigit()), "body")
     reasons = [e["msg"] for e, place in zip(errors, places, strict=True) if place[:1] == [key]]
     return f"{key}: {', or '.join(dict.fromkeys(reasons or [errors[0]['msg']]))}"
+
+
+class PageFiles(StaticFiles):
+    """The page's files, of which a browser asks each time whether they are still the same.
+
+    Else it may keep some of an older version for hours, and run them with the newer ones.
+    """
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        """A file, or the word that it is the same."""
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 class BodyLimit:
