@@ -77,16 +77,36 @@ def test_every_dependency_is_pinned_for_every_python() -> None:
             assert requirement.specifier.contains(version.version)
 
 
-def test_every_package_that_is_imported_is_declared() -> None:
+def test_the_tests_have_what_is_optional() -> None:
+    extras = {
+        name: {Requirement(text).name for text in texts}
+        for name, texts in project().optional_dependencies.items()
+    }
+    needed = extras.pop("dev")
+    assert len(extras) >= 4
+    assert all(names <= needed for names in extras.values())
+
+
+@pytest.mark.parametrize(
+    ("room", "extras"),
+    [("", []), ("interop", ["hf", "ctranslate2", "onnx"]), ("serving", ["serve"])],
+)
+def test_every_package_that_is_imported_is_declared(room: str, extras: list[str]) -> None:
     """Not only as a dependency of a dependency, which may do without it one day."""
-    packages = packages_distributions()
+    packages, optional = packages_distributions(), project().optional_dependencies
+    files = [
+        file
+        for file in (ROOT / "transformer").rglob("*.py")
+        if (file.parent.name if file.parent.name in ("interop", "serving") else "") == room
+    ]
     outside = {
         name.split(".")[0]
-        for file in (ROOT / "transformer").rglob("*.py")
+        for file in files
         for name in imports(file.read_text(encoding="utf-8"), "transformer")
     } - {*sys.stdlib_module_names, "transformer"}
-    assert {"yaml", "docstring_parser", "torch"} <= outside
-    declared = {canonicalize_name(Requirement(text).name) for text in project().dependencies}
+    assert outside
+    texts = [*project().dependencies, *(text for extra in extras for text in optional[extra])]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
     assert {canonicalize_name(packages[name][0]) for name in outside} <= declared
 
 
