@@ -159,10 +159,10 @@ TRANSFER: dict[str, Cell] = {
 }
 
 
-def by_length(group: Sequence[Row]) -> list[tuple[int, int, int, float]]:
+def by_length(group: Sequence[Row]) -> list[list[float]]:
     """Returns BLEU by length, the mean of each bin."""
     return [
-        (*bins[0][:3], fmean(bleu for *_, bleu in bins))
+        [*bins[0][:3], fmean(bleu for *_, bleu in bins)]
         for bins in zip(*(row["bleu_by_length"] for row in group), strict=True)
     ]
 
@@ -177,7 +177,7 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
         by_test.setdefault(test, []).append(group)
     shown = []
     for test, systems in by_test.items():
-        curves = {Path(group[0]["recipe"]).name: by_length(group) for group in systems}
+        curves: dict[str, Any] = {Path(g[0]["recipe"]).name: by_length(g) for g in systems}
         if len(curves) < 2:
             continue
         file = folder / "pictures" / f"bleu_by_length-{test}.png"
