@@ -29,7 +29,7 @@ def spellings(new: Tokenizer, old: Tokenizer, side: Side) -> list[list[int]]:
     return [
         spell(pieces.spelled(i))
         if i not in pieces.specials
-        else [specials[pieces.specials[i]]] * (pieces.specials[i] in specials)
+        else [specials[name] for name in (pieces.specials[i],) if name in specials]
         for i in range(pieces.size)
     ]
 
