@@ -142,8 +142,8 @@ def add_v1(app: FastAPI, services: Sequence[Service]) -> None:
         """The bundles that are served, and what they translate."""
         return {"bundles": [service.about() for service in services]}
 
-    @app.post("/v1/translate")
-    async def translate(asked: TranslateRequest, request: Request) -> TranslateAnswer:
+    @app.post("/v1/translate", response_model=TranslateAnswer)
+    async def translate(asked: TranslateRequest, request: Request) -> dict[str, Any]:
         """Translates texts."""
         service = pick(services, asked.bundle)
         lines = [asked.text] if isinstance(asked.text, str) else asked.text
@@ -151,13 +151,9 @@ def add_v1(app: FastAPI, services: Sequence[Service]) -> None:
             request, lines, asked.to, asked.n_best, asked.beam, asked.alignments
         )
         translations = [
-            [
-                TranslationAnswer(flaw=one.verdict.flaw, **one._asdict())
-                for one in line
-            ]
-            for line in found
-        ]  # fmt: skip
-        return TranslateAnswer(bundle=service.name, translations=translations)
+            [{**one._asdict(), "flaw": one.verdict.flaw} for one in line] for line in found
+        ]
+        return {"bundle": service.name, "translations": translations}
 
     @app.post("/v1/attention", responses={200: {"model": AttentionAnswer}})
     async def attention(asked: AttentionRequest, request: Request) -> Response:

@@ -179,7 +179,7 @@ async def results(request: Request, futures: Sequence[Future[Any]]) -> list[Any]
     try:
         await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
-            raise HTTPException(GONE)
+            raise HTTPException(GONE, "the client has gone")
         return answers.result()
     finally:
         gone.cancel()
