@@ -91,6 +91,17 @@ def test_translations_are_the_translators(
             }  # fmt: skip
 
 
+def test_another_engine_gives_the_same(client: TestClient, bundle: Path) -> None:
+    asked = {"text": LINES, "alignments": True}
+    expected = client.post("/v1/translate", json=asked).json()["translations"]
+    service = load_service(str(bundle), Options([], engine="ctranslate2", precision="float32"))
+    with TestClient(build([service], max_body=100_000)) as other:
+        found = other.post("/v1/translate", json=asked).json()["translations"]
+    for [one], [wanted] in zip(found, expected, strict=True):
+        assert one["text"] == wanted["text"] and one["alignment"] == wanted["alignment"]
+        assert one["log_prob"] == pytest.approx(wanted["log_prob"], abs=1e-3)
+
+
 def test_a_text_is_a_list_of_one(client: TestClient) -> None:
     for text in (LINES[1], [LINES[1]]):
         answer = client.post("/v1/translate", json={"text": text, "bundle": "toy", "to": "xx"})

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+from transformer.inference.engines import EngineName
+from transformer.kernels import Precision
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,6 +22,9 @@ class Options:
         max_body: Bytes of the longest request; longer ones are refused (413).
         max_length: Longest line, in tokens; the longest of the training if left out.
         device: auto, cpu, cuda, cuda:1, mps.
+        precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere; int8 and its
+            like are those of --engine ctranslate2.
+        engine: What searches: torch is this package's own search; ctranslate2 must be installed.
     """
 
     bundles: Sequence[str]
@@ -30,3 +36,5 @@ class Options:
     max_body: int = 262_144
     max_length: int | None = None
     device: str = "auto"
+    precision: Precision = "auto"
+    engine: EngineName = "torch"

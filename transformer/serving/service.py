@@ -198,7 +198,10 @@ def load(folder: str, options: Options) -> Service:
     Raises:
         UserError: when `Translator.load` does, or the model's output is not a number.
     """
-    translator = Translator.load(folder, options.device, max_length=options.max_length)
+    translator = Translator.load(
+        folder, options.device, options.precision,
+        max_length=options.max_length, engine=options.engine,
+    )  # fmt: skip
     service = Service(name_of(folder), translator, read_config(folder)[1], options)
     service.queue.put(Search(None, 1, translator.config.beam, False), [("a", 1)])[0].result()
     return service
