@@ -68,7 +68,7 @@ class Seq2Seq(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where it computes, and takes its ids."""
-        return self.output.weight.device
+        return next(self.parameters()).device
 
     @abstractmethod
     def describe(self) -> str:
