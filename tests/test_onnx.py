@@ -21,7 +21,7 @@ from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.errors import UserError
 from transformer.inference.translator import Translator
-from transformer.interop import onnx as under_test
+from transformer.interop import onnx_graphs as under_test
 from transformer.interop.gate import BundleSide, compare
 from transformer.interop.onnx import export_onnx
 from transformer.interop.onnx_runtime import load_export, read_export

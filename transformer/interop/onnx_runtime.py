@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from transformer.bundle import Bundle
-from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from transformer.errors import UserError
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.interop import needs
-from transformer.interop.onnx import CONFIG, DECODER, ENCODER, EXTRA, SPECIAL_IDS
+from transformer.interop.onnx_graphs import DECODER, ENCODER
 from transformer.kernels.process import count_workers
 from transformer.models import Seq2Seq
 from transformer.models.cache import Ancestors
 from transformer.settings import settings
 
+EXTRA = "onnx"
+CONFIG = "config.json"
+SPECIAL_IDS = {"pad": PAD, "bos": BOS, "eos": EOS, "unk": UNK}
 AGAIN = "export the bundle again, or copy the whole folder again"
 
 
