@@ -65,8 +65,8 @@ def export_onnx(bundle: str | Path, folder: str | Path) -> Report:
     """Writes a bundle as ONNX graphs, which ONNX Runtime must translate with as the bundle does.
 
     Args:
-        bundle: folder of a Transformer; the RNN's state, which has no positions, is another one.
-        folder: where to; it must not exist yet, and does only when the gate was passed.
+        bundle: Folder of a Transformer, or org/name of the hub.
+        folder: Folder to write, which must not exist; it is kept if the gate is passed.
 
     Raises:
         UserError: the bundle is no Transformer, the folder exists, a package is not installed, or
