@@ -37,7 +37,7 @@ def missing() -> str | None:
 def chromium() -> Iterator[Browser]:
     """A browser, which is closed in the end."""
     command = ["chromedriver", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with ended(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) as process:
         assert process.stdout is not None
         says = re.compile(r"successfully on port (\d+)").search
         port = next(filter(None, map(says, process.stdout)))[1]
@@ -46,6 +46,15 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.ask("", method="DELETE")
+
+
+@contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process, which is told to end and waited for, whatever happens."""
+    with process:
+        try:
+            yield process
+        finally:
             process.terminate()
 
 
@@ -92,13 +101,17 @@ class Browser:
         self.ask("/window", handle=before)
 
     def show(self, width: int, height: int, dark: bool = False, scale: float = 1) -> None:
-        """Takes the size of a screen and a colour scheme."""
+        """Takes the size of a screen and a colour scheme, and lets nothing move."""
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=scale, mobile=width < 500,
         )  # fmt: skip
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
+        wishes = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce",
+        }
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self.devtools("Emulation.setEmulatedMedia", features=features)
 
     def run(self, script: str, *args: Any) -> Any:
         """Runs the body of an async function with these `args`; what it returns."""

@@ -4,6 +4,7 @@ import { ask } from "./api.js";
 import {
   KINDS, drawHeatmap, sideOf, thumbnail, weightsOf, written,
 } from "./attention.js";
+import { choices, element, fill, spelled } from "./elements.js";
 import { languageName } from "./labels.js";
 import { listenThrough, listenTo, looking, setView } from "./lights.js";
 import { DEFAULTS, readLink, say, state, ui, writeLink } from "./state.js";
@@ -23,12 +24,6 @@ const into = () => (bundle().targets.includes(state.to) ? state.to : bundle().tg
 const chosen = () => hypotheses[state.pick - 1] ?? hypotheses[0];
 const text = () => state.text.normalize("NFC");
 const line = () => text().replace(/\s+/g, " ").trim();
-
-function element(tag, properties, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
 
 // --- what is asked
 
@@ -98,17 +93,10 @@ function showBundle() {
   $("text").lang = src;
   $("source").lang = src;
   $("target").lang = into();
-  fill("bundle", bundles.map((one) => [one.name, one.name]), name);
-  fill("to", targets.map((to) => [to, languageName(to, ui())]), into());
+  fill($("page").elements.bundle, bundles.map((one) => [one.name, one.name]), name);
+  fill($("page").elements.to, targets.map((to) => [to, languageName(to, ui())]), into());
   if (!["1", "2", "4", "8"].includes(state.beam)) state.beam = DEFAULTS.beam;
   $("page").elements.beam.value = state.beam;
-}
-
-function fill(name, options, value) {
-  const select = $("page").elements[name];
-  select.replaceChildren(...options.map(([given, label]) => new Option(label, given)));
-  select.value = value;
-  select.parentElement.hidden = options.length < 2;
 }
 
 // The text once more, with its words as elements, behind the text area.
@@ -116,18 +104,6 @@ function showSource() {
   if ($("text").value !== state.text) $("text").value = state.text;
   // A line break at the end shows only when something follows it.
   $("source").replaceChildren(...spelled(sideOf(text(), bundle().src), "source"), "\u200b");
-}
-
-function* spelled(side, name, properties) {
-  let at = 0;
-  for (const [word, { start, end, text: label }] of side.words.entries()) {
-    yield side.text.slice(at, start);
-    const shown = element("span", { textContent: label, ...properties });
-    Object.assign(shown.dataset, { side: name, word });
-    yield shown;
-    at = end;
-  }
-  yield side.text.slice(at);
 }
 
 function showHypotheses() {
@@ -139,7 +115,7 @@ function showHypotheses() {
     element("small", { textContent: `${say("score")} ${number.format(one.score)}` }),
     element("small", { textContent: `${say("logProb")} ${number.format(one.log_prob)}` }),
   ]);
-  state.pick = choices("hypotheses", "pick", options, state.pick, "1");
+  state.pick = choices($("hypotheses"), "pick", options, state.pick, "1");
   $("hypotheses").hidden = !hypotheses.length;
 }
 
@@ -149,17 +125,6 @@ function showTranslation() {
   $("target").replaceChildren(...spelled(sideOf(translation, into()), "target", word));
   $("spoken").textContent = translation;
   $("flaw").textContent = flaw ? `⚠ ${say(flaw)}` : "";
-}
-
-// Shows radio buttons; returns the value that is chosen, the fallback where there is none such.
-function choices(id, name, options, value, fallback) {
-  const known = options.some(([one]) => one === value) ? value : fallback;
-  $(id).querySelector(".choices").replaceChildren(...options.map(([one, ...shown]) => {
-    const input = element("input", { type: "radio", name, value: one });
-    input.checked = one === known;
-    return element("label", {}, input, element("span", {}, ...shown));
-  }));
-  return known;
 }
 
 function showAttention() {
@@ -172,16 +137,17 @@ function showAttention() {
 }
 
 function drawAttention(kinds) {
-  state.kind = choices("kinds", "kind", kinds.map((kind) => [kind, say(kind)]), state.kind, kinds[0]);
+  const names = kinds.map((kind) => [kind, say(kind)]);
+  state.kind = choices($("kinds"), "kind", names, state.kind, kinds[0]);
   const layers = attention[state.kind];
   const numbers = layers.map((_, index) => [String(index + 1), index + 1]);
-  const layer = choices("layers", "layer", numbers, state.layer, String(layers.length));
+  const layer = choices($("layers"), "layer", numbers, state.layer, String(layers.length));
   const heads = layers[layer - 1];
   const pictures = ["mean", ...heads.keys()].map((head) => {
     const name = head === "mean" ? head : String(head + 1);
     return [name, thumbnail(weightsOf(heads, name)), head === "mean" ? say(head) : name];
   });
-  state.head = choices("heads", "head", pictures, state.head, "mean");
+  state.head = choices($("heads"), "head", pictures, state.head, "mean");
 
   const source = sideOf(text(), bundle().src, attention.source);
   const target = sideOf(chosen().text, into(), attention.target);
