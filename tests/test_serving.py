@@ -343,6 +343,22 @@ def test_what_was_begun_is_answered(server: tuple[subprocess.Popen[str], str]) -
     assert process.wait(timeout=60) == 0
 
 
+def test_nothing_is_said_of_clients_that_go(
+    server: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, address = server
+    body = json.dumps({"text": LINES * 100, "beam": 8}).encode()
+    head = f"host: a\r\ncontent-type: {JSON}\r\ncontent-length: {len(body)}\r\n\r\n"
+    for _ in range(3):
+        with socket.create_connection((urlsplit(address).hostname, urlsplit(address).port)) as one:
+            one.sendall(f"POST /v1/translate HTTP/1.1\r\n{head}".encode() + body)
+            time.sleep(0.1)
+    assert ask(address, text=LINES[0])["translations"][0][0]["text"] == ANSWERS[0]
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr and process.stderr.read() == ""
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_under_load(bundle: Path) -> None:
     with serving(bundle, 1) as (pid, host):

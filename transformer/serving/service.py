@@ -183,7 +183,8 @@ async def results(request: Request, futures: Sequence[Future[Any]]) -> list[Any]
         return answers.result()
     finally:
         gone.cancel()
-        answers.cancel()
+        if answers.cancel():  # else asyncio would say that nobody asked what came of them
+            answers.add_done_callback(lambda cancelled: cancelled.exception())
 
 
 def name_of(folder: str) -> str:
