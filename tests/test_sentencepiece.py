@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers as hf
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from marian_sides import write_sides
@@ -22,12 +23,16 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 from transformers import AutoTokenizer, MarianTokenizer, PreTrainedTokenizerFast
 
+from transformer.bundle import Bundle, save_bundle
 from transformer.data.charsmap import CharsMap
 from transformer.data.spelling import spellings
 from transformer.data.tokenizer import EOS, SPECIALS, UNK, Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.errors import UserError
+from transformer.inference.translator import Translator
 from transformer.interop.sentencepiece import code_of, tokenizer_of, write_hf_tokenizer
+from transformer.models import TransformerConfig
+from transformer.training.transfer import transplant
 
 CORPUS = Path(__file__).parent.parent / "recipes" / "quickstart" / "train.tsv.gz"
 with gzip.open(CORPUS, "rt", encoding="utf-8") as file:
@@ -193,6 +198,47 @@ def test_rows_are_found_by_their_spelling(tmp_path: Path) -> None:
             piece, parts = new.pieces("tgt", [i])[0], "".join(old.pieces("tgt", ids))
             assert not ids or parts in (piece, "\u0020") or "�" in piece
         assert sum(map(bool, found)) > len(found) / 3
+
+
+def test_a_new_vocabulary_of_both_languages_is_spelled_by_both_sides(tmp_path: Path) -> None:
+    marian = tokenizer_of(write_sides(tmp_path, TEXTS))[0]
+    config = TokenizerConfig(vocab_size=600)
+    house = train_tokenizer(config, lambda: zip(*TEXTS, strict=True))
+    shape = TransformerConfig(d_model=8, d_ff=8, num_heads=1, num_layers=1)
+    old = Bundle(shape.build(*[marian.src_vocab_size] * 2), marian, {})
+    model = shape.build(*[house.src_vocab_size] * 2)
+    [rows] = transplant(model, house, old, "mean").values()
+    by_sides = zip(*(spellings(house, marian, side) for side in ("src", "tgt")), strict=True)
+    trained = old.model.get_parameter("output.weight")
+    better = 0
+    for i, (src, tgt) in enumerate(by_sides):
+        best = tgt if tgt and (not src or len(tgt) < len(src)) else src
+        better += best != src
+        if best:
+            row = model.get_parameter("output.weight")[i]
+            torch.testing.assert_close(row, trained[best].mean(0))
+    assert better > 20
+    assert sum(rows) == house.src_vocab_size
+
+
+def test_a_bundle_translates_and_aligns(tmp_path: Path) -> None:
+    ours = tokenizer_of(write_sides(tmp_path / "marian", TEXTS, tags=["eng"]))[0]
+    torch.manual_seed(0)
+    shape = TransformerConfig(d_model=8, d_ff=8, num_heads=1, num_layers=1)
+    save_bundle(
+        tmp_path / "bundle", shape.build(*[ours.src_vocab_size] * 2), ours, src="ko", tgt="eng",
+        search={"beam": 2}, max_length=50, evaluation={}, training={"recipe": ""}, card="",
+    )  # fmt: skip
+    translator = Translator.load(tmp_path / "bundle")
+    lines = [*TEXTS[0][:5], "", "日本 </s> \uff41"]
+    for line, best in zip(lines, translator.n_best(lines, n_best=1, alignments=True), strict=True):
+        words = len(best[0].text.split())
+        assert {t for _, t in best[0].alignment or []} <= set(range(max(words, 1)))
+        assert {s for s, _ in best[0].alignment or []} <= set(range(max(len(line.split()), 1)))
+    source, target = translator.attention(TEXTS[0][0], TEXTS[1][0])[1:]
+    assert "".join(source) == f"<2eng> {TEXTS[0][0]}</s>"
+    assert TEXTS[1][0] in "".join(target)
+    assert translator.score(lines[:2], TEXTS[1][:2])
 
 
 @pytest.fixture(scope="module")

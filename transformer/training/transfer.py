@@ -107,9 +107,12 @@ def transplant(
                 f"matrices for {other} and {name} ({old.model.config.tied!r}): set "
                 f"model.network.tied to {old.model.config.tied!r}"
             )
-    shared = tokenizer.shared and old.tokenizer.shared  # then both sides are spelled alike
-    sides: tuple[Side, ...] = ("src",) if shared else ("src", "tgt")
+    sides: tuple[Side, ...] = ("src", "tgt")
     spelled = {side: spellings(tokenizer, old.tokenizer, side) for side in sides}
+    shared = tokenizer.shared and (old.tokenizer.shared or old.model.config.tied == "three_way")
+    if shared:  # two vocabularies of the same ids, such as Marian's, may spell a piece differently
+        pairs = zip(*spelled.values(), strict=True)
+        spelled = {"src": [min(filter(None, pair), key=len, default=[]) for pair in pairs]}
     if new_rows == "random":
         spelled = {side: [i if len(i) == 1 else [] for i in ids] for side, ids in spelled.items()}
     for name, parameter in model.named_parameters():
