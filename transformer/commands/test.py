@@ -59,8 +59,8 @@ def score_bundle(
     """Scores a bundle.
 
     Args:
-        bundle: Folder that `transformer fit` or `transformer average` wrote,
-            or org/name of the hub.
+        bundle: Folder that `transformer fit` or `transformer average` wrote; or org/name of the
+            hub.
         data: Arguments of DataModule.
         run_dir: Folder to write, which must not exist; `test-<corpus>` beside the bundle if left
             out.
@@ -97,9 +97,13 @@ def score_bundle(
         **{key: read.config["training"].get(key) for key in TRAINING},
         "versions": versions(),
     }
+    save(folder, module.scorer.translations, numbers)
+
+
+def save(folder: Path, translations: dict[int, str], numbers: dict[str, Any]) -> None:
+    """Writes the run folder, and says what is in it."""
     folder.mkdir()
-    found = module.scorer.translations
-    lines = (" ".join(found[index].splitlines()) for index in sorted(found))
+    lines = (" ".join(translations[index].splitlines()) for index in sorted(translations))
     write(folder / "hypotheses.txt", "".join(f"{line}\n" for line in lines))
     write_results(folder, numbers)
     print(f"loss {numbers['loss']:.4f}", *score_lines(numbers), sep="\n")

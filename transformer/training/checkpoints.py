@@ -44,7 +44,14 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `transformer fit` onto the CPU, adapters merged; it executes nothing."""
+    """Read a training checkpoint onto the CPU, adapters merged; nothing in it is executed.
+
+    Args:
+        path: a `.ckpt` file that `transformer fit` wrote.
+
+    Raises:
+        UserError: when it is missing, damaged, or not a checkpoint of this project.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
     try:
@@ -82,7 +89,10 @@ def mapped(path: Path) -> dict[str, Any]:
 
 
 def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """Average the weights of checkpoints of one tokenizer and network shape (paper, section 6.1).
+    """Average the weights of several checkpoints (paper, section 6.1); of one, take its own.
+
+    Args:
+        paths: checkpoints of one run, or at least of one tokenizer and one network shape.
 
     Returns:
         The last checkpoint with the mean weights in its `state_dict`, summed in float64.
@@ -220,6 +230,7 @@ class Checkpoints(AfterSteps):
             files = self.folder.glob(f"{WEIGHTS}*.ckpt")
             done = {int(file.stem.removeprefix(WEIGHTS)): file.name for file in files}
             weights = [done[step] for step in sorted(done) if step <= checkpoint["global_step"]]
+            weights = weights[-self.keep_weights :] if self.keep_weights else []
             best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
             scores = {path.name: _score_of(path) for path in best}
             found = weights, {name: score for name, score in scores.items() if score is not None}

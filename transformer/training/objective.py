@@ -49,7 +49,15 @@ def prepare(batch: Batch) -> Prepared:
 
 
 def target_rows(tgt_lengths: Tensor, width: int) -> Tensor:
-    """(N,) long, the positions of the real target tokens in a flattened (B, T=width) tensor."""
+    """The positions of the real target tokens in a flattened (B, T) tensor.
+
+    Args:
+        tgt_lengths: (B,) long, tokens per target.
+        width: T, the padded length in tokens.
+
+    Returns:
+        (N,) long, the N unpadded positions in [0, B * T), in order.
+    """
     real = torch.arange(width, device=tgt_lengths.device) < tgt_lengths[:, None]
     return real.flatten().nonzero().squeeze(1)
 
@@ -160,8 +168,14 @@ def divide_and_clip_(
 ) -> Tensor:
     """Turn the gradients of a sum over tokens into those of their mean, and clip them, in place.
 
-    The loss was divided by `parts` already, micro-batches times processes. Returns the norm of all
-    gradients together before they are clipped to the norm `clip`, if that is given and not 0.
+    Args:
+        gradients: of an optimizer step, on one device.
+        tokens: scalar, the target tokens of the step, on the same device.
+        parts: by which the loss was divided already: micro-batches times processes.
+        clip: the largest norm that all gradients together may have; None or 0 for any.
+
+    Returns:
+        Scalar, their norm before clipping.
     """
     scale = parts / tokens.to(torch.promote_types(gradients[0].dtype, torch.float32))
     norm = get_total_norm(gradients) * scale
@@ -179,7 +193,12 @@ def learning_rate(
     `noam` is the paper's equation 3; `inverse_sqrt` rises linearly to `factor` and then falls with
     `sqrt(warmup_steps / step)`; `constant` rises linearly to `factor` and stays.
 
-    Steps are counted from 1; for `noam` the factor multiplies equation 3 (1 in the paper).
+    Args:
+        schedule: which of the three.
+        step: the optimizer step, counted from 1.
+        factor: for `noam` multiplies equation 3 (1 in the paper), else the highest learning rate.
+        warmup_steps: optimizer steps of linear rise; 0 for none.
+        d_model: the model's width.
     """
     warmup_steps = max(warmup_steps, 1)
     if schedule == "noam":

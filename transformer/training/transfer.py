@@ -91,7 +91,14 @@ def _check_shape(
 def transplant(
     model: Seq2Seq, tokenizer: Tokenizer, old: Bundle, new_rows: NewRows
 ) -> dict[str, Rows]:
-    """Puts old weights into a freshly initialised model with another vocabulary.
+    """Puts old weights into a model with another vocabulary.
+
+    Args:
+        model: freshly initialised; its weights are replaced.
+        tokenizer: of this model.
+        old: the trained model and its tokenizer.
+        new_rows: pieces that the old vocabulary does not hold begin as the `mean` of the pieces
+            that spell them, or with `random` initial values.
 
     Returns:
         How many rows came which way, of the vocabulary `shared`, or of `source` and `target`.
