@@ -82,11 +82,7 @@ def score_bundle(
     }
     read = load_bundle(bundle)
     module, datamodule = load(read, Path(bundle), data, scores, search)
-    device = find_device(device)
-    if engine != "torch":
-        module.engine = make_engine(engine, read, device, precision)
-        precision = "auto"
-    seconds = run(module, datamodule, device, precision)
+    seconds = run(module, datamodule, read, engine, find_device(device), precision)
     numbers = {
         **module.scorer.results(),
         "test": data["test"],
@@ -143,8 +139,18 @@ def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
     return folder
 
 
-def run(module: Seq2SeqModule, data: DataModule, device: str, precision: Precision) -> float:
+def run(
+    module: Seq2SeqModule,
+    data: DataModule,
+    bundle: Bundle,
+    engine: EngineName,
+    device: str,
+    precision: Precision,
+) -> float:
     """Runs the test as `fit` does at its end; returns the seconds."""
+    if engine != "torch":
+        module.engine = make_engine(engine, bundle, device, precision)
+        precision = "auto"
     accelerator, _, number = device.partition(":")
     # As at the end of `fit`; where it is asked for with rounded weights, as `translate` has them.
     bfloat16: Any = "bf16-mixed" if precision == "auto" else "bf16-true"

@@ -26,6 +26,11 @@ def pad(
     )
 
 
+def unpad(padded: Tensor, lengths: Tensor) -> list[list[int]]:
+    """The rows of ids of a tensor (B, longest), without what stands behind their lengths (B,)."""
+    return [row[:end] for row, end in zip(padded.tolist(), lengths.tolist(), strict=True)]
+
+
 def of_pairs(
     compute: Callable[[list[Pair]], list[Result]], pairs: Sequence[Pair], max_tokens: int
 ) -> list[Result]:

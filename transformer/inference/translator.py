@@ -14,13 +14,7 @@ from transformer.bundle import load_bundle
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import UserError
 from transformer.inference.batches import Pair, of_pairs
-from transformer.inference.engines import (
-    MAX_TOKENS,
-    Engine,
-    EngineName,
-    TorchEngine,
-    make_engine,
-)
+from transformer.inference.engines import MAX_TOKENS, Engine, EngineName, TorchEngine, make_engine
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Verdict, find_flaw, least_bad, stricter
 from transformer.inference.lines import listed, refuse_long, split
@@ -49,8 +43,7 @@ class Translator:
         tokenizer: the one it was trained with.
         config: search settings used where a call gives none.
         max_tokens: padded source tokens in a batch; CPU cores work on a batch each.
-        max_length: longest source line, in tokens. Beyond the lengths that it was trained with
-            a model loses text; a bundle knows that length.
+        max_length: longest source line, in tokens; beyond that of its training a model loses text.
         tgt: language that it translates into where a call gives none; a bundle knows it.
         engine: what searches; the model itself when left out.
 
@@ -74,9 +67,8 @@ class Translator:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.config = config or SearchConfig()
         self.engine = engine or TorchEngine(model, max_tokens)
-        self.max_tokens = max_tokens
         self.max_length = min(max_length, self.engine.max_length or max_length)
-        self.tgt = tgt
+        self.max_tokens, self.tgt = max_tokens, tgt
         self.device = self.engine.device
 
     @classmethod
@@ -95,27 +87,25 @@ class Translator:
             folder: written by `transformer fit` or `transformer average`; or `org/name` of the
                 hub, perhaps with `@revision`.
             device: `auto` takes a CUDA GPU where there is one; or `cpu`, `cuda`, `cuda:1`, `mps`.
-            precision: `auto` is bfloat16 on a GPU that computes in it, else float32; int8 and its
-                like are those of the engine ctranslate2.
+            precision: `auto` is bfloat16 on a GPU that computes in it, else float32; `int8` and its
+                like are of the engine ctranslate2.
             max_tokens: as in the constructor.
-            max_length: as in the constructor; the longest that the bundle was trained with when
-                left out.
-            engine: what searches: `torch`, this package's own search, or `ctranslate2`, which must
-                be installed; the bundle is converted for it on the way.
+            max_length: as in the constructor; that of the bundle's training when left out.
+            engine: `torch`, this package's own search, or `ctranslate2`, which must be installed;
+                the bundle is converted for it on the way.
 
         Raises:
-            UserError: when the folder is no bundle, the device is not there, or it, or the engine,
-                does not compute in the precision; when the engine is not installed, or is no
-                engine for this model.
+            UserError: when the folder is no bundle, or the device, the precision or the engine is
+                not there, or is none for this model.
         """
         device = find_device(device)
         bundle = load_bundle(folder, device if engine == "torch" else "cpu")
         searching = make_engine(engine, bundle, device, precision, max_tokens)
         if max_length is None:
             max_length = bundle.config["max_length"]
-        path, tgt = Path(folder) / "config.json", bundle.config["tgt"]
-        config = settings(SearchConfig, bundle.config["search"], path, "search")
-        return cls(bundle.model, bundle.tokenizer, config, max_tokens, max_length, tgt, searching)
+        model, tokenizer, config = bundle
+        its = settings(SearchConfig, config["search"], Path(folder) / "config.json", "search")
+        return cls(model, tokenizer, its, max_tokens, max_length, config["tgt"], searching)
 
     def encode(
         self, lines: Iterable[str], to: str | None = None, limit: int | None = None
@@ -146,7 +136,7 @@ class Translator:
 
         Args:
             lines: source sentences, untokenised.
-            options: as for `checked`: `to`, `too_long`, `guard`, and fields of `SearchConfig`.
+            options: of `checked`: `to`, `too_long`, `guard`, fields of `SearchConfig`.
 
         Raises:
             TypeError: for a text in place of a list.
@@ -164,7 +154,7 @@ class Translator:
         guard: bool = False,
         **overrides: Any,
     ) -> list[Translation]:
-        """As `translate`, with what is wrong: in a split line the worst of its parts.
+        """As `translate`, with what is wrong; in a split line the worst of its parts.
 
         Args:
             lines: source sentences, untokenised.
@@ -182,9 +172,7 @@ class Translator:
         lines = listed(lines)
         if too_long == "split" and overrides.get("prefix"):
             raise UserError("a prefix goes with whole lines: leave it out, or too_long='split'")
-        parts = [[line] for line in lines]
-        if too_long == "split":
-            parts = [split(line, fits) for line in lines]
+        parts = [split(line, fits) if too_long == "split" else [line] for line in lines]
         flat = [part for line in parts for part in line]
         found = self._search(flat, to, guard, **overrides)
         best = (translations[0] for translations in self._translations(found, repeat(None)))
@@ -279,10 +267,8 @@ class Translator:
         limit = self.model.max_length
         src, targets = self.encode(src_lines, to, limit), listed(tgt_lines, side="target")
         if len(src) != len(targets):
-            raise UserError(
-                f"{len(src)} source lines and {len(targets)} target lines: give one "
-                "target for each source"
-            )
+            counts = f"{len(src)} source lines and {len(targets)} target lines"
+            raise UserError(f"{counts}: give one target for each source")
         tgt = self.tokenizer.encode_tgt(targets)
         refuse_long(tgt, limit, side="target")
         return list(zip(src, tgt, strict=True))
@@ -295,8 +281,8 @@ class Translator:
         Returns:
             Weights (L, H, T, S), the S source pieces and the T target pieces.
         """
-        [(src, tgt)] = self.encode_pairs([src_line], [tgt_line], to)
-        (weights,) = cross_attention(self.model, [(src, tgt)])
+        [(src, tgt)] = pairs = self.encode_pairs([src_line], [tgt_line], to)
+        [weights] = cross_attention(self.model, pairs)
         return weights, self.tokenizer.pieces("src", src), self.tokenizer.pieces("tgt", tgt)
 
     def _translations(

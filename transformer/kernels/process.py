@@ -1,6 +1,7 @@
-"""The process: how the C library hands out memory, how much oneDNN keeps, threads for batches."""
+"""The process: memory of the C library, kernels that oneDNN keeps, threads for batches, seeds."""
 
 import ctypes
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,12 @@ WIDE = 512  # d_model
 MOST = 4  # threads; beyond, they would wait for each other at Python's global lock
 #: Tokens in a batch; to spread less over the cores takes longer than one core alone.
 SMALLEST_BATCH = 256
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that depends on all the numbers and on nothing else, such as the state of a run."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def keep_freed_memory() -> None:

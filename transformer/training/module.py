@@ -1,6 +1,5 @@
 """The LightningModule: one training step, one validation, and its part of a checkpoint."""
 
-import hashlib
 from dataclasses import asdict
 from typing import Any, Literal, cast
 
@@ -15,21 +14,16 @@ from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import UserError
+from transformer.inference.batches import unpad
 from transformer.inference.engines import Engine
 from transformer.inference.search import Hypothesis, SearchConfig, search
+from transformer.kernels.process import seed_of
 from transformer.models import ModelConfig, Seq2Seq, TransformerConfig, architecture_of
 from transformer.models.renamed import with_new_names
-from transformer.training import objective
+from transformer.training import objective, transfer
 from transformer.training.logging import Meter
 from transformer.training.objective import Prepared, Schedule
 from transformer.training.scoring import Scorer, probe
-from transformer.training.transfer import (
-    LoRAConfig,
-    NewRows,
-    begin_from,
-    check_resumed,
-    choose_what_learns,
-)
 
 #: By which validations are compared: BLEU and, where it is the same (at first it is 0), the loss.
 SELECTION = "val/rank"
@@ -51,21 +45,18 @@ class Seq2SeqModule(LightningModule):
         eps: Adam's constant for stability.
         weight_decay: decoupled weight decay (AdamW); 0 is the paper's Adam.
         search: how validation, test and the bundle look for translations.
-        score_tokenize: sacreBLEU's tokenizer for the target language: `13a` for most, `zh`,
-            `ja-mecab`, `ko-mecab`, `char` or `flores200`.
+        score_tokenize: sacreBLEU's, `13a` for most languages, `zh`, `ja-mecab`, `ko-mecab`, `char`.
         score_lowercase: ignore case in BLEU.
         score_detokenized: the text is tokenised as Moses does it: also give BLEU of the
             detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
-        init_from: bundle, or org/name of the hub, whose weights a new run begins with; rows of
-            pieces that its vocabulary holds are copied, and the settings of the network are its
-            own.
+        init_from: bundle, or org/name of the hub, whose weights and network a new run begins with;
+            rows of pieces that its vocabulary holds are copied.
         new_rows: other pieces begin as the `mean` of the old pieces that spell them, or `random`.
         freeze: patterns for names of parameters that do not learn: `[encoder.*]`, `["*"]` for all.
         lora: adapters that learn beside frozen matrices.
-        probes: also decode some 50 strange lines after each validation, and log the shares of
-            translations that repeat themselves, are empty or far too long.
-        compile: translate the network and the loss into kernels of their own with torch.compile,
-            in the first steps, which then take minutes: for long runs on a GPU.
+        probes: also decode some 50 strange lines after each validation; the share of loops, empty
+            and far too long translations is logged.
+        compile: torch.compile the network and the loss, which takes minutes: for long GPU runs.
         seed: of the initial weights and of dropout.
     """
 
@@ -84,9 +75,9 @@ class Seq2SeqModule(LightningModule):
         score_lowercase: bool = False,
         score_detokenized: bool = False,
         init_from: str | None = None,
-        new_rows: NewRows = "mean",
+        new_rows: transfer.NewRows = "mean",
         freeze: tuple[str, ...] = (),
-        lora: LoRAConfig = LoRAConfig(),  # noqa: B008 - frozen
+        lora: transfer.LoRAConfig = transfer.LoRAConfig(),  # noqa: B008 - frozen
         probes: bool = False,
         compile: bool = False,
         seed: int = 1,
@@ -143,8 +134,12 @@ class Seq2SeqModule(LightningModule):
         sizes = self.tokenizer.src_vocab_size, self.tokenizer.tgt_vocab_size
         self.network = self.config.build(*sizes)
         if self.init_from:
-            self.origin = begin_from(self.init_from, self.model, self.tokenizer, self.new_rows)
-        self.learned_parameters = choose_what_learns(self.network, self.freeze_patterns, self.lora)
+            self.origin = transfer.begin_from(
+                self.init_from, self.model, self.tokenizer, self.new_rows
+            )
+        self.learned_parameters = transfer.choose_what_learns(
+            self.network, self.freeze_patterns, self.lora
+        )
         if self.compiled:
             self.network.compile(dynamic=True)  # each batch has a shape of its own
         # Buffers are constants here. Left to DDP, their broadcast would wait for processes that
@@ -190,9 +185,7 @@ class Seq2SeqModule(LightningModule):
     def training_step(self, prepared: Prepared, batch_idx: int) -> Tensor:
         """The loss summed over tokens; `configure_gradient_clipping` divides it."""
         # Dropout depends on these three numbers alone.
-        key = repr((self.seed, self.micro_batches, self.global_rank)).encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest, "little", signed=True))
+        torch.manual_seed(seed_of(self.seed, self.micro_batches, self.global_rank))
         loss, nll = self.loss(prepared)
         self.meter.add(loss, nll, prepared, self.trainer.global_step + 1)
         self.micro_batches += 1
@@ -256,9 +249,7 @@ class Seq2SeqModule(LightningModule):
         """The hypotheses of each sentence, best first."""
         if self.engine is None:
             return search(self.model, batch.src, batch.src_lengths, self.search_config)
-        lengths = batch.src_lengths.tolist()
-        rows = [row[:size] for row, size in zip(batch.src.tolist(), lengths, strict=True)]
-        return self.engine.search(rows, self.search_config)
+        return self.engine.search(unpad(batch.src, batch.src_lengths), self.search_config)
 
     def on_validation_epoch_end(self) -> None:
         """Scores of the whole set. Loggers get them from a callback, with the step of the rest."""
@@ -272,8 +263,7 @@ class Seq2SeqModule(LightningModule):
         self.log_dict(scores, logger=False)
 
     def on_test_start(self) -> None:
-        """Refuse a line that the model cannot read or write, unless `on_fit_start` did."""
-        if not self.micro_batches:
+        if not self.micro_batches:  # else `on_fit_start` has done it
             self.on_fit_start()
 
     on_test_epoch_start = on_validation_epoch_start
@@ -305,6 +295,6 @@ class Seq2SeqModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = with_new_names(checkpoint["state_dict"])
-        check_resumed(checkpoint["bundle"], self.config, self.tokenizer)
+        transfer.check_resumed(checkpoint["bundle"], self.config, self.tokenizer)
         self.micro_batches = checkpoint["micro_batches"]
         self.origin = checkpoint["origin"]
