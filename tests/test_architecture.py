@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "interop": (
-        {"errors", "kernels", "models", "data.corpus", "data.lengths", "data.tokenizer",
+        {"errors", "hub", "kernels", "models", "data.corpus", "data.lengths", "data.tokenizer",
          "evaluation", "bundle", "inference", "settings", "writing"},
         TENSORS | {"tokenizers", "safetensors", "transformers"},
     ),

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -16,7 +15,7 @@ import pytest
 from toys import raising
 
 import transformer
-from transformer.__main__ import COMMANDS, main
+from transformer.__main__ import COMMANDS, main, module_of
 from transformer.commands.arguments import RENAMED, Parser, Recipe
 from transformer.commands.keys import parser_of
 from transformer.commands.recipes import find_recipe
@@ -59,7 +58,7 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_table_is_there(command: str) -> None:
-    assert callable(import_module(f"transformer.commands.{command}").main)
+    assert callable(module_of(command).main)
 
 
 @pytest.mark.parametrize("name", transformer.__all__)

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from transformer import __version__
 from transformer.errors import is_for_the_user, message, nearest
@@ -16,9 +17,12 @@ COMMANDS = {
     "serve": "serve bundles: a page, this project's interface and LibreTranslate's",
     "average": "average checkpoints, or take a single one, and make a bundle of it",
     "push": "upload a bundle to the Hugging Face hub",
+    "import": "make a bundle of a Marian model of Hugging Face (OPUS-MT)",
     "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
     "table": "write the results of reproduced recipes into a Markdown file, with a plot",
 }
+#: Modules of the commands whose names Python keeps for itself.
+MODULES = {"import": "import_model"}
 
 USAGE = "usage: transformer <command> [options]"
 HELP = f"""{USAGE}
@@ -77,7 +81,12 @@ def run(args: list[str]) -> int:
         return 0
     if args[0] not in COMMANDS:
         return fail(unknown_command(args[0]))
-    return int(import_module(f"transformer.commands.{args[0]}").main(args[1:]) or 0)
+    return int(module_of(args[0]).main(args[1:]) or 0)
+
+
+def module_of(command: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"transformer.commands.{MODULES.get(command, command)}")
 
 
 def unknown_command(name: str) -> str:

@@ -224,9 +224,10 @@ class _Comparison:
 
     def logits(self, tgt: list[Ids]) -> None:
         """Rule 4, of the greedy translations."""
+        steps = min(LOGITS, self.ours.max_length)
         for start in range(COUNT // PADDED):
             places = range(start, COUNT, COUNT // PADDED)
-            src, cut = [self.src[i] for i in places], [tgt[i][:LOGITS] for i in places]
+            src, cut = [self.src[i] for i in places], [tgt[i][: steps - 1] for i in places]
             other = self.theirs.logits(src, cut)
             if other is None:
                 return
