@@ -10,6 +10,7 @@ from marian_sides import write_sides
 from toys import sentences
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, MarianTokenizer
 
+LANGUAGES = ("--src", "de", "--tgt", "en")
 PAIRS = sentences(80, seed=1)
 TEXTS = [[pair[side] for pair in PAIRS] for side in (0, 1)]
 SHAPE = {

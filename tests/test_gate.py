@@ -22,23 +22,33 @@ from transformer.errors import UserError
 from transformer.inference.batches import pad
 from transformer.interop.gate import BundleSide, Report, compare, passed
 from transformer.interop.probes import COUNT, probes
-from transformer.models import Seq2Seq, TransformerConfig
+from transformer.models import ModelConfig, Seq2Seq, TransformerConfig
 
 CONFIG = TransformerConfig(d_model=32, d_ff=64, num_heads=2, num_layers=1, dropout=0.0)
 PAIRS = sentences(100, seed=1)
 
 
 @cache
-def taught() -> tuple[Seq2Seq, Tokenizer]:
-    """A model that has learned so much that its translations end and depend on the source."""
+def taught(
+    config: ModelConfig = CONFIG, steps: int = 60, tags: tuple[str, ...] = (), **options: Any
+) -> tuple[Seq2Seq, Tokenizer]:
+    """A model that has learned so much that its translations end and depend on the source.
+
+    Args:
+        config: its shape.
+        steps: of training.
+        tags: languages, the first of which it learns.
+        options: of its tokenizer.
+    """
     torch.manual_seed(0)
-    text = train_tokenizer(TokenizerConfig(vocab_size=300), lambda: PAIRS)
-    model = CONFIG.build(text.src_vocab_size, text.tgt_vocab_size)
-    src = pad(text.encode_src([pair[0] for pair in PAIRS]))
+    vocabulary = TokenizerConfig(**{"vocab_size": 300, **options})
+    text = train_tokenizer(vocabulary, lambda: PAIRS, tags)
+    model = config.build(text.src_vocab_size, text.tgt_vocab_size)
+    src = pad(text.encode_src([pair[0] for pair in PAIRS], tags[0] if tags else None))
     ids = text.encode_tgt([pair[1] for pair in PAIRS])
     tgt_in, tgt = pad([[BOS, *row[:-1]] for row in ids])[0], pad(ids)[0]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(60):
+    for _ in range(steps):
         logits = model.project(model(*src, tgt_in))
         loss = cross_entropy(logits.flatten(0, 1), tgt.flatten(), ignore_index=PAD)
         optimizer.zero_grad()
@@ -188,3 +198,23 @@ def test_many_near_ties_are_too_many() -> None:
 def test_a_difference_that_noise_does_not_explain_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformer.interop.gate.NOISE", 0.0)
     assert compare(*tie(often=False)).failure is not None
+
+
+class Cuts(Other):
+    """A side that gives another translation where it has to cut it off."""
+
+    always = False
+
+    def search(self, src: list[list[int]], beam: int, limit: int) -> list[list[int]]:
+        found = super().search(src, beam, limit)
+        if len(src) > 1 or self.always:
+            return [[*row[:-1], 9] if len(row) == limit else row for row in found]
+        return found
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_what_is_cut_off_is_compared_with_a_token_less(always: bool) -> None:
+    theirs = side()
+    theirs.__class__ = Cuts
+    theirs.always = always  # type: ignore[attr-defined]
+    assert (compare(side(), theirs).failure is not None) == always

@@ -18,6 +18,7 @@ COMMANDS = {
     "average": "average checkpoints, or take a single one, and make a bundle of it",
     "push": "upload a bundle to the Hugging Face hub",
     "import": "make a bundle of a Marian model of Hugging Face (OPUS-MT)",
+    "export": "write a bundle in the form of another package",
     "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
     "table": "write the results of reproduced recipes into a Markdown file, with a plot",
 }

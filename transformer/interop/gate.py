@@ -5,7 +5,9 @@ Both sides get 64 probes (`probes`), and must agree on
 1. the ids of every source sentence;
 2. the greedy translation of those ids, in ids and in text;
 3. the best of beam 4 without length penalty, likewise. The search is the house's: a sentence is
-   done with its 4th finished hypothesis. Translations end at a number of tokens that both know;
+   done with its 4th finished hypothesis. Translations end at a number of tokens that both know.
+   As engines differ in what they prefer where the 4th finishes with just that token, one that
+   differs and was cut off there must be the same with a token less;
 4. the logits of given translations in padded batches, where a side has logits: they differ by at
    most 1e-4, and by 1e-4 of their size where that is above 1. `<pad>` and `<s>` do not count, as
    no translation holds them.
@@ -171,7 +173,7 @@ class _Differs(Exception):
 
 class _Comparison:
     def __init__(self, ours: BundleSide, theirs: Side) -> None:
-        self.ours, self.theirs = ours, theirs
+        self.ours, self.theirs = self.both = ours, theirs
         self.lines = probes(ours.tokenizer, ours.max_length, ours.to)
         self.src = ours.encode(self.lines)
         self.found = Report([ours.name, theirs.name], len(self.src), max(map(len, self.src)))
@@ -201,8 +203,8 @@ class _Comparison:
             places = ordered[start : start + BATCH]
             batch = [self.src[place] for place in places]
             limit = min(max(map(len, batch)) + EXTRA, self.ours.max_length)
-            rows, others = (side.search(batch, beam, limit) for side in (self.ours, self.theirs))
-            texts = [side.decode(rows) for side in (self.ours, self.theirs)]
+            rows, others = (side.search(batch, beam, limit) for side in self.both)
+            texts = [side.decode(rows) for side in self.both]
             for place, row, other, *read in zip(places, rows, others, *texts, strict=True):
                 all_found[place] = row
                 self.translation(place, beam, limit, row, other)
@@ -213,6 +215,9 @@ class _Comparison:
     def translation(self, place: int, beam: int, limit: int, row: Ids, other: Ids) -> None:
         """Two translations are the same, or one of a few near-ties."""
         self.found = self.found._replace(translations=self.found.translations + 1)
+        if row != other and limit in (len(row), len(other)):
+            limit -= 1
+            row, other = (side.search([self.src[place]], beam, limit)[0] for side in self.both)
         if row == other:
             return
         tie = other in self.ours.search_again(self.src[place], beam, limit)

@@ -86,26 +86,24 @@ def _tied(config: dict[str, Any], path: Path) -> Any:
     return "none"
 
 
-def check_special_ids(config: dict[str, Any], ids: list[int], path: Path) -> None:
-    """Refuses a `config.json` whose special ids are not the vocabulary's.
+def check_ids(config: dict[str, Any], ids: list[int], sizes: tuple[int, int], path: Path) -> None:
+    """Refuses a `config.json` that does not fit the vocabulary.
 
     Args:
         config: its content.
         ids: of Marian, for each of ours.
+        sizes: how many of them the source and the target have.
         path: the file.
     """
     keys = {"pad_token_id": PAD, "decoder_start_token_id": BOS, "eos_token_id": EOS}
-    for key, ours in keys.items():
-        if config.get(key) != ids[ours]:
+    wanted = {key: ids[ours] for key, ours in keys.items()}
+    wanted["vocab_size"], wanted["decoder_vocab_size"] = (len({*ids[:size]}) for size in sizes)
+    found = {"decoder_vocab_size": config.get("vocab_size"), **config}
+    for key, value in wanted.items():
+        if found.get(key) != value:
             raise UserError(
-                f"{path}: {key} is {config.get(key)}, but the vocabulary has it at {ids[ours]}: "
-                "take both files from one model"
-            )
-    for key in ("vocab_size", "decoder_vocab_size"):
-        if (config.get(key) or config["vocab_size"]) != len({*ids}):
-            raise UserError(
-                f"{path}: {key} is {config[key]}, but the vocabulary has {len({*ids})} entries: "
-                "take both files from one model"
+                f"{path}: {key} is {found.get(key)}, but by the vocabulary it is {value}: take "
+                "both files from one model"
             )
 
 

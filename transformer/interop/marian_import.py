@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transformer.bundle import load_bundle, save_bundle
-from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokenizer import BOS, PAD, Tokenizer
 from transformer.errors import UserError
 from transformer.hub import local_folder
 from transformer.inference.search import SearchConfig
 from transformer.interop.gate import BundleSide, Ids, compare, passed
-from transformer.interop.marian_config import check_special_ids, network_of
+from transformer.interop.marian_config import check_ids, network_of
 from transformer.interop.marian_side import MarianSide
 from transformer.interop.marian_weights import fill
-from transformer.interop.sentencepiece import tokenizer_of
+from transformer.interop.sentencepiece import code_of, tokenizer_of
 from transformer.models import Seq2Seq, Transformer
 from transformer.settings import settings
 from transformer.writing import part
@@ -29,7 +29,10 @@ from transformer.writing import part
 #: How OPUS-MT names its models: opus-mt-de-en, opus-mt-tc-big-en-ko.
 LANGUAGES = re.compile(r"opus-mt-(?:tc-\w+-)?(\w+)-(\w+)", re.ASCII)
 CONFIG, GENERATION = "config.json", "generation_config.json"
-FILES = (CONFIG, GENERATION, "source.spm", "target.spm", "vocab.json", "tokenizer_config.json")
+FILES = (
+    CONFIG, GENERATION, "source.spm", "target.spm", "vocab.json",
+    *(f"{place}tokenizer{rest}.json" for place in ("", "target/") for rest in ("", "_config")),
+)  # fmt: skip
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -67,7 +70,8 @@ def import_marian(source: str, bundle: str, src: str | None = None, tgt: str | N
             training={"recipe": f"imported from {source}"},
             card=card(source, model, languages),
         )
-        theirs = MarianSide(folder, ids, f">>{languages[1]}<< " if tokenizer.tags else "")
+        never = {ids[PAD], ids[BOS]}
+        theirs = MarianSide(folder, ids, code_of(tokenizer, languages[1]), [*never])
         passed(compare(BundleSide(load_bundle(growing)), theirs), growing)
         growing.rename(target)
     finally:
@@ -98,8 +102,9 @@ def read_model(weights: Path, config: dict[str, Any]) -> tuple[Transformer, Toke
     path = weights.with_name(CONFIG)
     network = network_of(config, path)
     tokenizer, ids = tokenizer_of(path.parent)
-    check_special_ids(config, ids, path)
-    model = network.build(len(ids), len(ids))
+    sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
+    check_ids(config, ids, sizes, path)
+    model = network.build(*sizes)
     fill(model, read_weights(weights), ids, weights)
     return model, tokenizer, ids
 

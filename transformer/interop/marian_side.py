@@ -1,5 +1,6 @@
 """A Marian model as Hugging Face's library computes it: the other side of the parity gate."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,27 +11,31 @@ from transformer.inference.batches import pad
 from transformer.interop import needs
 from transformer.interop.gate import Ids, Side
 
+TARGET = "target"  # subfolder of the target's tokenizer, where it has one of its own
+
 
 class MarianSide(Side):
     """A folder of Hugging Face, as its own library computes.
-
-    Its search has no `forced_eos_token_id`, and leaves `<pad>` out before the probabilities are
-    computed (`renormalize_logits`), as the generation settings of OPUS-MT say.
 
     Args:
         folder: of the model.
         ids: its id for each of the bundle's.
         code: what stands before a source sentence and names the language to translate into.
+        never: ids that are not written, and have no share in the probabilities: `<pad>` by the
+            generation settings of OPUS-MT (`bad_words_ids`, `renormalize_logits`).
     """
 
     name = "Hugging Face"
 
-    def __init__(self, folder: Path, ids: Ids, code: str = "") -> None:
+    def __init__(self, folder: Path, ids: Ids, code: str = "", never: Sequence[int] = ()) -> None:
         library = needs("transformers", "hf")
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
         options = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer = library.AutoTokenizer.from_pretrained(folder, **options)
+        read = library.AutoTokenizer.from_pretrained
+        self.tokenizer = self.tgt_tokenizer = read(folder, **options)
+        if (folder / TARGET).is_dir():
+            self.tgt_tokenizer = read(folder, subfolder=TARGET, **options)
         model = library.AutoModelForSeq2SeqLM.from_pretrained(
             folder, dtype=torch.float32, **options
         )
@@ -40,7 +45,7 @@ class MarianSide(Side):
             pad_token_id=ids[PAD],
             eos_token_id=ids[EOS],
             decoder_start_token_id=ids[BOS],
-            bad_words_ids=[[ids[PAD]], [ids[BOS]]],
+            bad_words_ids=[[token] for token in never] or None,
             renormalize_logits=True,
             length_penalty=0.0,
         )
@@ -67,7 +72,7 @@ class MarianSide(Side):
 
     def decode(self, ids: list[Ids]) -> list[str]:
         theirs = [[self.ids[token] for token in row] for row in ids]
-        texts: list[str] = self.tokenizer.batch_decode(theirs, skip_special_tokens=True)
+        texts: list[str] = self.tgt_tokenizer.batch_decode(theirs, skip_special_tokens=True)
         return texts
 
     def _source(self, src: list[Ids]) -> dict[str, Tensor]:

@@ -91,16 +91,18 @@ def fill(model: Transformer, weights: dict[str, Tensor], ids: list[int], path: P
         UserError: a weight is missing, has another size, or is none of Marian's.
     """
     order = torch.argsort(_halves(model.config.d_model))
-    rows, tied = torch.tensor(ids), MATRICES[model.config.tied]
+    tied = MATRICES[model.config.tied]
     for name, parts in (*layers(model.config), *tied.items()):
         parameter = model.get_parameter(name)
         size = (len(parameter) // len(parts), *parameter.shape[1:])
         if name in tied:
             parts = next(((part,) for part in parts if part in weights), parts[:1])
+            rows = torch.tensor(ids[: len(parameter)])
             size = (int(rows.max()) + 1, model.config.d_model)
         value = torch.cat([_weight(weights, part, size, path) for part in parts])
         value = value[rows] if name in tied else value
         parameter.copy_(_reordered(name, value, order))
+    rows = torch.tensor(ids[: model.output.out_features])
     bias = torch.zeros(1, int(rows.max()) + 1)
     if BIAS in weights:
         bias = _weight(weights, BIAS, (1, bias.size(1)), path)

@@ -16,7 +16,7 @@ TEXTS = (
     "<b>bold</b> &amp; <br/>", "😀😀😀", "👩‍👩‍👧‍👦 and 🇰🇷", "café naïve cœur", "cafe\u0301",
     "ﬁne ① Ⅷ ｆｕｌｌ", "Der Fluß heißt Spree.", "나는 학교에 간다.", "東京は日本の首都です。",
     "Съешь ещё этих булок", "שלום עולם", "مرحبا بالعالم", "नमस्ते दुनिया", "สวัสดีชาวโลก",
-    "</s>", "<pad>", "<unk> <s> </s> <pad>", "before </s> after", "<2de> >>deu<< hallo",
+    "</s>", "<pad>", "<unk> <s> </s> <pad>", "before </s> after", "<2xx> >>xxx<< hallo",
     "▁ ▁▁ Ġ Ċ ##ing @@ _", "  two  spaces  ", "tab\tin it", "\u201cquoted\u201d \u2018text\u2019",
 )  # fmt: skip
 
