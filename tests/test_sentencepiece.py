@@ -6,6 +6,7 @@ import gzip
 import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,6 +86,12 @@ def sides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Sides(write_sides(tmp_path_factory.mktemp("marian"), TEXTS, **options), to)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose pieces hold every character of the texts."""
+    return write_sides(tmp_path_factory.mktemp("plain"), TEXTS, character_coverage=1.0)
+
+
 def test_real_text_gives_the_ids_of_marian(sides: Sides) -> None:
     lines = [line for pair in PAIRS[1800:] for line in (*pair, " ".join(pair))]
     sides.check(HURTFUL + lines)
@@ -139,20 +146,19 @@ def test_languages_of_the_vocabulary_are_tags(tmp_path: Path) -> None:
         ours.encode_src(["He did"])
 
 
-def test_decoding_may_start_with_another_entry(tmp_path: Path) -> None:
-    folder = write_sides(tmp_path, TEXTS)
-    change_json(folder / "vocab.json", **{"<s>": 9999})
+def test_decoding_may_start_with_another_entry(plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "marian"))
     ids = json.loads((folder / "vocab.json").read_text())
-    ids["<s>"] = len(ids) - 1
+    ids["<s>"] = len(ids)
     (folder / "vocab.json").write_text(json.dumps(ids))
-    plain, numbers = tokenizer_of(folder)
+    usual, numbers = tokenizer_of(folder)
     assert (numbers[1], numbers[-1]) == (ids["<pad>"], ids["<s>"])
-    assert plain.tgt_vocab_size == len(ids) + 1
+    assert usual.tgt_vocab_size == len(ids) + 1
     change_json(folder / "config.json", decoder_start_token_id=ids["<s>"])
     started, numbers = tokenizer_of(folder)
     assert numbers[1] == ids["<s>"]
     assert started.tgt_vocab_size == len(ids)
-    assert started.encode_tgt(TEXTS[1][:50]) == plain.encode_tgt(TEXTS[1][:50])
+    assert started.encode_tgt(TEXTS[1][:50]) == usual.encode_tgt(TEXTS[1][:50])
 
 
 def test_a_bundle_needs_no_sentencepiece(sides: Sides, tmp_path: Path) -> None:
@@ -173,8 +179,8 @@ def test_a_bundle_needs_no_sentencepiece(sides: Sides, tmp_path: Path) -> None:
     assert json.loads(printed) == sides.ours.encode_tgt(["He did"])
 
 
-def test_pieces_and_words_are_those_of_the_text(tmp_path: Path) -> None:
-    ours = tokenizer_of(write_sides(tmp_path, TEXTS, character_coverage=1.0))[0]
+def test_pieces_and_words_are_those_of_the_text(plain: Path) -> None:
+    ours = tokenizer_of(plain)[0]
     for line in TEXTS[1][:50]:
         [ids] = ours.encode_tgt([line])
         pieces, words = ours.pieces("tgt", ids), ours.words("tgt", ids[:-1])
@@ -200,8 +206,8 @@ def test_rows_are_found_by_their_spelling(tmp_path: Path) -> None:
         assert sum(map(bool, found)) > len(found) / 3
 
 
-def test_a_new_vocabulary_of_both_languages_is_spelled_by_both_sides(tmp_path: Path) -> None:
-    marian = tokenizer_of(write_sides(tmp_path, TEXTS))[0]
+def test_a_new_vocabulary_of_both_languages_is_spelled_by_both_sides(plain: Path) -> None:
+    marian = tokenizer_of(plain)[0]
     config = TokenizerConfig(vocab_size=600)
     house = train_tokenizer(config, lambda: zip(*TEXTS, strict=True))
     shape = TransformerConfig(d_model=8, d_ff=8, num_heads=1, num_layers=1)
@@ -241,16 +247,11 @@ def test_a_bundle_translates_and_aligns(tmp_path: Path) -> None:
     assert translator.score(lines[:2], TEXTS[1][:2])
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that does nothing to text but replace characters, by the usual table, nmt_nfkc."""
-    options: dict[str, Any] = {"add_dummy_prefix": False, "remove_extra_whitespaces": False}
-    return write_sides(tmp_path_factory.mktemp("bare"), TEXTS, **options) / "source.spm"
-
-
-def test_characters_are_replaced_as_sentencepiece_does(bare: Path) -> None:
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(bare))
-    replaced = CharsMap(message(bare).normalizer_spec.precompiled_charsmap)
+def test_characters_are_replaced_as_sentencepiece_does(plain: Path) -> None:
+    bare = message(plain / "source.spm")  # by the usual table, nmt_nfkc; and nothing else is done
+    bare.normalizer_spec.add_dummy_prefix = bare.normalizer_spec.remove_extra_whitespaces = False
+    reference = sentencepiece.SentencePieceProcessor(model_proto=bare.SerializeToString())
+    replaced = CharsMap(bare.normalizer_spec.precompiled_charsmap)
     entries = [char for node in replaced._nodes for char in node]
 
     @settings(max_examples=500, deadline=None)
@@ -368,8 +369,10 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("message", BROKEN)
-def test_what_cannot_be_read_is_refused_in_one_line(message: str, tmp_path: Path) -> None:
-    folder = write_sides(tmp_path / "marian", TEXTS)
+def test_what_cannot_be_read_is_refused_in_one_line(
+    message: str, plain: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "marian"))
     BROKEN[message](folder)
     with pytest.raises(UserError, match=message) as error:
         tokenizer_of(folder)

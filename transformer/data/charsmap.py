@@ -7,6 +7,7 @@ its parts. Here the longest entry counts, as in SentencePiece (Kudo and Richards
 
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from transformer.errors import UserError
@@ -66,6 +67,7 @@ class CharsMap:
         return found
 
 
+@lru_cache(maxsize=2)  # both sides of a model mostly have the same
 def _nodes(table: bytes) -> list[dict[str, _Step]]:
     """The trie over bytes as one over characters, its root first."""
     (size,) = struct.unpack_from("<I", table)
