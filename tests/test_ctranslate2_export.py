@@ -17,7 +17,7 @@ from transformer.bundle import load_bundle
 from transformer.errors import UserError
 from transformer.interop import ctranslate2_export
 from transformer.interop.ctranslate2 import specification, write_model
-from transformer.interop.ctranslate2_export import CTranslate2Side, export
+from transformer.interop.ctranslate2_export import CTranslate2Side, export_ctranslate2
 from transformer.interop.gate import BundleSide, compare
 
 
@@ -77,7 +77,7 @@ def test_two_ids_that_changed_places_close_the_gate(folder: Path, tmp_path: Path
 
 
 def test_an_export_is_used_without_this_package(folder: Path, tmp_path: Path) -> None:
-    export(str(folder), str(tmp_path / "out"))
+    export_ctranslate2(str(folder), str(tmp_path / "out"))
     translator = ctranslate2.Translator(str(tmp_path / "out"))
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     tokens = tokenizer.encode(LINES[0]).tokens
@@ -91,7 +91,7 @@ def test_an_export_is_used_without_this_package(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("quantization", ["int8", "int8_float16", "int16", "bfloat16"])
 def test_quantised_exports_are_compared(folder: Path, tmp_path: Path, quantization: str) -> None:
     before = load_bundle(folder).model.state_dict()
-    export(str(folder), str(tmp_path / "out"), quantization)
+    export_ctranslate2(str(folder), str(tmp_path / "out"), quantization)
     found = json.loads((tmp_path / "out" / "parity.json").read_text())["quantized"]
     assert found["quantization"] == quantization
     assert found["sentences"] == 64 and found["same"] > 30
@@ -103,12 +103,12 @@ def test_int8_is_held_to_the_bleu_of_a_corpus(folder: Path, tmp_path: Path) -> N
     (tmp_path / "test.en").write_text("".join(f"{line}\n" for line in LINES))
     (tmp_path / "test.xx").write_text("".join(f"{line.upper()}\n" for line in LINES))
     corpus, out = str(tmp_path / "test"), tmp_path / "out"
-    export(str(folder), str(out), "int8", corpus)
+    export_ctranslate2(str(folder), str(out), "int8", corpus)
     found = json.loads((out / "parity.json").read_text())["quantized"]
     assert found["bleu"] == pytest.approx(100) and found["bleu_loss"] == 1.0
     assert found["corpus"] == corpus and found["sentences"] == 3
     with pytest.raises(UserError, match="nothing was kept: choose another --quantization"):
-        export(str(folder), str(tmp_path / "two"), "int8", corpus, bleu_loss=-0.5)
+        export_ctranslate2(str(folder), str(tmp_path / "two"), "int8", corpus, bleu_loss=-0.5)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
@@ -121,15 +121,27 @@ def test_nothing_stays_of_an_export_that_stopped(
 
     monkeypatch.setattr(ctranslate2_export, "compare", stop)
     with pytest.raises(type(error)):
-        export(str(folder), str(tmp_path / "out"))
+        export_ctranslate2(str(folder), str(tmp_path / "out"))
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_quantization_that_there_is_not(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="int9 is unknown .*nearest is 'int8'.* int8_float32"):
-        export(str(folder), str(tmp_path / "out"), "int9")
+        export_ctranslate2(str(folder), str(tmp_path / "out"), "int9")
     with pytest.raises(UserError, match="--corpus x is for quantised models"):
-        export(str(folder), str(tmp_path / "out"), corpus="x")
+        export_ctranslate2(str(folder), str(tmp_path / "out"), corpus="x")
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):
-        export(str(folder), str(tmp_path / "out"))
+        export_ctranslate2(str(folder), str(tmp_path / "out"))
+
+
+def test_the_command_exports(
+    folder: Path, tmp_path: Path, run: Callable[..., list[str]], refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    run("export", "ctranslate2", folder, out, "--quantization", "int8")
+    assert json.loads((out / "parity.json").read_text())["quantized"]["quantization"] == "int8"
+    assert "exists already" in refused("export", "ctranslate2", folder, out)
+    assert "--quantization int4 is unknown" in refused(
+        "export", "ctranslate2", folder, tmp_path / "two", "--quantization", "int4"
+    )

@@ -11,6 +11,7 @@ is kept if they translate alike; what was compared stands in its parity.json."""
 #: Format -> module of interop and function, and who reads what it writes.
 FORMATS = {
     "hf": ("marian_export", "export_hf", "transformers of Hugging Face loads (a Marian model)"),
+    "ctranslate2": ("ctranslate2_export", "export_ctranslate2", "CTranslate2 loads"),
 }
 HELP = f"""usage: transformer export <format> <bundle> <folder> [--<option> <value> ...]
 

@@ -23,7 +23,7 @@ from transformer.interop.probes import probes
 from transformer.writing import whole_folder, write
 
 
-def export(
+def export_ctranslate2(
     bundle: str,
     folder: str,
     quantization: str = "float32",
