@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from itertools import accumulate
@@ -271,10 +272,21 @@ def test_errors_are_said_in_words(browser: Browser, page: str) -> None:
     assert read(browser, "target") == TRANSLATION
 
 
-def test_a_server_that_is_gone_is_said(shared_browser: Browser, bundle: Path) -> None:
-    with serving(bundle) as address:
-        shared_browser.open(address)
-        shared_browser.until(SETTLED)
+def test_bundles_to_choose_from_and_a_server_that_is_gone(
+    shared_browser: Browser, bundle: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(bundle, tmp_path / "the_other")
+    with serving(bundle, other) as address:
+        shared_browser.open(f"{address}#{urlencode({'text': TEXT, 'bundle': 'the_other'})}")
+        shared_browser.until(f"{SETTLED} && document.getElementById('spoken').textContent")
+        assert read(shared_browser, "about").startswith("the_other · Korean → English")
+        shared_browser.run("""const {bundle} = document.getElementById('page').elements;
+            bundle.value = 'by_heart';
+            bundle.dispatchEvent(new Event('change', {bubbles: true}))""")
+        shared_browser.until(f"{SETTLED} && document.getElementById('spoken').textContent")
+        assert read(shared_browser, "about").startswith("by_heart")
+        assert "bundle=by_heart" in shared_browser.run("return location.hash")
+    shared_browser.run("document.getElementById('text').focus()")
     shared_browser.press("나")
     shared_browser.until(f"{STATUS}.startsWith('The server does not answer')")
 
