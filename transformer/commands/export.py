@@ -12,13 +12,14 @@ is kept if they translate alike; what was compared stands in its parity.json."""
 FORMATS = {
     "hf": ("marian_export", "export_hf", "transformers of Hugging Face loads (a Marian model)"),
     "ctranslate2": ("ctranslate2_export", "export_ctranslate2", "CTranslate2 loads"),
+    "onnx": ("onnx", "export_onnx", "ONNX Runtime runs"),
 }
 HELP = f"""usage: transformer export <format> <bundle> <folder> [--<option> <value> ...]
 
 Writes a bundle in the form of another package, held to translate alike.
 
 formats:
-{chr(10).join(f"  {name:<12}what {about}" for name, (_, _, about) in FORMATS.items())}
+{chr(10).join(f"  {name:<12} what {about}" for name, (_, _, about) in FORMATS.items())}
 
 `transformer export <format> --help` lists the options of a format."""
 
