@@ -6,20 +6,20 @@ from importlib import import_module
 from transformer.commands.arguments import OptionParser
 from transformer.errors import UserError, nearest
 
-DESCRIPTION = """Writes a bundle in a form that {about}. Both translate 64 sentences, and the folder
+DESCRIPTION = """Write a bundle in a form that {about}. Both translate 64 sentences, and the folder
 is kept if they translate alike; what was compared stands in its parity.json."""
 #: Format -> module of interop and function, and who reads what it writes.
 FORMATS = {
     "hf": ("marian_export", "export_hf", "transformers of Hugging Face loads (a Marian model)"),
     "ctranslate2": ("ctranslate2_export", "export_ctranslate2", "CTranslate2 loads"),
-    "onnx": ("onnx", "export_onnx", "ONNX Runtime runs"),
+    "onnx": ("onnx", "export_onnx", "ONNX Runtime and its like read"),
 }
 HELP = f"""usage: transformer export <format> <bundle> <folder> [--<option> <value> ...]
 
-Writes a bundle in the form of another package, held to translate alike.
+Write a bundle in the form of another package, held to translate alike.
 
 formats:
-{chr(10).join(f"  {name:<12} what {about}" for name, (_, _, about) in FORMATS.items())}
+{chr(10).join(f"  {name:<13}what {about}" for name, (_, _, about) in FORMATS.items())}
 
 `transformer export <format> --help` lists the options of a format."""
 
