@@ -17,7 +17,7 @@ import pytest
 import sentencepiece
 import tokenizers as hf
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from marian_sides import write_sides
 from sentencepiece import sentencepiece_model_pb2
@@ -102,10 +102,12 @@ WORDS = st.sampled_from([*PARTS, *HURTFUL, *"".join(HURTFUL)])
 
 
 def test_any_text_gives_the_ids_of_marian(sides: Sides) -> None:
-    # Marian takes what stands between `>>` and `<<` for a language, tags or not.
+    # Marian takes what stands between `>>` and `<<` for a language, tags or not; and a special
+    # token that is spelled in characters unknown to it for that token.
     @settings(max_examples=200, deadline=None)
     @given(st.text() | st.lists(WORDS).map("".join))
     def check(text: str) -> None:
+        assume(not any(special in text for special in SPECIALS))
         sides.check([text if sides.to else text.replace(">>", ">")])
 
     check()
