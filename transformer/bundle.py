@@ -225,13 +225,15 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         config: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): copy the bundle again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not that of a bundle: copy the bundle again")
-    version = config.get("format_version")
-    if version not in READ:
+    if not isinstance(config, dict) or "format_version" not in config:
         raise UserError(
-            f"{path}: format_version is {version}, this version of the package reads "
-            f"{' and '.join(map(str, READ))}: install the version that wrote the bundle"
+            f"{path} is not that of a bundle: copy the bundle again; of a Marian model of Hugging "
+            "Face `transformer import` makes one, and an export was made of one"
+        )
+    if config["format_version"] not in READ:
+        raise UserError(
+            f"{path}: format_version is {config['format_version']}, this version of the package "
+            f"reads {' and '.join(map(str, READ))}: install the version that wrote the bundle"
         )
     settings(Config, config, path)
     if config["architecture"] not in ARCHITECTURES:
