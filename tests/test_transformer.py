@@ -137,6 +137,10 @@ def test_heads_must_divide() -> None:
         ({"num_layers": 0}, "num_layers is 0"),
         ({"dropout": 1.5}, "dropout is 1.5"),
         ({"attention_dropout": -0.1}, "attention_dropout is -0.1"),
+        ({"d_k": 0}, "d_k is 0"),
+        ({"max_positions": 0}, "max_positions is 0"),
+        ({"norm": "pr"}, "norm is 'pr'"),
+        ({"activation": "rely"}, "activation is 'rely'"),
     ],
 )
 def test_sizes_that_make_no_sense(values: dict[str, Any], message: str) -> None:

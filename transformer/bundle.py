@@ -217,10 +217,9 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         )
     if not path.is_file():
         found = "no such folder" if not folder.is_dir() else "it has no config.json"
-        raise UserError(
-            f"{folder} is not a bundle ({found}): give the folder that `transformer fit` or "
-            "`transformer average` wrote"
-        )
+        inner = folder / "bundle"
+        fix = f"give {inner}" if inner.is_dir() else "give what `fit`, `average` or `import` wrote"
+        raise UserError(f"{folder} is not a bundle ({found}): {fix}")
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:

@@ -29,7 +29,7 @@ from transformer.writing import clear
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
-ABANDONED = 3600  # seconds after which nobody writes on: a writer adds to its file all the time
+ABANDONED = 3600  # seconds: a file that grew for so long by nothing has no writer any more
 
 
 class DataModule(LightningDataModule):

@@ -70,6 +70,7 @@ def attention(
         dropout: share of the weights that are set to zero.
         need_weights: also return the weights, for which no fused kernel can be used.
     """
+    assert mask is None or not causal, "give a mask that hides the future, too"
     fused = score is scaled_dot and not need_weights
     if fused and not tensors.fused_attention_is_slow(query, dropout):
         values = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)

@@ -64,11 +64,11 @@ class Ancestors:
         return visible.flatten(2)[:, None]
 
     def reorder(self, beams: Tensor) -> None:
-        """As of a state."""
+        """Let beam n of sentence b go on from what was beam `beams[b, n]`; beams: (B, N)."""
         self._slots = self._slots.gather(1, beams[:, :, None].expand_as(self._slots))
 
     def keep(self, sentences: Tensor) -> None:
-        """As of a state."""
+        """Drop all sentences but these; sentences: (B',), indices into the batch."""
         self._slots = self._slots[sentences]
 
 

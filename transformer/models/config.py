@@ -2,21 +2,29 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformer.errors import UserError, nearest
 from transformer.models.attention import SCORES
 from transformer.models.rnn import RNN
 from transformer.models.transformer import Transformer
 
+SIZES = ("d_model", "d_ff", "num_heads", "num_layers", "d_k", "max_positions")
 
-def _check_ranges(config: Any) -> None:
-    """Refuses sizes below 1 and shares outside of [0, 1)."""
+
+def _check(config: Any) -> None:
+    """Refuses sizes below 1, shares outside of [0, 1), and words that are none of the choices."""
+    hints = get_type_hints(type(config))
     for name, value in vars(config).items():
-        if name in ("d_model", "d_ff", "num_heads", "num_layers") and value < 1:
+        if name in SIZES and value is not None and value < 1:
             raise UserError(f"model.network.{name} is {value}: it must be 1 or more")
         if name.endswith("dropout") and not 0 <= value < 1:
             raise UserError(f"model.network.{name} is {value}: it must be in [0, 1)")
+        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
+        if choices and value not in choices:
+            raise UserError(
+                f"model.network.{name} is {value!r}: it must be one of {', '.join(choices)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class TransformerConfig:
     output_bias: bool = False
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        _check(self)
         if self.d_model % self.num_heads:
             raise UserError(
                 f"model.network.d_model {self.d_model} is not divisible by "
@@ -104,7 +112,7 @@ class RNNConfig:
     input_feeding: bool = False
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        _check(self)
         if self.d_model % 2:
             raise UserError(
                 f"model.network.d_model is {self.d_model}: it must be even, since each direction "

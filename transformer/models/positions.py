@@ -49,7 +49,11 @@ class LearnedPositions(nn.Module):
         nn.init.normal_(self.table, std=d_model**-0.5)
 
     def forward(self, start: int, length: int) -> Tensor:
-        """As of `SinusoidalPositions`; a UserError beyond the last learned position."""
+        """Vectors (length, D) of the positions from `start` on.
+
+        Raises:
+            UserError: when one of them is beyond the last learned position.
+        """
         if start + length > len(self.table):
             raise UserError(
                 f"a sequence of {start + length} tokens reaches beyond the {len(self.table)} "

@@ -13,7 +13,6 @@ Shapes: B batch, S source, T target, N beams, D model, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -119,9 +118,13 @@ class Attention(nn.Module):
         """Keys and values, once for each sentence."""
         return Attendable(self.key(memory.hidden)[:, None], memory.hidden[:, None], memory.mask)
 
+    def learned_score(self, query: Tensor, key: Tensor) -> Tensor:
+        """The score of queries (..., T, D) and keys (..., S, D), with the learned vector."""
+        return self.function(query, key, self.vector)
+
     def forward(self, states: Tensor, memory: Attendable, need_weights: bool = False) -> Attended:
         """States (B, T, D) -> context vectors (B, T, D) and weights (B, 1, T, S)."""
-        score = self.function if self.vector is None else partial(self.function, v=self.vector)
+        score = self.function if self.vector is None else self.learned_score
         values, weights = attention(
             self.query(states)[:, None], memory.keys, memory.values,
             score=score, mask=memory.mask, need_weights=need_weights,

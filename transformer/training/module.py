@@ -25,7 +25,7 @@ from transformer.training.logging import Meter
 from transformer.training.objective import Prepared, Schedule
 from transformer.training.scoring import Scorer, probe
 
-#: By which validations are compared: BLEU and, where it is the same (at first it is 0), the loss.
+#: The number that ranks checkpoints: BLEU; of equal ones (at first 0) the lower loss is better.
 SELECTION = "val/rank"
 
 
@@ -220,7 +220,7 @@ class Seq2SeqModule(LightningModule):
         self.meter.norms.append(norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Prepared, batch_idx: int) -> None:
-        # Lightning would keep the gradients of a step that was taken in the next forward pass.
+        # Lightning would keep the gradients, which nobody needs any more, until the next backward.
         if not self._step_tokens:
             self.zero_grad()
 
