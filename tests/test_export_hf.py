@@ -79,6 +79,7 @@ def test_an_export_is_imported_again(run: Run, tmp_path: Path) -> None:
     assert before.translate(LINES) == after.translate(LINES)
 
 
+@pytest.mark.slow
 def test_an_import_is_exported_again(run: Run, tmp_path: Path) -> None:
     source = marian(tmp_path, tags=("eng", "fra"))
     run("import", source, tmp_path / "bundle", "--tgt", "fra")

@@ -19,14 +19,10 @@ NETWORK = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "options"),
-    [
-        (3, {}),
-        pytest.param(200, {}, marks=pytest.mark.slow),
-        pytest.param(200, {"data.tags": "true"}, marks=pytest.mark.slow),
-        pytest.param(200, {"model.lora.rank": "4"}, marks=pytest.mark.slow),
-    ],
+    [(3, {}), (200, {}), (200, {"data.tags": "true"}), (200, {"model.lora.rank": "4"})],
 )
 def test_an_import_is_fine_tuned_and_exported(
     steps: int, options: dict[str, str], run: Any, own_folder: None, tmp_path: Path

@@ -4,18 +4,17 @@ Both sides get 64 probes (`probes`), and must agree on
 
 1. the ids of every source sentence;
 2. the greedy translation of those ids, in ids and in text;
-3. the best of beam 4 without length penalty, likewise. The search is the house's: a sentence is
-   done with its 4th finished hypothesis. Translations end at a number of tokens that both know.
-   As engines differ in what they prefer where the 4th finishes with just that token, one that
-   differs and was cut off there must be the same with a token less;
+3. the best of beam 4 without length penalty, likewise. A sentence is done with its 4th finished
+   hypothesis, or at a number of tokens that both know. Engines differ in what they prefer where
+   both happen at once: one that differs and was cut off must be the same with a token less;
 4. the logits of given translations in padded batches, where a side has logits: they differ by at
    most 1e-4, and by 1e-4 of their size where that is above 1. `<pad>` and `<s>` do not count, as
    no translation holds them.
 
-Two continuations can be so alike that float noise decides between them. A translation may differ
-only if it is one that our own search finds, too, in one of 32 tries with random noise of at most
-1e-5 on each logit: then no difference of the weights or the tokens is needed to explain it. Such
-near-ties are counted in the report; with more than 4 of them in 64 probes the gate is shut.
+Float noise may decide between two continuations that are all but alike. A translation may differ if
+our own search finds it, too, in one of 32 tries with noise of at most 1e-5 on each logit, so that
+no difference of weights or tokens is needed to explain it. With more than 4 such near-ties in the
+report the gate is shut.
 """
 
 import json
@@ -62,8 +61,7 @@ class Side(Protocol):
         Args:
             src: a batch of sources, EOS last.
             beam: 1 is greedy.
-            limit: tokens of the longest translation, EOS included. What has none by then counts
-                as it is.
+            limit: tokens with EOS, at which a translation without it counts as it is.
         """
 
     def logits(self, src: list[Ids], tgt: list[Ids]) -> Tensor | None:
@@ -79,12 +77,7 @@ class Side(Protocol):
 
 
 class BundleSide(Side):
-    """A bundle's own side, computed in float32 on the CPU.
-
-    Args:
-        bundle: as `load_bundle` reads it.
-        name: for messages.
-    """
+    """A bundle's own side, computed in float32 on the CPU; `name` is for messages."""
 
     def __init__(self, bundle: Bundle, name: str = "the bundle") -> None:
         self.name = name
@@ -128,10 +121,8 @@ class Report(NamedTuple):
 
     Args:
         sides: their names.
-        probes: sentences compared.
-        longest: tokens of the longest source.
-        translations: how many were compared, greedy and of beams.
-        ties: how many of them differ by a near-tie.
+        probes: sentences compared; the longest source has `longest` tokens.
+        translations: how many were compared; `ties` of them differ by a near-tie.
         logits: how many numbers were compared.
         largest_difference: of two logits, relative where they are above 1; None without logits.
         failure: the first thing that differs, in words.
@@ -262,8 +253,7 @@ class _Comparison:
             step = next(step for step, (one, other) in pairs if one != other)
             where += f", token {step + 1}"
             ours, theirs = (self.named(side, ids[step : step + 1]) for ids in (ours, theirs))
-        names = self.found.sides
-        raise _Differs(f"{where}: {ours} in {names[0]}, {theirs} in {names[1]}")
+        raise _Differs(f"{where}: {ours} in {self.ours.name}, {theirs} in {self.theirs.name}")
 
     def named(self, side: TextSide, ids: Ids) -> str:
         """A token as one reads it."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transformer.bundle import load_bundle, save_bundle
-from transformer.data.tokenizer import BOS, PAD, Tokenizer
+from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.errors import UserError
 from transformer.hub import local_folder
 from transformer.inference.search import SearchConfig
@@ -70,7 +70,7 @@ def import_marian(source: str, bundle: str, src: str | None = None, tgt: str | N
             training={"recipe": f"imported from {source}"},
             card=card(source, model, languages),
         )
-        never = {ids[PAD], ids[BOS]}
+        never = {ids[PAD], ids[BOS]} - {ids[EOS]}
         theirs = MarianSide(folder, ids, code_of(tokenizer, languages[1]), [*never])
         passed(compare(BundleSide(load_bundle(growing)), theirs), growing)
         growing.rename(target)
