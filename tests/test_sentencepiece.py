@@ -163,6 +163,17 @@ def test_decoding_may_start_with_another_entry(plain: Path, tmp_path: Path) -> N
     assert started.encode_tgt(TEXTS[1][:50]) == usual.encode_tgt(TEXTS[1][:50])
 
 
+def test_spaces_before_punctuation_are_left_out_where_the_folder_says_so(tmp_path: Path) -> None:
+    line = "it is n't a dog , is it ? I 'm ' here ' s . . ! We 've they 're x ' y 's ' re"
+    folder = write_sides(tmp_path / "in", [[line], [line]], size=90, character_coverage=1.0)
+    change_json(folder / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    sides = Sides(folder)
+    sides.check([line, line[1:], "a . b"])
+    assert sides.ours.decode(sides.ours.encode_tgt([line]))[0].startswith("it isn't a dog, is it?")
+    (tmp_path / "out").mkdir()
+    check_export(sides.ours, None, [line], tmp_path / "out")
+
+
 def test_a_bundle_needs_no_sentencepiece(sides: Sides, tmp_path: Path) -> None:
     sides.ours.save(tmp_path)
     lines = HURTFUL + TEXTS[0][:20]
@@ -362,6 +373,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
     ),
     "vocab.json is not JSON": lambda f: cut(f / "vocab.json", 100),
     "vocab.json: its ids are not 0 to": lambda f: change_json(f / "vocab.json", more=9999),
+    "vocab.json: its ids are not 0 .*: copy": lambda f: change_json(f / "vocab.json", more="1"),
     "vocab.json: <unk> is missing": lambda f: (f / "vocab.json").write_text('{"</s>": 0}'),
     "tokenizer.json, must be 0; .*: it must hold source.spm, target.spm and vocab": foreign,
     "separate_vocabs is true": lambda f: change_json(

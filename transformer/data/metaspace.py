@@ -21,6 +21,11 @@ from transformer.data.charsmap import CharsMap
 from transformer.data.vocabulary import EOS, SPECIALS, UNK, Vocabulary
 
 SPACE, HIDDEN = "▁", " "
+CLEAN = (
+    decoders.Replace(hf.Regex(" (?=[.?!,])"), ""),
+    decoders.Replace(" ' ", "'"),
+    decoders.Replace(hf.Regex(" (?=n't|'m|'s|'ve|'re)"), ""),
+)
 
 
 class Metaspace(Vocabulary):
@@ -80,11 +85,14 @@ class Rules(NamedTuple):
         scores: Piece -> log probability, of those that text is cut into.
         table: What characters are normalised to (see `CharsMap`); empty for none.
         prefix: Whether a space is put before the text.
+        clean: Whether text is written without spaces before punctuation, as Hugging Face does where
+            `clean_up_tokenization_spaces` is set.
     """
 
     scores: dict[str, float]
     table: bytes
     prefix: bool
+    clean: bool = False
 
 
 def metaspace_file(specials: list[str], pieces: list[str], rules: Rules) -> str:
@@ -118,6 +126,7 @@ def metaspace_file(specials: list[str], pieces: list[str], rules: Rules) -> str:
             decoders.Replace(SPACE, " "),
             decoders.Fuse(),
             decoders.Replace(hf.Regex(r"\A\s+|\s+\z"), ""),
+            *(CLEAN if rules.clean else ()),
         ]
     )
     return str(tokenizer.to_str(pretty=True))
@@ -140,4 +149,5 @@ def metaspace_rules(text: str) -> Rules:
     steps = {step["type"]: step for step in file["normalizer"]["normalizers"]}
     scores = {p: score for p, score in file["model"]["vocab"] if not p.startswith(HIDDEN)}
     table = steps.get("Precompiled", {}).get("precompiled_charsmap", "")
-    return Rules(scores, base64.b64decode(table), "Prepend" in steps)
+    clean = len(file["decoder"]["decoders"]) > len(CLEAN) + 1
+    return Rules(scores, base64.b64decode(table), "Prepend" in steps, clean)

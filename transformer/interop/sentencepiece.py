@@ -25,6 +25,7 @@ from transformer.errors import UserError
 from transformer.interop.spm import read_spm, write_spm
 
 SIDES = {SRC_FILE: "source.spm", TGT_FILE: "target.spm"}
+CONFIG = "tokenizer_config.json"
 TAG = re.compile(r">>(.+)<<", re.DOTALL)
 
 
@@ -58,22 +59,23 @@ def tokenizer_of(folder: Path) -> tuple[Tokenizer, list[int]]:
     rest = [piece for piece in ids if piece not in {*marked, *tags}]
     specials = [*SPECIALS, *(TAG.sub(r"<2\1>", tag) for tag in tags)]
     pieces = [f"{piece} " if piece in SPECIALS else piece for piece in rest]  # an unused <s>
-    files = {name: _side(folder / spm, specials, pieces) for name, spm in SIDES.items()}
+    clean = _json(folder / CONFIG).get("clean_up_tokenization_spaces", False)
+    files = {name: _side(folder / spm, specials, pieces, clean) for name, spm in SIDES.items()}
     return Tokenizer(files), [ids[piece] for piece in (*marked, *tags, *rest)]
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
     """Piece -> id, in the order of the ids."""
     path = folder / "vocab.json"
-    if _json(folder / "tokenizer_config.json").get("separate_vocabs"):
+    if _json(folder / CONFIG).get("separate_vocabs"):
         raise UserError(
-            f"{folder / 'tokenizer_config.json'}: separate_vocabs is true: "
+            f"{folder / CONFIG}: separate_vocabs is true: "
             "only models with one vocab.json for both languages can be read"
         )
     if not path.is_file():
         raise UserError(f"{path} is missing: copy it from where the model came")
     ids = _json(path)
-    if sorted(ids.values()) != list(range(len(ids))):
+    if {*map(repr, ids.values())} != {*map(repr, range(len(ids)))}:
         raise UserError(f"{path}: its ids are not 0 to {len(ids) - 1}: copy the file again")
     for special in ("</s>", "<unk>", "<pad>"):
         if special not in ids:
@@ -94,8 +96,8 @@ def _json(path: Path) -> dict[Any, Any]:
     return found
 
 
-def _side(spm: Path, specials: list[str], pieces: list[str]) -> str:
-    rules = read_spm(spm)
+def _side(spm: Path, specials: list[str], pieces: list[str], clean: bool) -> str:
+    rules = read_spm(spm)._replace(clean=clean)
     try:
         return metaspace_file(specials, pieces, rules)
     except ValueError as error:
@@ -144,10 +146,16 @@ def write_hf_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int) -> N
         names = [side.piece(i) for i in range(side.size)]
         names[len(SPECIALS) : len(side.specials)] = [f">>{tag}<<" for tag in tokenizer.tags]
         _dump(folder / "vocab.json", {name: i for i, name in enumerate(names)})
-        for name, spm in SIDES.items():
-            write_spm(metaspace_rules(tokenizer.to_text()[name]), folder / spm)
-        codes = names[len(SPECIALS) : len(side.specials)]  # so that they are not written
-        _configure(folder, "MarianTokenizer", max_length, additional_special_tokens=codes)
+        rules = {spm: metaspace_rules(tokenizer.to_text()[name]) for name, spm in SIDES.items()}
+        for spm, its_rules in rules.items():
+            write_spm(its_rules, folder / spm)
+        _configure(
+            folder,
+            "MarianTokenizer",
+            max_length,
+            clean_up_tokenization_spaces=rules["target.spm"].clean,
+            additional_special_tokens=names[len(SPECIALS) : len(side.specials)],  # not written
+        )
         return
     for name, text in tokenizer.to_text().items():
         place = folder / "target" if name == TGT_FILE else folder
@@ -187,7 +195,7 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
 def _configure(folder: Path, kind: str, max_length: int, **more: Any) -> None:
     names = ("pad_token", "bos_token", "eos_token", "unk_token")
     _dump(
-        folder / "tokenizer_config.json",
+        folder / CONFIG,
         {
             "tokenizer_class": kind,
             **dict(zip(names, SPECIALS, strict=True)),
