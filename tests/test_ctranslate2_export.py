@@ -10,11 +10,13 @@ from typing import Any
 import ctranslate2
 import pytest
 import tokenizers
+from marians import marian
 from test_ctranslate2 import SHAPES, random_bundle
 from test_translator import LINES, save
 
 from transformer.bundle import load_bundle
 from transformer.errors import UserError
+from transformer.inference.translator import Translator
 from transformer.interop import ctranslate2_export
 from transformer.interop.ctranslate2 import specification, write_model
 from transformer.interop.ctranslate2_export import CTranslate2Side, export_ctranslate2
@@ -86,6 +88,24 @@ def test_an_export_is_used_without_this_package(folder: Path, tmp_path: Path) ->
     assert tokenizer.decode(ids) == LINES[0].upper()
     report = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert report["failure"] is None and "quantized" not in report
+
+
+def test_two_vocabularies_go_out(tmp_path: Path) -> None:
+    save(tmp_path / "bundle", shared=False)
+    export_ctranslate2(str(tmp_path / "bundle"), str(tmp_path / "out"))
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"source_vocabulary.json", "tokenizer.src.json", "tokenizer.tgt.json"} < files
+    theirs = Translator.load(tmp_path / "bundle", engine="ctranslate2")
+    assert theirs.translate(LINES) == [line.upper() for line in LINES]
+
+
+@pytest.mark.slow
+def test_what_came_from_marian_goes_out(tmp_path: Path, run: Callable[..., list[str]]) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    run("import", marian(tmp_path, activation_function="swish"), bundle)
+    run("export", "ctranslate2", bundle, out)
+    report = json.loads((out / "parity.json").read_text())
+    assert report["translations"] == 128 and report["largest_difference"] < 1e-4
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int8_float16", "int16", "bfloat16"])
