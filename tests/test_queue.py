@@ -115,12 +115,15 @@ def test_a_full_queue_says_so(busy: Queue, work: Work) -> None:
     assert last.result(60) == "C"
 
 
-def test_an_error_is_that_of_its_batch(busy: Queue, work: Work) -> None:
+def test_an_error_is_that_of_its_batch(
+    busy: Queue, work: Work, caplog: pytest.LogCaptureFixture
+) -> None:
     (wrong,), (right,) = busy.put("fail", [("a", 1)]), busy.put("x", [("b", 1)])
     work.go_on.set()
     with pytest.raises(RuntimeError, match="^out of order$"):
         wrong.result(60)
     assert right.result(60) == "B"
+    assert "Traceback" in caplog.text  # for who looks after the server
 
 
 def test_a_closed_queue_ends_its_thread(busy: Queue, work: Work) -> None:
@@ -210,4 +213,5 @@ def test_an_error_in_decoding_is_a_line_and_the_next_is_answered(
         assert client.get("/health").status_code == 200
         answer = client.post("/v1/translate", json={"text": LINES[0]})
         assert answer.json()["translations"][0][0]["text"] == ANSWERS[0]
-    assert "a batch of 1 failed" in caplog.text
+    assert "a batch of 1 failed: the model's output is not a number" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from threading import Condition, Thread
 from typing import Any, NamedTuple
 
+from transformer.errors import UserError
+
 LOG = logging.getLogger("transformer.serving")
 TOGETHER = 0.005  # seconds that an item waits for others at most, where nothing is computed
 LAST = 10.0  # seconds that the thread has to end its last batch
@@ -103,7 +105,8 @@ class Queue:
             try:
                 results = self.compute(jobs[0].how, [job.item for job in jobs])
             except Exception as error:  # whatever it is, the next batch may do
-                LOG.exception("a batch of %d failed", len(jobs))
+                bug = not isinstance(error, UserError)
+                LOG.error("a batch of %d failed: %s", len(jobs), error, exc_info=bug)
                 for job in jobs:
                     job.result.set_exception(error)
                 continue
