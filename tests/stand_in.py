@@ -26,7 +26,7 @@ def sha(text: str) -> str:
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories in memory: name -> branch -> file -> content.
+    """Repositories in memory: name -> branch -> file -> content; names may begin with datasets/.
 
     `private` names those that nobody may see, `truncated` files that are cut while they are sent;
     `asked` has what was asked for.
@@ -80,8 +80,8 @@ class Answer(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {path}")
         if path == "/":
             return self.send(200)
-        patterns = (r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?",
-                    r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)")  # fmt: skip
+        patterns = (r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+).*)?",
+                    r"/((?:datasets/)?[^/]+/[^/]+)/(resolve)/([^/]+)/(.+)")  # fmt: skip
         found = re.fullmatch(patterns["/resolve/" in path], path)
         assert found, path
         name, what, revision, *file = found.groups()
@@ -94,7 +94,8 @@ class Answer(BaseHTTPRequestHandler):
         if files is None:
             return self.send(404, {"error": "Not found"}, X_Error_Code="RevisionNotFound")
         if file:
-            return self.send_file(revision, file[0], files)
+            commit = revision if len(revision) == 40 else sha(revision)
+            return self.send_file(commit, file[0], files)
         if what == "tree":
             return self.send(200, [self.entry(*pair) for pair in files.items()])
         return self.send(200, {"id": name, "sha": sha(revision), "siblings": []})
@@ -103,6 +104,9 @@ class Answer(BaseHTTPRequestHandler):
         return {"type": "file", "path": path, "size": len(content), "oid": sha(path)}
 
     def send_file(self, commit: str, name: str, files: dict[str, bytes]) -> None:
+        if name not in files:
+            about = {"X_Error_Code": "EntryNotFound", "X_Repo_Commit": commit}
+            return self.send(404, {"error": "Not found"}, **about)
         content = files[name]
         sent = content[: len(content) // 2] if name in self.server.truncated else content
         headers = {"X_Repo_Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}

@@ -59,6 +59,8 @@ def test_name_config_split_and_revision_reach_the_library(
         return datasets.Dataset.from_list(rows(nested=True))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformer.data.hub.answers", lambda address: True)
     assert read(spec, streaming=True) == PAIRS
     assert calls == [called]
 

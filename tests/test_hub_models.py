@@ -32,6 +32,18 @@ for name in sys.argv[1:]:
 """
 
 
+#: Prints the first pair of each data set, or what is wrong.
+READ = """
+import sys
+from transformer.data.corpus import open_corpus
+for spec in sys.argv[1:]:
+    try:
+        print(next(open_corpus(spec, "de", "en").pairs()).src)
+    except ValueError as error:
+        print(error)
+"""
+
+
 def look(folder: Path, address: str, *names: str, limit: int = 100, **more: str) -> list[str]:
     """What a process finds, in a line for each name, and nothing else."""
     found = run(folder, address, "-c", LOOK, str(limit), *names, **more)
@@ -106,6 +118,28 @@ def test_without_a_network_a_line_comes_soon(tmp_path: Path) -> None:
             [line] = look(tmp_path, address, "org/model", limit=10, **more)
             why = "is not asked (HF_HUB_OFFLINE)" if more else "does not answer"
             assert line.startswith(f"org/model is no folder here, and {address} {why}: check the n")
+
+
+def test_a_revision_of_a_data_set_is_never_another_one(tmp_path: Path) -> None:
+    names = [f"hub:org/set{revision}:train" for revision in ("@old", "", "@none")]
+
+    def read(*names: str, **more: str) -> list[str]:
+        return run(tmp_path, server.address, "-c", READ, *names, **more).stdout.splitlines()
+
+    with stand_in() as server:
+        server.repositories["datasets/org/set"] = {
+            branch: {"README.md": b"# Set", "train.jsonl": json.dumps(row).encode()}
+            for branch, row in (
+                ("main", {"de": "neu", "en": "new"}), ("old", {"de": "alt", "en": "old"})
+            )
+        }  # fmt: skip
+        assert read(*names[:2]) == ["alt", "neu"]
+    wrong = "data.train: {} cannot be loaded (the hub does not answer, and the copy here is not of"
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        found = read(*names, **more)
+        assert found[1] == "neu"  # the latest copy
+        assert found[0].startswith(wrong.format(names[0]))
+        assert found[2].startswith(wrong.format(names[2]))
 
 
 @pytest.mark.slow

@@ -58,6 +58,16 @@ def _downloaded(name: str, revision: str | None, files: tuple[str, ...]) -> Path
     return Path(copy)
 
 
+def known_commit(data_set: str, revision: str) -> str | None:
+    """The commit of a data set's revision, as it was when it was last asked for; None if never."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    path = try_to_load_from_cache(data_set, "README.md", revision=revision, repo_type="dataset")
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
 def push(folder: str | Path, name: str, private: bool, revision: str | None, note: str) -> str:
     """Uploads a bundle.
 

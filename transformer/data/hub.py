@@ -4,17 +4,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformer.hub import answers
+from transformer.errors import UserError
+from transformer.hub import answers, known_commit
 
 
 @cache  # the hub is asked each time
 def load(
     name: str, config: str | None, split: str, streaming: bool, revision: str | None = None
 ) -> Any:
-    """Loads a data set, without the network where the hub does not answer."""
+    """Loads a data set, without the network where the hub does not answer.
+
+    Raises:
+        UserError: it does not, and there is no copy of the revision: the library would take that
+            of another one.
+    """
     import datasets
 
-    if not Path(name).is_dir() and not answers(datasets.config.HF_ENDPOINT):
+    its = datasets.config
+    if not Path(name).is_dir() and (its.HF_HUB_OFFLINE or not answers(its.HF_ENDPOINT)):
         # Else the library tries again for half a minute before it looks for its own copy.
-        datasets.config.HF_HUB_OFFLINE = True
+        its.HF_HUB_OFFLINE = True
+        if revision:
+            copy = datasets.load_dataset_builder(name, config).hash
+            if copy != known_commit(name, revision):
+                raise UserError(f"the hub does not answer, and the copy here is not of {revision}")
     return datasets.load_dataset(name, config, split=split, streaming=streaming, revision=revision)
