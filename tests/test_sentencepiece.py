@@ -22,7 +22,13 @@ from hypothesis import strategies as st
 from marian_sides import write_sides
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
-from transformers import AutoTokenizer, MarianTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    MarianConfig,
+    MarianMTModel,
+    MarianTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from transformer.bundle import Bundle, save_bundle
 from transformer.data.charsmap import CharsMap
@@ -31,6 +37,7 @@ from transformer.data.tokenizer import EOS, SPECIALS, UNK, Tokenizer, TokenizerC
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.errors import UserError
 from transformer.inference.translator import Translator
+from transformer.interop.marian_side import MarianSide
 from transformer.interop.sentencepiece import code_of, tokenizer_of, write_hf_tokenizer
 from transformer.models import TransformerConfig
 from transformer.training.transfer import transplant
@@ -136,6 +143,17 @@ def test_text_that_spells_special_tokens_or_languages_is_text(sides: Sides) -> N
             body = line[line[0] in tags : -1]
             assert body
             assert not {*body} & {0, 1, 2, *tags}
+
+
+def test_the_gate_takes_unknown_characters_for_text(plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(plain, tmp_path / "marian"))
+    ours, ids = tokenizer_of(folder)
+    shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    model: Any = MarianMTModel(MarianConfig(vocab_size=len({*ids}), pad_token_id=ids[0], **shape))
+    model.save_pretrained(folder)
+    lines = ["</s>", "한 </s> <pad>", *HURTFUL]
+    assert ids[EOS] in MarianTokenizer.from_pretrained(folder)("</s>").input_ids[:-1]
+    assert MarianSide(folder, ids).encode(lines) == ours.encode_src(lines)
 
 
 def test_languages_of_the_vocabulary_are_tags(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from transformer.data.tokenizer import BOS, EOS, PAD
+from transformer.data.tokenizer import BOS, EOS, PAD, UNK
 from transformer.inference.batches import pad
 from transformer.interop import needs
 from transformer.interop.gate import Ids, Side
@@ -53,7 +53,12 @@ class MarianSide(Side):
     def encode(self, lines: list[str]) -> list[Ids]:
         texts = [self.code + line for line in lines]
         found = self.tokenizer(texts, split_special_tokens=True)["input_ids"]
-        return [[self.ours[token] for token in row] for row in found]
+        # Marian alone takes unknown characters that spell a special token for it, such as `</s>`.
+        special = {self.ids[token] for token in (PAD, BOS, EOS)}
+        return [
+            [*(UNK if token in special else self.ours[token] for token in row[:-1]), EOS]
+            for row in found
+        ]
 
     def search(self, src: list[Ids], beam: int, limit: int) -> list[Ids]:
         options = {"num_beams": beam, "early_stopping": beam > 1, "max_new_tokens": limit}
