@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,20 @@ import torch
 from texts import write_texts
 
 from transformer.__main__ import main
+
+# What these import is installed for Python 3.11 or later.
+OPTIONAL = [
+    "ctranslate2*",
+    "export_hf",
+    "gate",
+    "import",
+    "onnx",
+    "page",
+    "queue",
+    "sentencepiece",
+    "serving",
+]
+collect_ignore_glob = [f"test_{name}.py" for name in OPTIONAL if sys.version_info < (3, 11)]
 
 
 @pytest.fixture
