@@ -33,7 +33,7 @@ from transformers import (
 from transformer.bundle import Bundle, save_bundle
 from transformer.data.charsmap import CharsMap
 from transformer.data.spelling import spellings
-from transformer.data.tokenizer import EOS, SPECIALS, UNK, Tokenizer, TokenizerConfig
+from transformer.data.tokenizer import EOS, SPECIALS, UNK, Tokenizer, TokenizerConfig, Words
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.errors import UserError
 from transformer.inference.translator import Translator
@@ -339,8 +339,9 @@ def check_export(ours: Tokenizer, to: str | None, spelled: list[str], folder: Pa
     assert src(codes).input_ids == ours.encode_src(lines, to)
     assert tgt(text_target=lines).input_ids == ours.encode_tgt(lines)
     rng = random.Random(0)
-    ids = [i for i in range(ours.tgt_vocab_size) if i != EOS and i not in ours.tags.values()]
-    some = [rng.choices(ids, k=rng.randrange(9)) for _ in range(200)]
+    shown = ours.tags.values() if isinstance(ours.side("tgt"), Words) else ()
+    ids = [i for i in range(ours.tgt_vocab_size) if i != EOS and i not in shown]
+    some = [rng.choices(ids, k=rng.randrange(9)) for _ in range(200)] + [[i] for i in ids[:9]]
     assert tgt.batch_decode(some, skip_special_tokens=True) == ours.decode(some)
     special = tgt.pad_token_id, tgt.bos_token_id, tgt.eos_token_id, tgt.unk_token_id
     assert (*special, src.model_max_length) == (0, 1, 2, 3, 99)
