@@ -22,7 +22,7 @@ NETWORK = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "options"),
-    [(3, {}), (200, {}), (200, {"data.tags": "true"}), (200, {"model.lora.rank": "4"})],
+    [(3, {}), (200, {}), (40, {"data.tags": "true"}), (40, {"model.lora.rank": "4"})],
 )
 def test_an_import_is_fine_tuned_and_exported(
     steps: int, options: dict[str, str], run: Any, own_folder: None, tmp_path: Path
