@@ -56,11 +56,11 @@ class OnnxState:
         self.ancestors = Ancestors(len(memory.lengths), beams, memory.keys.device)
 
     def reorder(self, beams: Tensor) -> None:
-        """As of every state; nothing is copied."""
+        """Let beam n of sentence b go on from what was beam `beams[b, n]`; nothing is copied."""
         self.ancestors.reorder(beams)
 
     def keep(self, sentences: Tensor) -> None:
-        """As of every state."""
+        """Drop all sentences but these; sentences: (B',), indices into the batch."""
         self.memory = self.memory.of(sentences)
         self.keys, self.values = self.keys[:, sentences], self.values[:, sentences]
         self.ancestors.keep(sentences)
