@@ -21,7 +21,7 @@ PUREPYTHON = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
-	@echo "make test      set up, linter, types, every test (about 10 minutes)"
+	@echo "make test      set up, linter, types, every test (13 minutes on two cores)"
 	@echo "make check     set up, linter, types, fast tests (under 4 minutes after set-up)"
 	@echo "make bench [ARGS=...] [DEVICE=cuda]   set up, measure speed beside other packages (ARGS=--help)"
 	@echo "make gpu [WHEELS=folder] [ARGS=...]   test and measure a GPU, offline, with torch of PYTHON"
