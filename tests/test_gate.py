@@ -29,6 +29,7 @@ PAIRS = sentences(100, seed=1)
 
 
 @cache
+@torch.enable_grad()  # whoever asks first
 def taught(
     config: ModelConfig = CONFIG, steps: int = 60, tags: tuple[str, ...] = (), **options: Any
 ) -> tuple[Seq2Seq, Tokenizer]:

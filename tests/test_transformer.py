@@ -1,6 +1,7 @@
 """The Transformer against torch's own layers and the parameter counts of the paper's Table 3."""
 
 from dataclasses import replace
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -196,6 +197,18 @@ def test_recorded_weights_are_those_that_the_layers_give() -> None:
         torch.testing.assert_close(weights[kind][:, 0], layer)
     torch.testing.assert_close(weights["cross"], model.cross_attention(SRC, LENGTHS, TGT))
     torch.testing.assert_close(hidden, model(SRC, LENGTHS, TGT))
+
+
+def test_another_thread_may_run_the_model_meanwhile() -> None:
+    model = SMALL.build(12, 12).eval()
+    batch = torch.tensor([[5, 6, 2]]), torch.tensor([3]), torch.tensor([[1, 7, 8]])
+    alone = model.cross_attention(*batch)
+    with recorded(model, "cross") as weights:
+        model(*batch)
+        other = Thread(target=model, args=batch)
+        other.start()
+        other.join()
+    assert torch.equal(weights["cross"], alone)
 
 
 def test_nothing_is_recorded_afterwards() -> None:

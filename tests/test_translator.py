@@ -108,7 +108,7 @@ def test_batches_side_by_side_give_the_same_translations(monkeypatch: pytest.Mon
         asked.append((len(items), workers))
         return in_threads(function, items, workers)
 
-    monkeypatch.setattr("transformer.inference.search.in_threads", watched)
+    monkeypatch.setattr("transformer.inference.batches.in_threads", watched)
     monkeypatch.setattr("transformer.inference.search.count_workers", lambda device: 2)
     found = translator(max_tokens=300).n_best(lines, n_best=2)
     for line, others in zip(found, expected, strict=True):

@@ -12,10 +12,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from transformer.data.lengths import Ints, by_length
 from transformer.data.tokenizer import BOS, EOS
 from transformer.errors import UserError
-from transformer.inference.batches import pad
+from transformer.inference.batches import of_sources, pad
 from transformer.inference.continuations import (
     NEVER,
     NOT_A_NUMBER,
@@ -25,7 +24,7 @@ from transformer.inference.continuations import (
     best_continuations,
     sampled_continuations,
 )
-from transformer.kernels.process import SMALLEST_BATCH, count_workers, in_threads
+from transformer.kernels.process import count_workers
 from transformer.kernels.tensors import sentence_blocks
 from transformer.models import Seq2Seq
 
@@ -177,20 +176,13 @@ def search_all(
         generator: source of randomness of the sampling.
     """
 
-    def search_batch(batch: Ints, stop: Event) -> list[list[Hypothesis]]:
-        src, lengths = pad([ids[index] for index in batch], model.device)
-        return search(model, src, lengths, config, [prefix] * len(batch), generator, stop)
+    def search_batch(rows: list[list[int]], stop: Event) -> list[list[Hypothesis]]:
+        src, lengths = pad(rows, model.device)
+        return search(model, src, lengths, config, [prefix] * len(rows), generator, stop)
 
     # Samples are drawn in a fixed order, so that they depend on the seed alone.
     workers = 1 if config.sample else count_workers(model.device)
-    lengths = [len(row) for row in ids]
-    budget = min(max_tokens, max(sum(lengths) // workers, SMALLEST_BATCH))
-    batches = by_length(lengths, budget)[::-1]  # the longest first
-    found: list[list[Hypothesis]] = [[] for _ in ids]
-    for batch, results in zip(batches, in_threads(search_batch, batches, workers), strict=True):
-        for index, hypotheses in zip(batch, results, strict=True):
-            found[index] = hypotheses
-    return found
+    return of_sources(search_batch, ids, max_tokens, workers)
 
 
 class _Beams:

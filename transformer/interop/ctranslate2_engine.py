@@ -14,16 +14,16 @@ from threading import Event
 import torch
 
 from transformer.bundle import Bundle
-from transformer.data.lengths import Ints, by_length
 from transformer.data.tokenizer import EOS
 from transformer.errors import UserError
+from transformer.inference.batches import of_sources
 from transformer.inference.continuations import NOT_A_NUMBER
 from transformer.inference.engines import MAX_TOKENS, Engine
 from transformer.inference.search import Hypothesis, SearchConfig, length_penalty
 from transformer.interop import needs
 from transformer.interop.ctranslate2 import EXTRA, Names, count_positions, write_model
 from transformer.kernels import Precision, find_precision
-from transformer.kernels.process import SMALLEST_BATCH, count_workers, in_threads
+from transformer.kernels.process import count_workers
 
 #: Exponent of CTranslate2's length normalisation, undone at once. Where more than N hypotheses have
 #: finished when a search ends it keeps the N best: by this, those that finished first, as our own
@@ -109,20 +109,11 @@ class CTranslate2Engine(Engine):
             raise UserError(
                 "sample: with CTranslate2 a seed does not fix what is drawn: take engine torch"
             )
-        lengths = [len(row) for row in ids]
-        budget = min(self.max_tokens, max(sum(lengths) // self.workers, SMALLEST_BATCH))
-        batches = by_length(lengths, budget)[::-1]  # the longest first
-        found: list[list[Hypothesis]] = [[] for _ in ids]
 
-        def search_some(batch: Ints, stop: Event) -> None:
-            rows = [ids[index] for index in batch]
-            if not stop.is_set():
-                results = self._within_limits(rows, config, prefix)
-                for index, hypotheses in zip(batch, results, strict=True):
-                    found[index] = hypotheses
+        def search_batch(rows: list[list[int]], stop: Event) -> list[list[Hypothesis]]:
+            return [] if stop.is_set() else self._within_limits(rows, config, prefix)
 
-        in_threads(search_some, batches, self.workers)
-        return found
+        return of_sources(search_batch, ids, self.max_tokens, self.workers)
 
     def _within_limits(
         self, rows: list[list[int]], config: SearchConfig, prefix: Sequence[int]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ def recorded(model: nn.Module, *kinds: Kind) -> Iterator[dict[Kind, Tensor]]:
     """Records the weights of some kinds of attention; the other kinds keep their fused kernels.
 
     Args:
-        model: that is run meanwhile, in this thread alone.
+        model: that is run meanwhile; what other threads run with it is left alone.
         kinds: `encoder` and `decoder` for self-attention, which a recurrent model lacks; `cross`.
 
     Yields:
@@ -31,14 +32,14 @@ def recorded(model: nn.Module, *kinds: Kind) -> Iterator[dict[Kind, Tensor]]:
         of all layers and calls.
     """
     calls: dict[Kind, list[list[Tensor]]] = {kind: [] for kind in kinds}
-    handles, weights = [], dict[Kind, Tensor]()
+    handles, weights, thread = [], dict[Kind, Tensor](), get_ident()
     for name, module in model.named_modules():
         for kind in kinds:
             if re.fullmatch(NAMES[kind], name):
                 calls[kind].append([])
                 handles += [
-                    module.register_forward_pre_hook(_ask, with_kwargs=True),
-                    module.register_forward_hook(partial(_keep, calls[kind][-1])),
+                    module.register_forward_pre_hook(partial(_ask, thread), with_kwargs=True),
+                    module.register_forward_hook(partial(_keep, thread, calls[kind][-1])),
                 ]
     try:
         yield weights
@@ -50,9 +51,10 @@ def recorded(model: nn.Module, *kinds: Kind) -> Iterator[dict[Kind, Tensor]]:
             weights[kind] = torch.stack([torch.cat(steps, 2) for steps in layers], 1)
 
 
-def _ask(module: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, {**options, "need_weights": True}
+def _ask(thread: int, module: nn.Module, args: Any, options: dict[str, Any]) -> Any:
+    return (args, {**options, "need_weights": True}) if thread == get_ident() else None
 
 
-def _keep(weights: list[Tensor], module: nn.Module, args: Any, attended: Any) -> None:
-    weights.append(attended.weights)
+def _keep(thread: int, weights: list[Tensor], module: nn.Module, args: Any, attended: Any) -> None:
+    if thread == get_ident():
+        weights.append(attended.weights)
