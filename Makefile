@@ -1,7 +1,7 @@
 # make train   sets up, trains a recipe, shows translations       make test    sets up, runs every test
 # make check   linter, types, fast tests                          make clean   removes .venv and caches
 # make bench   measures speed beside other packages            make gpu     tests and measures a GPU
-# make site    builds the documentation into .site/
+# make site    builds the documentation into .site/          make reliability   kills, faults, fuzz: one table
 PYTHON ?= python3
 RECIPE ?= recipes/quickstart/ko_en.yaml
 ARGS ?=
@@ -17,13 +17,14 @@ WHEELS ?=
 LINKS = $(if $(WHEELS),--find-links '$(WHEELS)')
 PUREPYTHON = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: help setup train test tests check lint bench site wheels gpu clean
+.PHONY: help setup train test tests check lint bench reliability site wheels gpu clean
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
 	@echo "make test      set up, linter, types, every test (13 minutes on two cores)"
 	@echo "make check     set up, linter, types, fast tests (under 4 minutes after set-up)"
 	@echo "make bench [ARGS=...] [DEVICE=cuda]   set up, measure speed beside other packages (ARGS=--help)"
+	@echo "make reliability [ARGS=...]   set up, try kills, faults, hosts and bad files for 30 minutes (ARGS=--help)"
 	@echo "make gpu [WHEELS=folder] [ARGS=...]   test and measure a GPU, offline, with torch of PYTHON"
 	@echo "make wheels WHEELS=folder   fill the folder, on a machine with a network and the same Python"
 	@echo "make site      build the documentation, with the reference of the code, into .site/"
@@ -63,6 +64,9 @@ tests: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+reliability: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability $(ARGS)
 
 site: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

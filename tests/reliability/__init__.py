@@ -1,0 +1,1 @@
+"""`python -m tests.reliability`: tries what the project promises about trust, prints one table."""
