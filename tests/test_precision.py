@@ -26,7 +26,7 @@ from transformer.kernels import find_precision, has_bfloat16
 from transformer.models import TransformerConfig
 from transformer.training.logging import Meter
 from transformer.training.module import Seq2SeqModule
-from transformer.training.runs import OnePrecision, choose_precision
+from transformer.training.runs import SameStart, choose_precision
 
 STEPS, WINDOW = 500, 25
 
@@ -195,12 +195,13 @@ def test_a_resumed_run_keeps_its_precision(
             assert run.trainer.precision == other
 
 
-def compare(rank: int, store: str, precision: str, answers: Any) -> None:
+def compare(rank: int, store: str, chosen: tuple[str, str | None], answers: Any) -> None:
     """A process of two; puts the message that it is stopped with, None where it may go on."""
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    both: Any = SimpleNamespace(world_size=2, precision=precision)
+    both: Any = SimpleNamespace(world_size=2, precision=chosen[0])
     try:
-        answers.put(OnePrecision().setup(both, None, "fit"))  # type: ignore[func-returns-value]
+        SameStart(chosen[1]).setup(both, None, "fit")
+        answers.put(None)
     except ValueError as error:
         answers.put(str(error))
     finally:
@@ -208,23 +209,31 @@ def compare(rank: int, store: str, precision: str, answers: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("second", ["32-true", "bf16-mixed"])
-def test_processes_that_chose_differently_are_stopped(tmp_path: Path, second: str) -> None:
+@pytest.mark.parametrize(
+    "second", [("32-true", "a.ckpt"), ("bf16-mixed", "a.ckpt"), ("32-true", None)]
+)
+def test_processes_that_chose_differently_are_stopped(
+    tmp_path: Path, second: tuple[str, str | None]
+) -> None:
     forked = multiprocessing.get_context("fork")
     answers: Any = forked.Queue()
     store = f"file://{tmp_path}/store"
     both = [
-        forked.Process(target=compare, args=(rank, store, precision, answers))
-        for rank, precision in enumerate(("32-true", second))
+        forked.Process(target=compare, args=(rank, store, chosen, answers))
+        for rank, chosen in enumerate((("32-true", "a.ckpt"), second))
     ]
     for process in both:
         process.start()
     found = [answers.get(timeout=60) for _ in both]
     for process in both:
         process.join()
-    assert found[0] == found[1]
-    if second == "32-true":
-        assert found[0] is None
+    if second == ("32-true", "a.ckpt"):
+        assert found == [None, None]
+    elif second[1] is None:
+        assert any(
+            "goes on from the beginning, the first one from a.ckpt" in text for text in found
+        )
     else:
+        assert found[0] == found[1]
         assert "is 32-true in some processes and bf16-mixed in others" in found[0]
         assert found[0].endswith("give all of them --trainer.precision 32-true")

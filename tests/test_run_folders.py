@@ -14,14 +14,14 @@ import torch
 import yaml
 from toys import fit, recipe
 
-from transformer.training.runs import lock_folder, resumable
+from transformer.training.folders import resumable, take_folder
 from transformer.writing import part
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def settings(**options: Any) -> Namespace:
-    """What `lock_folder` looks at."""
+    """What `take_folder` looks at."""
     return Namespace(**{"run_dir": None, "ckpt_path": None, "existing": "refuse", **options})
 
 
@@ -49,51 +49,51 @@ def test_existing_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_of_two_runs_one_gets_the_folder(tmp_path: Path) -> None:
     (tmp_path / "runs/empty").mkdir(parents=True)
     for name in ("new", "empty"):
-        assert lock_folder(settings(), name) == (Path("runs", name), True)
+        assert take_folder(settings(), name) == (Path("runs", name), True)
         with pytest.raises(ValueError, match=f"runs/{name} exists already"):
-            lock_folder(settings(), name)
-        assert lock_folder(settings(existing="number"), name) == (Path(f"runs/{name}-2"), True)
-        assert lock_folder(settings(existing="number"), name) == (Path(f"runs/{name}-3"), True)
+            take_folder(settings(), name)
+        assert take_folder(settings(existing="number"), name) == (Path(f"runs/{name}-2"), True)
+        assert take_folder(settings(existing="number"), name) == (Path(f"runs/{name}-3"), True)
 
 
 def test_of_two_runs_that_both_saw_no_folder_one_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lock_folder(settings(), "new")[1]
+    assert take_folder(settings(), "new")[1]
     monkeypatch.setattr(Path, "exists", lambda self: False)
     with pytest.raises(ValueError, match="runs/new exists already"):
-        lock_folder(settings(), "new")
+        take_folder(settings(), "new")
 
 
 def test_the_folder_of_a_process_that_was_killed_before_it_trained_is_free(tmp_path: Path) -> None:
     ours, its = os.pipe()
     child = os.fork()
     if child == 0:
-        lock_folder(settings(), "new")
+        take_folder(settings(), "new")
         part(Path("runs/new/checkpoints/last.ckpt")).touch()
         os.write(its, b".")
         signal.pause()
     os.read(ours, 1)
     with pytest.raises(ValueError, match="runs/new exists already"):
-        lock_folder(settings(), "new")
+        take_folder(settings(), "new")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert lock_folder(settings(), "new") == (Path("runs/new"), True)
+    assert take_folder(settings(), "new") == (Path("runs/new"), True)
     assert os.listdir("runs/new/checkpoints") == [".taken"]
     Path("runs/new/config.yaml").touch()
     with pytest.raises(ValueError, match="runs/new exists already"):
-        lock_folder(settings(), "new")
+        take_folder(settings(), "new")
 
 
 def test_other_processes_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lock_folder(settings(), "new") == (Path("runs/new"), True)
+    assert take_folder(settings(), "new") == (Path("runs/new"), True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("TRANSFORMER_RUN_DIR", "runs/new-2")
-    assert lock_folder(settings(), "new") == (Path("runs/new-2"), False)
+    assert take_folder(settings(), "new") == (Path("runs/new-2"), False)
 
 
 def test_a_refused_run_leaves_the_other_one_alone(tmp_path: Path) -> None:
     """The other one has taken the folder and is still preparing its data."""
     path = recipe(tmp_path)
-    lock_folder(settings(), "toy")
+    take_folder(settings(), "toy")
     assert fit("--config", path, "--logger", "none") == 2
     assert os.listdir("runs/toy") == ["checkpoints"]
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 
 from transformer import __version__
-from transformer.errors import is_for_the_user, message, nearest
+from transformer.errors import Done, is_for_the_user, message, nearest
 
 COMMANDS = {
     "fit": "train a model from a recipe, test it, and leave a bundle",
@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run(args)
         sys.stdout.flush()
         return code
+    except Done as done:
+        print(done, end="\n" if str(done) else "", flush=True)
+        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """One line that names the recipe key, or the file and line, then the value and the fix."""
 
 
+class Done(Exception):
+    """There is nothing to do: the command says so, if there is something to say, and succeeds."""
+
+
 def is_for_the_user(error: BaseException) -> bool:
     """Says whether the user can mend it: one of ours, or the system's about a file it names.
 

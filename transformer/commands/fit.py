@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -20,15 +21,17 @@ from transformer.errors import UserError
 from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import ARCHITECTURES, ModelConfig
 from transformer.training.checks import check
-from transformer.training.runs import (
+from transformer.training.folders import (
     RUN_DIR,
-    choose_precision,
-    lock_folder,
-    recipe_name,
+    checkpoint_to_resume,
     resumable,
-    set_up_libraries,
+    take_folder,
 )
+from transformer.training.runs import choose_precision, recipe_name, set_up_libraries
 from transformer.training.train import Run, train
+
+#: Settings of a run that is begun in a new folder.
+BEGUN = Namespace(ckpt_path=None, existing="refuse")
 
 
 def main(args: Sequence[str]) -> int:
@@ -59,20 +62,22 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
     config = parser.parse_args(args)
     check(config)
     seed_everything(config.seed_everything, workers=True)
+    config.ckpt_path = checkpoint_to_resume(config)
     checkpoint = resumable(config) if config.ckpt_path else {}
     name = recipe_name(config, checkpoint)
     trainer = config.trainer
     stored = checkpoint and checkpoint["recipe"]["config"]["trainer"]["precision"]
     trainer.precision = choose_precision(trainer.accelerator, trainer.precision, stored)
     is_trial = bool(trainer.fast_dev_run) and not config.run_dir
-    folder, is_new = (Path(tempfile.mkdtemp()), True) if is_trial else lock_folder(config, name)
+    folder, is_new = (Path(tempfile.mkdtemp()), True) if is_trial else take_folder(config, name)
     run = Run(config, name, folder, is_new, is_trial, again)
     try:
         config.run_dir = os.environ[RUN_DIR] = str(folder)
         keep_freed_memory()
         keep_few_kernels(config.model.network.d_model)
         built = parser.instantiate(config)
-        text = parser.dump(config, skip_unset=False)
+        # How a run is entered is no part of what it is.
+        text = parser.dump(config.clone().update(BEGUN), skip_unset=False)
         run.module, run.data, run.parent = built.model, built.data, built.parent
         run.module.recipe = {"name": name, "config": yaml.safe_load(text)}
         if checkpoint:

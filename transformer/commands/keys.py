@@ -75,12 +75,17 @@ def parser_of(network: ModelConfig) -> Parser:
     add("--run_dir", type=str | None, help="Run folder; runs/<recipe's path> when left out.")
     add(
         "--existing",
-        type=Literal["refuse", "number"],
+        type=Literal["refuse", "number", "resume"],
         default="refuse",
-        help="When the run folder exists: refuse, or take the next free <folder>-2, -3, ...",
+        help="When the run folder exists: refuse; take the next free <folder>-2, -3, ... (number); "
+        "go on where its run stopped, which can be repeated until it has ended (resume).",
     )
     add("--logger", type=LoggerName, default="wandb", help="Where the curves go.")
-    add("--ckpt_path", type=str | None, help="Checkpoint to resume, in its own run folder.")
+    add(
+        "--ckpt_path",
+        type=str | None,
+        help="Checkpoint to resume, in its own run folder; `last` is the newest whole one.",
+    )
     add("--average", type=int, default=0, help="Final model = mean of the last N checkpoints.")
     add(
         "--save_every",

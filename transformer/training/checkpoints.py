@@ -4,10 +4,11 @@ A checkpoint holds, beside Lightning's own: `bundle`, all of a bundle but its we
 name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` and `wandb_id`.
 """
 
+import logging
 import math
 import shlex
+import zipfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformer.training.module import SELECTION
 from transformer.training.transfer import merged
 from transformer.writing import whole
 
+log = logging.getLogger(__name__)
 PREFIX = "network."
 WEIGHTS, BEST, LAST = "weights-step", "best-step", "last.ckpt"
 
@@ -55,6 +57,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
     try:
+        check_sums(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         hint = name_newest(Path(path).parent, ": the newest whole one beside it is {}")
@@ -67,13 +70,56 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def look_through(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Look for the newest checkpoint of a folder that a run can be resumed from.
+
+    Files say themselves which is the newest: their times are those of a copy where one was made.
+
+    Returns:
+        It, or None, and those that cannot be read and may be newer.
+    """
+    found, damaged = [], []
+    for file in sorted(folder.glob("*.ckpt")):
+        if file.name.startswith(WEIGHTS):
+            continue
+        try:
+            checkpoint = mapped(file)
+            if {"bundle", "optimizer_states"} <= checkpoint.keys():
+                found.append((_age(checkpoint), file.stat().st_mtime, file))
+        except Exception:  # torch raises many kinds
+            damaged.append(file)
+    for *_, file in sorted(found, reverse=True):
+        try:
+            check_sums(file)
+            return file, damaged
+        except Exception:
+            damaged.append(file)
+    return None, damaged
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder that a run can be resumed from; None without one."""
-    for file in sorted(folder.glob("*.ckpt"), key=lambda f: f.stat().st_mtime, reverse=True):
-        with suppress(Exception):  # torch raises many kinds
-            if {"bundle", "optimizer_states"} <= mapped(file).keys():
-                return file
-    return None
+    return look_through(folder)[0]
+
+
+def _age(checkpoint: dict[str, Any]) -> tuple[int, int, int]:
+    """What grows from checkpoint to checkpoint of a run: lives, optimizer steps, validations.
+
+    A life begins whenever the run is resumed, which may be from a checkpoint before the newest.
+    """
+    lives = checkpoint["callbacks"].get(Checkpoints.__name__, {}).get("lives", 0)
+    return lives, checkpoint["global_step"], len(checkpoint["curve"])
+
+
+def check_sums(path: str | Path) -> None:
+    """Compare a file with the checksums that torch writes into it, and does not read itself.
+
+    Raises:
+        zipfile.BadZipFile: when they differ.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            raise zipfile.BadZipFile(f"{name} has another checksum")
 
 
 def name_newest(folder: Path, sentence: str, otherwise: str = "") -> str:
@@ -129,11 +175,14 @@ class AfterSteps(Checkpoint):
     runs after the other callbacks.
     """
 
+    folder: Path
+
     def after_step(self, trainer: Any, validated: bool) -> None:
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         trainer.strategy.checkpoint_io = WholeFiles()
+        self.folder = trainer.strategy.broadcast(self.folder)  # that of the first process
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Begin the next epoch where a resumed run was saved after the last step of one."""
@@ -172,6 +221,7 @@ class Checkpoints(AfterSteps):
         self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
         self.best_scores: dict[str, float] = {}  # by the names of their checkpoints
         self.to_average: list[str] = []  # names of checkpoints, the newest last
+        self.lives = 0  # how often the run was resumed
 
     @property
     def best(self) -> str | None:
@@ -219,7 +269,7 @@ class Checkpoints(AfterSteps):
 
     def state_dict(self) -> dict[str, Any]:
         """Remember names alone: the folder may be moved."""
-        return {"ranks": self.best_scores}
+        return {"ranks": self.best_scores, "lives": self.lives}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -227,27 +277,46 @@ class Checkpoints(AfterSteps):
         """Find the files that are there, also the best ones that were saved after this state."""
         found: Any = None
         if trainer.is_global_zero:
-            files = self.folder.glob(f"{WEIGHTS}*.ckpt")
-            done = {int(file.stem.removeprefix(WEIGHTS)): file.name for file in files}
+            files = [path for path in sorted(self.folder.glob("*.ckpt")) if _is_whole(path)]
+            done = {_step_of(path): path.name for path in files if path.name.startswith(WEIGHTS)}
             weights = [done[step] for step in sorted(done) if step <= checkpoint["global_step"]]
-            weights = weights[-self.keep_weights :] if self.keep_weights else []
-            best = sorted(self.folder.glob(f"{BEST}*.ckpt"))
-            scores = {path.name: _score_of(path) for path in best}
-            found = weights, {name: score for name, score in scores.items() if score is not None}
-        self.to_average, self.best_scores = trainer.strategy.broadcast(found)
+            states = {path: _state_of(path) for path in files}
+            scores = {
+                path.name: _score_of(path, states[path])
+                for path in files
+                if path.name.startswith(BEST)
+            }
+            lives = max((state.get("lives", 0) for state in states.values()), default=0)
+            found = weights[-self.keep_weights :] if self.keep_weights else [], scores, lives + 1
+        self.to_average, self.best_scores, self.lives = trainer.strategy.broadcast(found)
 
 
-def _score_of(path: Path) -> float | None:
-    """The score by which a best checkpoint was chosen; None if it cannot be read.
+def _is_whole(path: Path) -> bool:
+    try:
+        check_sums(path)
+        return True
+    except Exception:  # torch and zipfile raise many kinds
+        if path.name.startswith((WEIGHTS, BEST)):
+            log.warning("warning: %s cannot be read: the final model does without it", path)
+        return False
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix(WEIGHTS))
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    """What `Checkpoints` remembers in a checkpoint; in one of weights alone that is nothing."""
+    state: dict[str, Any] = mapped(path).get("callbacks", {}).get(Checkpoints.__name__, {})
+    return state
+
+
+def _score_of(path: Path, state: dict[str, Any]) -> float:
+    """The score by which a best checkpoint was chosen.
 
     It says so itself; one of version 0.1 has its BLEU in its name.
     """
-    try:
-        states = mapped(path)["callbacks"]
-    except Exception:  # torch raises many kinds
-        return None
-    ranks = states.get(Checkpoints.__name__, {}).get("ranks", {})
-    return float(ranks.get(path.name, path.stem.partition("bleu")[2]))
+    return float(state.get("ranks", {}).get(path.name, path.stem.partition("bleu")[2]))
 
 
 class EarlyStopping(callbacks.EarlyStopping):

@@ -109,6 +109,7 @@ def results(
         "precision": str(trainer.precision),
         "machine": machine(trainer.strategy.root_device),  # the module was moved away already
         "versions": versions(),
+        "limits": None,  # of a run that came to its end: what made it end
     }
 
 

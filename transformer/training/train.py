@@ -18,6 +18,7 @@ from transformer.training.checkpoints import (
     name_newest,
     newest_checkpoint,
 )
+from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
 from transformer.training.logging import LoggerName, NotFinite, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
@@ -30,7 +31,7 @@ from transformer.training.results import (
     save_final,
     summary,
 )
-from transformer.training.runs import OnePrecision, program, unlock
+from transformer.training.runs import SameStart, program
 from transformer.training.stopping import Interrupted, StopSafely, is_of_a_lost_process
 from transformer.training.tracking import WandbTracker, log_bundle
 from transformer.writing import write
@@ -63,13 +64,13 @@ class Run:
         begun = trainer and (trainer.global_step or (self.folder / "results.json").exists())
         if self.is_new and (self.is_trial or not begun):
             shutil.rmtree(self.folder, ignore_errors=True)
-        unlock(self.folder)
+        release(self.folder)
 
     def make_trainer(self, given: Any, text: str, wandb_id: str | None) -> None:
         """Makes the trainer as the user set it, with our logger, checkpoints and display."""
         config = self.config
         # The log comes after what a validation does for W&B, for it starts the clock again.
-        callbacks = [OnePrecision(), WandbTracker(), self.log, AnnounceRun(self, text)]
+        callbacks = [SameStart(config.ckpt_path), WandbTracker(), self.log, AnnounceRun(self, text)]
         shows_progress = given.enable_progress_bar is not False
         if shows_progress:
             callbacks.append(Progress(self.log))
@@ -112,6 +113,8 @@ class Run:
 
     def _resume(self, checkpoint: Path) -> str:
         again = self.again or f"fit --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        if self.again and self.config.existing == "resume":
+            return f"{program()} {again}"
         return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
 
     def diverged(self, error: NotFinite) -> UserError:
@@ -146,7 +149,6 @@ class AnnounceRun(Callback):
             return
         run = self.run
         write(run.folder / "config.yaml", self.text)
-        unlock(run.folder)
         module, data = run.module, run.data
         vocabularies = {module.tokenizer.src_vocab_size, module.tokenizer.tgt_vocab_size}
         learns = module.learned_parameters
@@ -210,6 +212,7 @@ def finish(run: Run, gate: ForgettingGate | None) -> bool:
     try:
         tested = split if split and evaluate(trainer, module, split) else None
         numbers = results(trainer, module, run.log, tested, weights)
+        numbers["limits"] = limits(run.config)
         if gate:
             numbers["parent"] = gate.score_after(module)
             run.log.log_parent(trainer, numbers["parent"])
