@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "writing": ({"errors"}, set()),
     "hub": ({"errors", "data.background"}, {"huggingface_hub"}),
     "models": ({"errors", "kernels"}, {"torch"}),
-    "data": ({"errors", "hub", "writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow"}),
+    "data": ({"errors", "hub", "writing"}, TENSORS | {"tokenizers", "datasets", "pyarrow", "tqdm"}),
     "evaluation": (
         {"errors"}, TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}
     ),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import ClassVar
+from threading import Barrier
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from transformer.data import loaders
-from transformer.data.batching import Batch, Plan, collate, evenly
+from transformer.data.batching import Batch, Plan, collate
 from transformer.data.corpus import Corpus, Pair, open_corpus
 from transformer.data.dataset import TokenTable, table_in_memory, write_table
 from transformer.data.lengths import by_length
@@ -48,7 +51,7 @@ class Spelled:
 def make_table(lengths: Iterable[tuple[int, int]]) -> TokenTable:
     """Pair i has the ids 10 + i, so that a mix-up shows."""
     pairs = [Pair(*(f"{10 + i} " * (n - 1) + "#" for n in pair)) for i, pair in enumerate(lengths)]
-    return table_in_memory(pairs, 0, NOWHERE, Spelled())  # type: ignore[arg-type]
+    return table_in_memory(pairs, NOWHERE, Spelled())  # type: ignore[arg-type]
 
 
 def random_table(pairs: int = 500, seed: int = 0) -> TokenTable:
@@ -141,16 +144,21 @@ def test_batches_by_length_are_greedy_and_within_the_budget(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(1, 8))
-@example([1, 1, 1], 2)
-def test_evenly_gives_each_process_equally_many(sizes: list[int], world: int) -> None:
-    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    batches = evenly(list(rows), world)
+@given(st.lists(st.integers(1, 29), max_size=12), st.integers(1, 8), st.integers(1, 40))
+@example([1, 1, 1], 2, 1)
+def test_each_process_gets_equally_many_batches(
+    lengths: list[int], world: int, budget: int
+) -> None:
+    table = make_table([(n, n) for n in lengths])
+    rows = np.arange(len(lengths))
+    batches = Plan(budget, world=world).batches(table, rows, None)
     assert len(batches) % world == 0
-    kept = [row for batch in batches for row in batch]
-    assert kept == list(range(len(kept)))
-    one_row_each = all(len(batch) == 1 for batch in batches)
-    assert sum(sizes) - len(kept) == (sum(sizes) % world if one_row_each else 0)
+    assert all(len(batch) for batch in batches)
+    kept = [int(row) for batch in batches for row in batch]
+    assert kept == sorted(rows, key=lengths.__getitem__)[: len(kept)]
+    lost = len(lengths) - len(kept)
+    assert lost <= len(lengths) % world
+    assert not lost or len(batches) + world > len(lengths), "no more could be had by halving"
 
 
 def test_an_epoch_holds_its_pairs_within_the_budget(make_loader: Source) -> None:
@@ -216,7 +224,88 @@ def test_the_end_of_an_epoch_is_the_start_of_the_next(make_loader: Source) -> No
         assert ids(knowing) == second
 
 
+class Noting:
+    """The tokenizer of a process, which notes the lines that it is given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.lines = tokenizer, list[str]()
+        self.src_vocab_size, self.tgt_vocab_size = (tokenizer.src_vocab_size,) * 2
+        self.encode_tgt = tokenizer.encode_tgt
+
+    def encode_src(self, lines: list[str], to: str) -> list[list[int]]:
+        self.lines += lines
+        return self.tokenizer.encode_src(lines, to)
+
+
+def streams(
+    world: int, source: tuple[Corpus, Any], use: Callable[[StreamLoader], Any]
+) -> list[Any]:
+    """What becomes of the loaders of processes, each in a thread of its own."""
+    barrier, told = Barrier(world, timeout=60), [[0]] * world
+
+    def process(rank: int) -> Any:
+        def gather(numbers: Sequence[int]) -> Any:
+            told[rank] = list(numbers)
+            barrier.wait()
+            found = np.array(told)
+            barrier.wait()
+            return found
+
+        plan = Plan(BUDGET, world=world)
+        return use(StreamLoader(plan, rank, nothing, *source, 15, gather=gather))
+
+    with ThreadPoolExecutor(world) as threads:
+        return list(threads.map(process, range(world)))
+
+
+@pytest.mark.parametrize(("world", "size"), [(1, 500), (2, 500), (3, 361), (3, 359), (4, 2)])
+def test_each_process_tokenises_its_own_share_of_a_stream(
+    small_pools: None, stream_source: tuple[Corpus, Tokenizer], world: int, size: int
+) -> None:
+    corpus, tokenizer = replace(stream_source[0], limit=size), stream_source[1]
+    pairs = list(corpus.pairs())
+    fitting = [i for i, pair in enumerate(pairs) if max(len(x.split()) for x in pair) < 15]
+
+    def use(loader: StreamLoader) -> tuple[list[str], list[list[int]], list[list[int]], Counts]:
+        noting: Any = Noting(tokenizer)
+        loader.tokenizer = noting
+        first = ids(loader)
+        return noting.lines.copy(), first, ids(loader), loader.counts
+
+    found = streams(world, (corpus, tokenizer), use)
+    lines = [line for heard, *_ in found for line in heard]
+    assert sorted(lines) == sorted(pair.src for pair in pairs)
+    assert max(len(heard) for heard, *_ in found) <= -(-size // world) + 1
+    for epoch in (1, 2):
+        assert len({len(each[epoch]) for each in found}) == 1
+        seen = sorted(i for each in found for batch in each[epoch] for i in batch)
+        assert set(seen) <= {*fitting} and len({*seen}) == len(seen) > len(fitting) - world
+    assert all(each[3] == Counts(len(fitting), size - len(fitting)) for each in found)
+
+
+def test_processes_resume_a_stream_together(
+    small_pools: None, stream_source: tuple[Corpus, Tokenizer]
+) -> None:
+    whole = streams(3, stream_source, ids)
+    for done in (0, 1, 7, len(whole[0]) - 1):
+
+        def stopped(loader: StreamLoader, done: int = done) -> dict[str, Any]:
+            list(islice(iter(loader), done))
+            return loader.state_dict()
+
+        states = streams(3, stream_source, stopped)
+
+        def resumed(loader: StreamLoader, states: list[Any] = states) -> list[list[int]]:
+            loader.load_state_dict(states[0])  # that of the first process is saved
+            return ids(loader)
+
+        rest = streams(3, stream_source, resumed)
+        assert rest == [batches[done:] for batches in whole]
+
+
 def test_processes_share_an_epoch_equally(make_loader: Source) -> None:
+    if make_loader.kind == "stream":
+        return  # see above
     plan = Plan(BUDGET, world=3)
     shares = [ids(make_loader(rank, plan)) for rank in range(3)]
     assert len({len(share) for share in shares}) == 1
@@ -296,7 +385,7 @@ def test_a_table_reads_the_same_from_memory_and_from_its_file(
     write_table([corpus], tokenizer, tmp_path / "x.arrow")
     pairs = list(corpus.pairs())
     table, memory = (
-        TokenTable(tmp_path / "x.arrow"), table_in_memory(pairs, 0, corpus, tokenizer)
+        TokenTable(tmp_path / "x.arrow"), table_in_memory(pairs, corpus, tokenizer)
     )  # fmt: skip
     chosen, counts = select(table, corpus, 15, False, 0)
     rows = np.random.default_rng(0).permutation(chosen)

@@ -9,7 +9,7 @@ epoch is three small numbers, and no generator of the process is touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,32 +63,40 @@ class Plan:
         """The order of the pools in an epoch."""
         return np.random.default_rng([self.seed, epoch]).permutation(pools)
 
-    def batches(self, table: TokenTable, rows: Ints, key: tuple[int, int] | None) -> list[Ints]:
-        """Cuts a pool into batches: a multiple of the number of processes, whatever the key.
+    def batches(
+        self, table: TokenTable, rows: Ints, key: tuple[int, int] | None,
+        count: Callable[[int, int], int] | None = None,
+    ) -> list[Ints]:  # fmt: skip
+        """Cuts a pool into batches, as many whatever the key.
 
         Args:
             table: Where the lengths are.
             rows: (N,) the rows of the pool.
             key: Epoch and pool, for the order of ties and of the batches; None leaves both alone.
+            count: How many there shall be, from how many there would be and N. When left out, a
+                multiple of the number of processes.
         """
         rng = key and np.random.default_rng([self.seed, *key])
         rows = rows[rng.permutation(len(rows))] if rng else rows
         cut = by_length(table.longest(rows), self.max_tokens)
-        batches = evenly([rows[batch] for batch in cut], self.world)
+        wanted = (count or self._multiple)(len(cut), len(rows))
+        batches = evenly([rows[batch] for batch in cut], wanted)
         return [batches[i] for i in rng.permutation(len(batches))] if rng else batches
 
+    def _multiple(self, batches: int, rows: int) -> int:
+        # Where every batch has one row already, fewer rows than there are processes are left out.
+        return min(-(-batches // self.world), rows // self.world) * self.world
 
-def evenly(batches: list[Ints], world: int) -> list[Ints]:
-    """Halves the batches of most rows until each of the processes has equally many.
 
-    Where every batch has one row already, fewer than there are processes are left out.
+def evenly(batches: list[Ints], count: int) -> list[Ints]:
+    """Halves the batches of most rows until there are `count`, for which the rows must suffice.
+
+    Where there are more from the start, the last ones are left out.
     """
-    while remainder := len(batches) % world:
+    while len(batches) < count:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        if len(batches[largest]) == 1:
-            return batches[:-remainder]
         batches[largest : largest + 1] = np.array_split(batches[largest], 2)
-    return batches
+    return batches[:count]
 
 
 def collate(table: TokenTable, rows: Ints) -> Batch:
@@ -99,7 +107,7 @@ def collate(table: TokenTable, rows: Ints) -> Batch:
     # What stands before the last token of a row, shifted by one: EOS is not fed to the decoder.
     tgt_in[:, 1:] = tgt_out[:, :-1] * (np.arange(1, tgt_out.shape[1]) < tgt_lengths[:, None])
     tgt_in[:, 0] = BOS
-    indices = table.first + rows.astype(np.int64)
+    indices = table.numbers(rows).astype(np.int64)
     arrays = (indices, src, src_lengths, tgt_in, tgt_out, tgt_lengths)
     return Batch(*(torch.from_numpy(array) for array in arrays))
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from transformer.data.files import (
     UNZIP_ERRORS,
     aligned,
+    count_lines,
     file_digest,
     find_file,
     lines,
@@ -87,6 +88,17 @@ class Corpus:
             raise self._wrong(number, f"not JSON ({error})") from None
         if number == 0:
             raise UserError(f"{self} is empty; it needs at least one pair")
+
+    def size(self) -> int | None:
+        """The number of pairs, found without reading their text; None where nobody knows it."""
+        try:
+            found = self._size()
+        except Exception:  # of many kinds: whoever reads the text will say what is wrong
+            return None
+        return found if found is None or self.limit is None else min(found, self.limit)
+
+    def _size(self) -> int | None:
+        return count_lines(self.files[0])
 
     def where(self, index: int) -> str:
         """Names the place of a pair (counted from 0) for messages."""
@@ -153,6 +165,15 @@ class Table(Corpus):
         header = suffix(file) == ".tsv" and self.columns is None
         return f"{file}, {kind} {index + 1 + header}"
 
+    def _size(self) -> int:
+        [file] = self.files
+        if suffix(file) != ".parquet":
+            return count_lines(file) - (suffix(file) == ".tsv" and self.columns is None)
+        import pyarrow.parquet
+
+        with unzipped(file) as stream, pyarrow.parquet.ParquetFile(stream) as table:
+            return int(table.metadata.num_rows)
+
     def _rows(self, start: int) -> Iterator[Any]:
         [file] = self.files
         readers = {".tsv": self._tsv, ".jsonl": self._jsonl, ".parquet": self._parquet}
@@ -207,6 +228,9 @@ class Hub(Corpus):
 
     def where(self, index: int) -> str:
         return f"{self.spec}, row {index + 1}"
+
+    def _size(self) -> int | None:
+        return None if self.streaming else len(self._load())
 
     def _load(self) -> Any:
         try:

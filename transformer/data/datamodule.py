@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 
 from transformer.data.batching import EvalLoader, Plan
 from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.dataset import TokenTable, json_digest, open_table
+from transformer.data.lengths import Ints
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import (
     Counts,
@@ -116,7 +119,7 @@ class DataModule(LightningDataModule):
 
     @property
     def counts(self) -> Counts:
-        """Training pairs, and those left out; of a stream, so far and in this process."""
+        """Training pairs, and those left out; of a stream, so far."""
         return self._loader.counts if isinstance(self._loader, StreamLoader) else self._counts
 
     def corpora(self, *splits: Split) -> list[Corpus]:
@@ -176,10 +179,10 @@ class DataModule(LightningDataModule):
         text = json_digest([corpus.identity() for corpus in corpora])[:12]
         ours = Plan(self.max_tokens, self.seed, world, text), rank, self._set_aside
         if self.streaming:
-            refuse, workers = self.too_long == "refuse", self.num_workers
             self._loader = StreamLoader(
-                *ours, corpora[0], self.tokenizer, self.max_length, refuse, workers
-            )
+                *ours, corpora[0], self.tokenizer, self.max_length, self.too_long == "refuse",
+                self.num_workers, self._gather,
+            )  # fmt: skip
         else:
             limit = self.trainer.limit_train_batches if self.trainer else 1.0
             self._loader = CachedLoader(*ours, self._tables["train"], self._mixture, limit)
@@ -279,6 +282,14 @@ class DataModule(LightningDataModule):
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _gather(self, numbers: Sequence[int]) -> Ints:
+        if not self.trainer:
+            return np.array([numbers])
+        strategy = self.trainer.strategy
+        ours = torch.tensor(numbers, device=strategy.root_device)
+        every: Ints = strategy.all_gather(ours).reshape(-1, len(numbers)).cpu().numpy()
+        return every
 
     def _set_aside(self) -> int:
         # Lightning draws one batch ahead from a loader without a length, to see its end coming.

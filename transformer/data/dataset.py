@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +24,7 @@ import pyarrow as pa
 
 from transformer.data.corpus import Corpus, Pair
 from transformer.data.lengths import Ints
+from transformer.data.progress import shown
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import message
 from transformer.writing import whole
@@ -29,7 +32,9 @@ from transformer.writing import whole
 log = logging.getLogger(__name__)
 FORMAT = 2
 CHUNK_ROWS = 8192  # pairs that are tokenised at a time, on all threads of the library
+AT_WORK = 2  # such chunks at a time
 
+Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
@@ -74,8 +79,8 @@ class TokenTable:
     """Tokenised pairs. Opening reads no ids yet.
 
     Args:
-        source: The file, which is memory-mapped; or its content, for a piece of a stream.
-        first: Number in the corpus of the first pair.
+        source: The file, which is memory-mapped; or its content, for pairs of a stream.
+        drawn: (N,) the numbers of these pairs in the stream, ascending.
 
     Attributes:
         src: Source ids, each list ending with EOS.
@@ -83,8 +88,8 @@ class TokenTable:
         bounds: (C + 1,) the first row of each corpus, and the number of all rows.
     """
 
-    def __init__(self, source: Path | pa.Buffer, first: int = 0) -> None:
-        self.source, self.first = source, first
+    def __init__(self, source: Path | pa.Buffer, drawn: Ints | None = None) -> None:
+        self.source, self._drawn = source, drawn
         file = pa.memory_map(str(source)).read_buffer() if isinstance(source, Path) else source
         reader = pa.ipc.open_file(file)
         numbers = range(reader.num_record_batches)
@@ -98,6 +103,10 @@ class TokenTable:
     def __len__(self) -> int:
         return int(self.bounds[-1])
 
+    def numbers(self, rows: Ints) -> Ints:
+        """(N,) the numbers of these rows in their corpora."""
+        return rows if self._drawn is None else self._drawn[rows]
+
     def blank(self) -> Ints:
         """(N,) whether a side of each pair has nothing to translate."""
         return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in self._blank])
@@ -108,39 +117,68 @@ class TokenTable:
 
     def __reduce__(self) -> Any:
         # Another process maps the file again instead of receiving its content.
-        return TokenTable, (self.source, self.first)
+        return TokenTable, (self.source, self._drawn)
 
 
 def write_table(corpora: Sequence[Corpus], tokenizer: Tokenizer, path: Path) -> None:
     """Tokenises corpora into an Arrow file; the file appears under its name when it is whole."""
     log.info("Tokenising %s", ", ".join(map(str, corpora)))
     with whole(path) as stream:
-        _write(stream, [(corpus.tgt, corpus.pairs()) for corpus in corpora], tokenizer)
+        parts = (
+            (corpus.tgt, shown(corpus.pairs(), corpus.size(), "tokenising")) for corpus in corpora
+        )
+        _write(stream, parts, tokenizer)
 
 
 def table_in_memory(
-    pairs: Iterable[Pair], first: int, corpus: Corpus, tokenizer: Tokenizer
+    pairs: Iterable[Pair], corpus: Corpus, tokenizer: Tokenizer, drawn: Ints | None = None
 ) -> TokenTable:
-    """Tokenises a piece of a corpus, whose first pair has the number `first` there."""
+    """Tokenises some pairs of a corpus, perhaps none; `drawn` as in `TokenTable`."""
     sink = pa.BufferOutputStream()
     _write(sink, [(corpus.tgt, iter(pairs))], tokenizer)
-    return TokenTable(sink.getvalue(), first)
+    return TokenTable(sink.getvalue(), drawn)
 
 
 def _write(sink: Any, parts: Iterable[tuple[str, Iterator[Pair]]], tokenizer: Tokenizer) -> None:
     largest = max(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     ids = pa.list_(pa.uint16() if largest <= 1 << 16 else pa.int32())
     schema = pa.schema({"src": ids, "tgt": ids, "blank": pa.bool_()})
-    with pa.ipc.new_file(sink, schema) as writer:
+
+    def encode(tgt: str, some: list[Pair]) -> pa.RecordBatch:
+        columns = [
+            tokenizer.encode_src([pair.src for pair in some], tgt),
+            tokenizer.encode_tgt([pair.tgt for pair in some]),
+            [any(map(is_blank, pair)) for pair in some],
+        ]
+        return pa.record_batch([*map(pa.array, columns, schema.types)], schema=schema)
+
+    with pa.ipc.new_file(sink, schema) as writer, ThreadPoolExecutor(AT_WORK) as threads:
         for number, (tgt, pairs) in enumerate(parts):
-            while some := list(islice(pairs, CHUNK_ROWS)):
-                columns = [
-                    tokenizer.encode_src([pair.src for pair in some], tgt),
-                    tokenizer.encode_tgt([pair.tgt for pair in some]),
-                    [any(map(is_blank, pair)) for pair in some],
-                ]
-                batch = pa.record_batch([*map(pa.array, columns, schema.types)], schema=schema)
+            for batch in _in_order(threads, partial(encode, tgt), _chunks(pairs)):
                 writer.write_batch(batch, custom_metadata={"corpus": str(number)})
+
+
+def _chunks(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
+    some = list(islice(pairs, CHUNK_ROWS))
+    while True:
+        yield some  # also of no pairs: a table has a chunk
+        if not (some := list(islice(pairs, CHUNK_ROWS))):
+            return
+
+
+def _in_order(
+    threads: Executor, work: Callable[[Given], Found], items: Iterable[Given]
+) -> Iterator[Found]:
+    """What becomes of each item. While it is waited for, as many are at work and the next is read.
+
+    The library tokenises on all cores, without the lock of Python that the rest needs.
+    """
+    waiting: deque[Future[Found]] = deque()
+    for item in items:
+        waiting.append(threads.submit(work, item))
+        if len(waiting) > AT_WORK:
+            yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 def open_table(cache: Path, corpora: Sequence[Corpus], tokenizer: Tokenizer) -> TokenTable:

@@ -108,6 +108,15 @@ def unzipped(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
+def count_lines(path: Path) -> int:
+    """The number of lines of a file, the last perhaps without a newline."""
+    number, last = 0, b"\n"
+    with unzipped(path) as stream:
+        while part := stream.read(1 << 20):
+            number, last = number + part.count(b"\n"), part
+    return number + (not last.endswith(b"\n"))
+
+
 def lines(path: Path, key: str) -> Iterator[str]:
     """The lines of a UTF-8 file. A line ends at a newline only, not at U+2028 and its like."""
     with unzipped(path) as stream:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count, islice
+from itertools import chain, compress, count, islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -23,10 +24,12 @@ from transformer.errors import UserError
 
 log = logging.getLogger(__name__)
 POOL = 131_072  # pairs of a cached corpus that are sorted together, so that memory stays small
-STREAM_POOL = 32_768  # lines of a stream that are tokenised and sorted together
+STREAM_POOL = 32_768  # pairs of a stream that each process tokenises and sorts together
 
-#: Pairs that are sorted together: a number as key of their order, their table, and their rows.
-Pool = tuple[int, TokenTable, Ints]
+#: Pairs that are sorted together: their table, and the rows of each batch of this process.
+Pool = tuple[TokenTable, list[Ints]]
+#: Numbers of this process -> (world, numbers) those of all, which each of them must ask for.
+Gather = Callable[[Sequence[int]], Ints]
 
 
 class Position(NamedTuple):
@@ -46,7 +49,7 @@ class TrainLoader:
 
     Args:
         plan: How batches are cut.
-        rank: Number of this process; it takes batches rank, rank + world, ...
+        rank: Number of this process.
         ahead: Tells how many delivered batches the caller has set aside and not used yet.
     """
 
@@ -66,10 +69,9 @@ class TrainLoader:
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
         pools = self._pools(start.epoch, start.pool)
-        for place, (key, table, rows) in enumerate(pools, start.pool):
-            batches = self.plan.batches(table, rows, (start.epoch, key))
+        for place, (table, batches) in enumerate(pools, start.pool):
             done = start.batch if place == start.pool else 0
-            for number, batch in enumerate(batches[self.rank :: self.plan.world][done:], done + 1):
+            for number, batch in enumerate(batches[done:], done + 1):
                 self._given.append(Position(start.epoch, place, number))
                 yield collate(table, batch)
         self._given.append(Position(start.epoch + 1))
@@ -110,7 +112,8 @@ class TrainLoader:
 class CachedLoader(TrainLoader):
     """Batches of tokenised corpora.
 
-    Pool p of K holds every K-th row of an epoch from the p-th on: a sample of all of it.
+    Pool p of K holds every K-th row of an epoch from the p-th on: a sample of all of it. Process r
+    takes the batches r, r + world, ... of each.
 
     Args:
         table: The tokenised corpora.
@@ -146,7 +149,8 @@ class CachedLoader(TrainLoader):
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         rows = self.mixture.rows(epoch, self.plan.seed)
         for pool in self.plan.order(epoch, self.pools)[start:].tolist():
-            yield pool, self.table, rows[pool :: self.pools]
+            batches = self.plan.batches(self.table, rows[pool :: self.pools], (epoch, pool))
+            yield self.table, batches[self.rank :: self.plan.world]
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
         batches = super()._deliver(start)
@@ -166,14 +170,16 @@ class CachedLoader(TrainLoader):
 class StreamLoader(TrainLoader):
     """Batches of a corpus that is read and tokenised on the fly, in its own order, pool by pool.
 
-    Every process reads and tokenises the whole stream and takes its share of the batches. Worker w
-    of n prepares the pools w, w + n, ...; with none, training waits for each pool.
+    Every process reads the whole stream, tokenises its own share of each pool and cuts it into as
+    many batches as the others do. Worker w of n prepares the pools w, w + n, ...; with none,
+    training waits for each pool.
 
     Args:
         corpus: The text.
         tokenizer: The tokenizer.
         max_length: As in `select`, like `refuse`.
         num_workers: Worker processes that read and tokenise.
+        gather: How the processes of a run hear of each other.
     """
 
     corpus: Corpus
@@ -181,11 +187,12 @@ class StreamLoader(TrainLoader):
     max_length: int
     refuse: bool = False
     num_workers: int = 0
+    gather: Gather = lambda numbers: np.array([numbers])
     _counted: dict[int, Counts] = field(default_factory=dict, init=False)
 
     @property
     def counts(self) -> Counts:
-        """What has been read so far, each pool counted once however many epochs there were."""
+        """What all have read so far, each pool counted once however many epochs there were."""
         return sum(self._counted.values(), Counts())
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,29 +202,53 @@ class StreamLoader(TrainLoader):
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         # Without a generator of its own a loader draws from that of the process.
         tables = DataLoader(
-            _Tokenised(self.corpus, self.tokenizer, start), batch_size=None,
+            _Tokenised(self.corpus, self.tokenizer, self.plan, self.rank, start), batch_size=None,
             num_workers=self.num_workers, generator=torch.Generator(),
         )  # fmt: skip
         for number, table in enumerate(tables, start):
-            rows, self._counted[number] = select(table, self.corpus, self.max_length, self.refuse)
-            yield number, table, rows
+            yield table, self._batches(table, epoch, number)
         self.counts.check(self.corpus)
+
+    def _batches(self, table: TokenTable, epoch: int, number: int) -> list[Ints]:
+        rows, counts = select(table, self.corpus, self.max_length, self.refuse)
+
+        def agree(batches: int, pairs: int) -> int:
+            all_batches, *everyones = self.gather([batches, *vars(counts).values()]).T.tolist()
+            self._counted[number] = Counts(*map(sum, everyones))
+            # A process with fewer pairs than batches of another cannot follow it: of the end of a
+            # stream, fewer pairs than there are processes are left out.
+            return min(max(all_batches), min(everyones[0]))
+
+        key = epoch, number * self.plan.world + self.rank
+        return self.plan.batches(table, rows, key, agree)
 
 
 @dataclass
 class _Tokenised(IterableDataset[TokenTable]):
-    """A stream from one of its pools on; a worker takes its share of them."""
+    """The share of a process in a stream from a pool on; a worker takes some of the pools."""
 
     corpus: Corpus
     tokenizer: Tokenizer
+    plan: Plan
+    rank: int
     start: int
 
     def __iter__(self) -> Iterator[TokenTable]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        pairs = self.corpus.pairs(self.start * STREAM_POOL)
+        size = STREAM_POOL * self.plan.world
+        pairs = self.corpus.pairs(self.start * size)
         for pool in count(self.start):
-            if not (some := list(islice(pairs, STREAM_POOL))):
+            if (first := next(pairs, None)) is None:
                 return
-            if (pool - self.start) % workers == mine:
-                yield table_in_memory(some, pool * STREAM_POOL, self.corpus, self.tokenizer)
+            share = self._share(pool) if (pool - self.start) % workers == mine else np.zeros(size)
+            some = list(compress(islice(chain([first], pairs), size), share.tolist()))
+            if share.any():
+                drawn = pool * size + np.flatnonzero(share)[: len(some)]
+                yield table_in_memory(some, self.corpus, self.tokenizer, drawn)
+
+    def _share(self, pool: int) -> Ints:
+        """Whether each pair of a pool is for this process: one of every `world` in a row."""
+        rng = np.random.default_rng([self.plan.seed, pool])
+        rows = np.tile(np.arange(self.plan.world), (STREAM_POOL, 1))
+        return rng.permuted(rows, axis=1).ravel() == self.rank

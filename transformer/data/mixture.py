@@ -122,10 +122,11 @@ def select(
         long = lengths > max_length
         if refuse and long.any():
             first = int(np.argmax(long))
+            place = corpus.where(int(table.numbers(some)[first]) - start)
             raise UserError(
-                f"{corpus.key}: {corpus.where(table.first + begin - start + first)}: "
-                f"{lengths[first]} tokens, more than data.max_length = {max_length}; shorten the "
-                "pair, raise data.max_length, or set data.too_long to skip"
+                f"{corpus.key}: {place}: {lengths[first]} tokens, more than data.max_length = "
+                f"{max_length}; shorten the pair, raise data.max_length, or set data.too_long to "
+                "skip"
             )
         kept = some[~(long | empty)]
         rows[counts.pairs : counts.pairs + len(kept)] = kept

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from transformer.data.background import Fail, in_background
-from transformer.data.corpus import Corpus
+from transformer.data.corpus import Corpus, Pair
 from transformer.data.dataset import cached, json_digest
+from transformer.data.progress import shown
 from transformer.data.tokenizer import (
     EOS,
     SHARED_FILE,
@@ -29,6 +31,8 @@ from transformer.writing import write
 # Learning BPE takes time that grows with the square of what no space divides: from words of 2,000
 # letters it is 2.5 times as long as from the same text in words of 500, of 10,000 letters 9 times.
 LONGEST_WORD = 2000  # characters
+# More pairs add memory and time, for the words that are new in them, and hardly a piece.
+LEARNED_FROM = 500_000  # pairs
 log = logging.getLogger(__name__)
 
 
@@ -42,10 +46,21 @@ def open_tokenizer(
 
     def learn(path: Path) -> None:
         log.info("Training a tokenizer on %s", ", ".join(map(str, corpora)))
-        pairs = lambda: chain.from_iterable(corpus.pairs() for corpus in corpora)  # noqa: E731
-        write(path, json.dumps(train_tokenizer(config, pairs, languages).to_text()))
+        tokenizer = train_tokenizer(config, partial(_sample, corpora), languages)
+        write(path, json.dumps(tokenizer.to_text()))
 
     return cached(tokenizer_path(cache, config, corpora, languages), read, learn)
+
+
+def _sample(corpora: Sequence[Corpus]) -> Iterator[Pair]:
+    """At most `LEARNED_FROM` pairs: every n-th, or the first of a stream without a size."""
+    sizes = [corpus.size() for corpus in corpora]
+    total = None if None in sizes else sum(map(int, filter(None, sizes)))
+    pairs = chain.from_iterable(corpus.pairs() for corpus in corpora)
+    if total is None:
+        return islice(shown(pairs, None, "learning the vocabulary"), LEARNED_FROM)
+    step = max(1, -(-total // LEARNED_FROM))
+    return islice(shown(pairs, total, "learning the vocabulary"), 0, None, step)
 
 
 def tokenizer_path(
