@@ -66,6 +66,16 @@ def test_many_lines_keep_their_order(
     assert numbers == ["1", "1", "2", "2", "3", "3"]
 
 
+def test_a_line_that_grows_too_long_is_refused_before_any_is_translated(
+    refused: Any, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFC makes 12 bytes of the 4 of a quaver."""
+    monkeypatch.setattr("transformer.commands.text.CHUNK", 1)
+    (file := tmp_path / "in").write_text(f"{LINES[1]}\n{5 * chr(0x1D160)}\n")
+    args = ["--input", file, "--output", tmp_path / "out", "--max_length", "30"]
+    assert "in, line 2: 61 tokens, the limit is 30" in refused("translate", bundle, *args)
+
+
 def test_columns_are_those_of_the_api(run: Any, bundle: str) -> None:
     found = Translator.load(bundle).n_best(LINES[:2], beam=3, n_best=2, alignments=True)
     expected = [

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,8 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
         ("x.tsv", b"en\tde\ten\na\tb\tc\n", "x.tsv names column 'en' 2 times; rename all"),
         ("x.jsonl", b'{"en": "a", "de": "b"}\n{"en": "a"', "x.jsonl, line 2: not JSON ("),
         ("x.jsonl", b"[1]\n", "x.jsonl, line 1: not a JSON object"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl, line 1: cannot be read (maximum recursion depth"),
+        ("x.jsonl", b'{"en": ' + b"9" * 5000, "x.jsonl, line 1: cannot be read (Exceeds the limit"),
         ("x.parquet", b"not parquet", "x.parquet cannot be read ("),
         ("x.tsv.gz", None, "x.tsv.gz is not a whole gzip file ("),
         ("x.parquet.gz", None, "x.parquet.gz cannot be read ("),
@@ -239,6 +242,28 @@ def test_broken_files(tmp_path: Path, name: str, data: bytes | None, message: st
     whole = gzip.compress(b"en\tde\n" * 1000)
     (tmp_path / name).write_bytes(data or whole[:-10])
     fails(open_corpus(str(tmp_path / name), "en", "de"), message)
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv.gz").write_bytes(gzip.compress(b"en\tde\na\tb\n" + bytes(1 << 26), 1))
+    tracemalloc.start()
+    fails(
+        open_corpus(str(tmp_path / "x.tsv"), "en", "de"), "x.tsv.gz, line 3: more than 16,777,216"
+    )
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    """Its parts say that they are damaged; its text only where it has checksums."""
+    table = pa.table({"en": ["some words"] * 3, "de": ["Wörter"] * 3})
+    file = tmp_path / "x.parquet"
+    pa.parquet.write_table(table, file, compression="none", write_page_checksum=True)
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"some", b"sOme", 1))
+    fails(open_corpus(str(file), "en", "de"), "x.parquet cannot be read (could not verify page")
+    file.write_bytes(data[:4] + b"\xff" * 8 + data[12:])
+    fails(open_corpus(str(file), "en", "de"), "x.parquet cannot be read (Couldn't deserialize")
 
 
 def test_columns_that_are_named_twice(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_text_is_a_list_of_one(client: TestClient) -> None:
         (b'{"text": ["a", null]}', 400, "text: Input should be a valid string"),
         (b'{"texts": "a"}', 400, "text: Field required"),
         (b'{"text": "a", "bean": 1}', 400, "bean: Extra inputs are not permitted"),
+        (b'{"text": "a", "a\\nb": 1}', 400, "a b: Extra inputs are not permitted"),
         (b'{"text": "a", "beam": 0}', 400, "beam: Input should be greater than or equal to 1"),
         (b'{"text": "a", "beam": 99}', 400, "beam: Input should be less than or equal to 32"),
         (b'{"text": "a", "beam": NaN}', 400, "beam: Input should be a finite number"),

@@ -29,6 +29,7 @@ from transformer.data.tokenizer import (
 )
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.data.vocabulary import BYTE_OF
+from transformer.errors import UserError
 
 SRC = ["나는 사과를 먹는다 .", "그는 학교에 간다 .", "고양이가 책을 읽는다 ."] * 20
 TGT = ["I eat an apple .", "He goes to the school .", "The cat reads a book ."] * 20
@@ -194,6 +195,20 @@ def test_words_without_end_are_left_out_of_learning(
     assert "was learned without 3 words of more than 2000 characters" in caplog.text
     if kind != "unigram":  # whose library is not deterministic
         assert tokenizer.to_text() == learn(lambda: ["나는", *short], kind).to_text()
+
+
+def test_many_spaces_are_learned_from_at_once() -> None:
+    start = time.perf_counter()
+    learn(lambda: [" " * 100_000, "\t\u3000" * 50_000, *SRC])
+    assert time.perf_counter() - start < 5, "100,000 spaces took minutes"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
+@pytest.mark.parametrize("text", ["", " \u2028", letters(3000)])
+def test_text_without_words_teaches_nothing(kind: str, text: str) -> None:
+    message = "data.tokenizer: the shared text has no word of up to 2000 characters to learn from"
+    with pytest.raises(UserError, match=message):
+        learn(lambda: [text, ""], kind)
 
 
 def slow_lines(count: int) -> list[str]:

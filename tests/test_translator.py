@@ -228,6 +228,14 @@ def test_forced_decoding_agrees_with_the_search() -> None:
         ours.score(LINES, ["x"])
 
 
+def test_a_prefix_beyond_the_positions_of_a_model() -> None:
+    _, tokenizer = parts()
+    shape = replace(SHAPE, positions="learned", max_positions=20)
+    model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    with pytest.raises(LineError, match=r"prefix line 1: \d+ tokens, the limit is 20"):
+        Translator(model, tokenizer).checked(LINES[:1], prefix="X" * 40)
+
+
 def test_a_line_that_is_too_long() -> None:
     ours = translator(max_length=30)
     long = "The cat sleeps. " * 3 + "x" * 60
@@ -239,6 +247,9 @@ def test_a_line_that_is_too_long() -> None:
     found = ours.translate([LINES[1], long], too_long="split")
     assert len(found) == 2
     assert found[0] == ours.translate(LINES[1:2])[0]
+    with pytest.raises(LineError, match=r"line 2: \d tokens, the limit is 3") as error:
+        translator(max_length=3).translate(["", "the 日本 cat", "日"], too_long="split")
+    assert error.value.index == 1
 
     def fits(line: str) -> bool:
         return len(ours.tokenizer.encode_src([line])[0]) <= 30

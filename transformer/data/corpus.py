@@ -86,6 +86,10 @@ class Corpus:
             raise self._wrong(number, f"not UTF-8 ({error.reason})") from None
         except json.JSONDecodeError as error:
             raise self._wrong(number, f"not JSON ({error})") from None
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:  # beyond Python: digits, depth, dates
+            raise self._wrong(number, f"cannot be read ({error})") from error
         if number == 0:
             raise UserError(f"{self} is empty; it needs at least one pair")
 
@@ -194,13 +198,14 @@ class Table(Corpus):
         from pyarrow.lib import ArrowException
 
         try:
-            with unzipped(file) as stream, pyarrow.parquet.ParquetFile(stream) as table:
+            with unzipped(file) as stream:
+                table = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
                 names = table.schema_arrow.names
                 self._check_columns(names, str(file))
                 needed = [name for name in ("translation", self.src, self.tgt) if name in names]
                 yield from _rows_of(table.iter_batches(columns=needed or sorted(names)))
-        except (ArrowException, *UNZIP_ERRORS) as error:
-            raise UserError(f"{self.key}: {file} cannot be read ({error})") from None
+        except (ArrowException, OSError, *UNZIP_ERRORS) as error:
+            raise UserError(f"{self.key}: {file} cannot be read ({message(error)})") from None
 
     def _check_columns(self, names: Sequence[str], where: str) -> None:
         """Refuses columns of which nobody can say which is meant."""

@@ -16,6 +16,7 @@ from typing import IO, TypeVar
 from transformer.errors import UserError
 
 Line = TypeVar("Line")
+LONGEST_LINE = 1 << 24  # bytes: a few zipped kilobytes may hold gigabytes without an end
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 #: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
 MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
@@ -127,7 +128,9 @@ def decoded(stream: IO[bytes], name: str) -> Iterator[str]:
     """The lines of a UTF-8 stream, without a byte order mark; an error begins with its `name`."""
     number = 0
     try:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{name}, line {number}: more than {LONGEST_LINE:,} bytes: no text")
             if number == 1 and (found := MISTAKEN.match(line)):
                 raise UserError(f"{name}, line 1: not UTF-8, {MISTAKES[str(found.lastgroup)]}")
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")

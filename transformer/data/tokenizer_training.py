@@ -25,11 +25,14 @@ from transformer.data.tokenizer import (
     UNK,
     Tokenizer,
     TokenizerConfig,
+    is_blank,
 )
+from transformer.errors import UserError
 from transformer.writing import write
 
 # Learning BPE takes time that grows with the square of what no space divides: from words of 2,000
 # letters it is 2.5 times as long as from the same text in words of 500, of 10,000 letters 9 times.
+# Spaces in a row are such a word, too.
 LONGEST_WORD = 2000  # characters
 # More pairs add memory and time, for the words that are new in them, and hardly a piece.
 LEARNED_FROM = 500_000  # pairs
@@ -141,17 +144,25 @@ def _untrained(config: TokenizerConfig, specials: list[str]) -> tuple[hf.Tokeniz
 
 
 def _without_long_words(lines: Iterable[str], side: str) -> Iterator[str]:
-    left_out = 0
+    left_out, has_words = 0, False
     for line in lines:
-        words = line.split() if len(line) > LONGEST_WORD else []
-        short = [word for word in words if len(word) <= LONGEST_WORD]
-        left_out += len(words) - len(short)
-        yield line if len(short) == len(words) else " ".join(short)
+        if len(line) > LONGEST_WORD:
+            words = line.split()
+            short = [word for word in words if len(word) <= LONGEST_WORD]
+            left_out += len(words) - len(short)
+            line = " ".join(short)
+        has_words = has_words or not is_blank(line)
+        yield line
     if left_out:
         log.info(
             "The %s vocabulary was learned without %d words of more than %d characters",
             side, left_out, LONGEST_WORD,
         )  # fmt: skip
+    if not has_words:
+        raise UserError(
+            f"data.tokenizer: the {side} text has no word of up to {LONGEST_WORD} characters to "
+            "learn from; look into data.train"
+        )
 
 
 def _feed(tokenizer: hf.Tokenizer, trainer: Any, lines: Iterator[str]) -> None:

@@ -28,6 +28,13 @@ from transformer.kernels.process import count_workers
 from transformer.kernels.tensors import sentence_blocks
 from transformer.models import Seq2Seq
 
+#: Numbers with which a search can be computed: beyond them memory, time or floats do not suffice.
+LIMITS: dict[str, tuple[float, float]] = {
+    "beam": (1, 10_000), "n_best": (1, 10_000), "alpha": (-10, 10), "max_extra": (0, 100_000),
+    "min_length": (0, 100_001), "no_repeat_ngram": (0, math.inf), "temperature": (1e-6, 1e6),
+    "top_k": (0, math.inf), "top_p": (1e-6, 1),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -64,10 +71,12 @@ class SearchConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("beam", "n_best", "max_extra", "min_length", "no_repeat_ngram", "top_k"):
-            smallest = 1 if name in ("beam", "n_best") else 0
-            if getattr(self, name) < smallest:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be {smallest} or more")
+        for name, (smallest, largest) in LIMITS.items():
+            value = getattr(self, name)
+            if not smallest <= value:
+                raise UserError(f"{name} is {value}: it must be {smallest:g} or more")
+            if not value <= largest:
+                raise UserError(f"{name} is {value}: it must be {largest:g} or less")
         if self.n_best > self.beam and not self.sample:
             raise UserError(
                 f"n_best is {self.n_best} with beam {self.beam}: choose n_best from 1 to beam, "
@@ -78,13 +87,6 @@ class SearchConfig:
                 f"min_length is {self.min_length} with max_extra {self.max_extra}, which ends the "
                 f"translation of a single word sooner: raise max_extra to {self.min_length - 1}"
             )
-        if not (0 < self.temperature < math.inf and 0 < self.top_p <= 1):
-            raise UserError(
-                f"temperature {self.temperature}, top_p {self.top_p}: they must be above 0, "
-                "and top_p at most 1"
-            )
-        if not math.isfinite(self.alpha):
-            raise UserError(f"alpha is {self.alpha}: it must be a number, such as 0.6")
 
     @property
     def width(self) -> int:

@@ -17,7 +17,7 @@ from transformer.inference.batches import Pair, of_pairs
 from transformer.inference.engines import MAX_TOKENS, Engine, EngineName, TorchEngine, make_engine
 from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Verdict, find_flaw, least_bad, stricter
-from transformer.inference.lines import listed, refuse_long, split
+from transformer.inference.lines import LineError, listed, refuse_long, split
 from transformer.inference.results import Alignment, Scored, Translation, joined
 from transformer.inference.search import Hypothesis, SearchConfig
 from transformer.kernels import Precision, find_device
@@ -174,7 +174,12 @@ class Translator:
             raise UserError("a prefix goes with whole lines: leave it out, or too_long='split'")
         parts = [split(line, fits) if too_long == "split" else [line] for line in lines]
         flat = [part for line in parts for part in line]
-        found = self._search(flat, to, guard, **overrides)
+        try:
+            found = self._search(flat, to, guard, **overrides)
+        except LineError as error:  # of a part that cannot be split: a character
+            lines_of_parts = [number for number, line in enumerate(parts) for _ in line]
+            index = lines_of_parts[error.index] if error.side == "source" else error.index
+            raise LineError(index, error.reason, error.side) from None
         best = (translations[0] for translations in self._translations(found, repeat(None)))
         return [joined([next(best) for _ in line]) for line in parts]
 
@@ -228,7 +233,9 @@ class Translator:
             raise UserError(f"guard takes the best alone, n_best is {config.n_best}: leave one out")
         lines = listed(lines)
         ids = self.encode(lines, to, self.max_length)
-        forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))[0][:-1]
+        forced_ids = self.tokenizer.encode_tgt(listed([prefix], "prefix"))
+        refuse_long(forced_ids, self.engine.max_length, side="prefix")
+        forced = forced_ids[0][:-1]
         found = [_Line(row, [Hypothesis([], 0.0, 0.0)], [Verdict()]) for row in ids]
         places = [place for place, line in enumerate(lines) if not is_blank(line)]
         for attempt in (config, stricter(config)) if guard else (config,):

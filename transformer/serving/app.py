@@ -184,11 +184,12 @@ def add_errors(app: FastAPI) -> None:
 
 
 def explain(errors: Sequence[Any]) -> str:
-    """The first key that is wrong, and all that is wrong with it."""
+    """The first key that is wrong, and all that is wrong with it, in one line."""
     places = [[str(part) for part in error["loc"] if part != "body"] for error in errors]
     key = next((part for part in places[0] if not part.isdigit()), "body")
     reasons = [e["msg"] for e, place in zip(errors, places, strict=True) if place[:1] == [key]]
-    return f"{key}: {', or '.join(dict.fromkeys(reasons or [errors[0]['msg']]))}"
+    text = f"{key}: {', or '.join(dict.fromkeys(reasons or [errors[0]['msg']]))}"
+    return " ".join(text.split())  # a key may hold anything
 
 
 class PageFiles(StaticFiles):
