@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch import Callback
 from toys import NETWORK, FixedData, datamodule, module, one_step, trainer
 
+from transformer.training.bad_steps import BadStep
 from transformer.training.checkpoints import (
     Checkpoints,
     EarlyStopping,
     read_checkpoint,
 )
-from transformer.training.logging import NotFinite, TrainingLog
+from transformer.training.logging import TrainingLog
 from transformer.training.train import Run
 
 
@@ -140,7 +141,7 @@ def test_nan_stops_with_step_and_last_good_checkpoint(
     saved = Checkpoints(folder, keep_best=1, average=2, save_every=None)
     options = {"max_epochs": 3, "log_every_n_steps": 1000}
     run = trainer(tmp_path, TrainingLog(), Poison(step, gradient), saved, **options)
-    with pytest.raises(NotFinite) as caught:
+    with pytest.raises(BadStep) as caught:
         run.fit(module(), datamodule=FixedData([2, 2, 2], [2]))
     assert caught.value.step == step
     for path in folder.glob("*.ckpt"):
@@ -158,7 +159,7 @@ def test_nan_stops_with_step_and_last_good_checkpoint(
 def test_nan_weights_are_not_saved_for_the_average_either(tmp_path: Path) -> None:
     saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=1)
     run = trainer(tmp_path, Poison(2, True), saved, max_epochs=1)
-    with pytest.raises(NotFinite):
+    with pytest.raises(BadStep):
         run.fit(module(), datamodule=FixedData([2, 2, 2], []))
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == [
         "last.ckpt",

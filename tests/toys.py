@@ -214,6 +214,10 @@ class FixedData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._share(self.batches(sum(self.groups), self.val))
 
+    def training_pairs(self, indices: list[int]) -> list[dict[str, str]]:
+        lines = [(index, *self.lines[index]) for index in indices]
+        return [{"where": f"line {i + 1}", "src": src, "tgt": tgt} for i, src, tgt in lines]
+
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
         src, tgt = zip(*self.lines, strict=True)
         return list(src), list(tgt)

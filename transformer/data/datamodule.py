@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,6 +221,19 @@ class DataModule(LightningDataModule):
         """Source and reference lines of a set; `Batch.indices` counts into them."""
         pairs = list(self.corpora(split)[0].pairs())
         return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
+
+    def training_pairs(self, indices: Sequence[int]) -> list[dict[str, str]]:
+        """The place and the text of training pairs, whose numbers `Batch.indices` has."""
+        corpora, found = self.corpora("train"), dict[int, dict[str, str]]()
+        firsts = [0] if self.streaming else self._tables["train"].bounds[:-1].tolist()
+        corpus_of = np.searchsorted(firsts, indices, "right") - 1
+        for number in set(corpus_of.tolist()):
+            corpus, first = corpora[number], firsts[number]
+            wanted = {i - first for i, n in zip(indices, corpus_of, strict=True) if n == number}
+            for row, pair in enumerate(islice(corpus.pairs(), max(wanted) + 1)):
+                if row in wanted:
+                    found[first + row] = {"where": corpus.where(row), **pair._asdict()}
+        return [found[index] for index in indices]
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data."""

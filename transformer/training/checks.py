@@ -46,6 +46,7 @@ def _ranges(config: Any) -> Iterator[str]:
         "model.learning_rate": 0,
         "model.weight_decay": 0,
         "model.label_smoothing": 0,
+        "model.spike_sigmas": 1,
         "trainer.gradient_clip_val": 0,
         "trainer.accumulate_grad_batches": 1,
         "trainer.check_val_every_n_epoch": 1,

@@ -19,18 +19,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from transformer.errors import UserError
 from transformer.training.objective import Prepared
 
 LoggerName = Literal["wandb", "csv", "none"]
-
-
-class NotFinite(UserError):
-    """The loss or the gradient of an optimizer step is NaN or infinite."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss or its gradient became NaN or infinite at step {step:,}")
-        self.step = step
 
 
 class Reading(NamedTuple):
@@ -47,43 +38,34 @@ class Reading(NamedTuple):
 class Meter:
     """Collects a window of training steps.
 
-    Losses and gradient norms stay separate scalars on the device until `read`: adding them up
-    would cost a kernel each, and would hide which step was the first to go wrong.
+    Losses stay separate scalars on the device until `read`: adding them up would cost a kernel
+    each.
     """
 
     losses: list[Tensor] = field(default_factory=list)
     nlls: list[Tensor] = field(default_factory=list)
-    norms: list[Tensor] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
     tokens: list[tuple[int, ...]] = field(default_factory=list)
+    norm: Tensor | None = None  # of the latest gradients, before clipping
 
-    def add(self, loss: Tensor, nll: Tensor, prepared: Prepared, step: int) -> None:
-        """Count one micro-batch of optimizer step `step`; the losses are sums over its tokens."""
+    def add(self, loss: Tensor, nll: Tensor, prepared: Prepared) -> None:
+        """Count one micro-batch; the losses are sums over its tokens."""
         self.losses.append(loss.detach())
         self.nlls.append(nll)
-        self.steps.append(step)
         self.tokens.append((prepared.src_tokens, prepared.tgt_tokens, prepared.padded_tokens))
 
     def read(self, trainer: Trainer) -> Reading | None:
         """Add up the window over all processes, each of which must call this; None if it is empty.
 
-        Where any of them met a NaN or an infinite number, all raise `NotFinite`.
+        A micro-batch whose loss is NaN or infinite, whose step was skipped, does not count.
         """
         if not self.losses:
             return None
-        losses = torch.stack(self.losses).tolist()
-        nll = torch.stack(self.nlls).sum().item()
-        norms = torch.stack(self.norms).tolist() if self.norms else []
-        tokens = map(sum, zip(*self.tokens, strict=True))
-        local = [sum(losses), nll, sum(losses) + sum(norms), *tokens]
-        loss, nll, worst, *counts = sum_over_processes(trainer, local)
-        if math.isfinite(worst):
-            return Reading(loss, nll, *map(round, counts))
-        # Each optimizer step has one norm, and the last of them belongs to the last step.
-        last = self.steps[-1]
-        numbers = [*zip(self.steps, losses, strict=True), *enumerate(norms, last - len(norms) + 1)]
-        bad = [step for step, number in numbers if not math.isfinite(number)]
-        raise NotFinite(min(bad, default=last))  # none of this process: then it is another's
+        losses, nlls = torch.stack([*self.losses, *self.nlls]).view(2, -1).tolist()
+        rows = zip(losses, nlls, *zip(*self.tokens, strict=True), strict=True)
+        finite = [row for row in rows if math.isfinite(row[0] + row[1])]
+        local = [math.fsum(column) for column in zip(*finite, strict=True)] or [0.0] * 5
+        loss, nll, *counts = sum_over_processes(trainer, local)
+        return Reading(loss, nll, *map(round, counts))
 
 
 def sum_over_processes(trainer: Trainer, values: list[float]) -> list[float]:
@@ -139,7 +121,7 @@ class TrainingLog(Callback):
             self._read(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Stop the clock of training; nothing that is NaN is decoded."""
+        """Stop the clock of training."""
         if of_training(trainer):
             self._read(trainer, pl_module)
 
@@ -185,6 +167,7 @@ class TrainingLog(Callback):
             self._window += elapsed
 
     def _read(self, trainer: Trainer, module: Any) -> None:
+        module.guard.look(module)  # a run that ends here decodes nothing and replaces no checkpoint
         reading = module.meter.read(trainer)  # waits for the device, so the clock comes after it
         self._tick(training=True)
         if reading is None:
@@ -204,8 +187,10 @@ class TrainingLog(Callback):
             "epoch": float(trainer.current_epoch),
             "memory_gib": _peak_memory_gib(module.device),
         }
-        if module.meter.norms:
-            metrics["gradient_norm"] = module.meter.norms[-1].item()
+        if module.meter.norm is not None:
+            metrics["gradient_norm"] = module.meter.norm.item()
+        if module.guard.action == "skip":
+            metrics["skipped_steps"] = float(module.guard.skipped)
         self._window, module.meter = 0.0, Meter()
         self._log(trainer, {f"train/{key}": value for key, value in metrics.items()})
 

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -21,6 +20,7 @@ from transformer.kernels.process import seed_of
 from transformer.models import ModelConfig, Seq2Seq, TransformerConfig, architecture_of
 from transformer.models.renamed import with_new_names
 from transformer.training import objective, transfer
+from transformer.training.bad_steps import OnBadStep, StepGuard
 from transformer.training.logging import Meter
 from transformer.training.objective import Prepared, Schedule
 from transformer.training.scoring import Scorer, probe
@@ -56,6 +56,10 @@ class Seq2SeqModule(LightningModule):
         lora: adapters that learn beside frozen matrices.
         probes: also decode some 50 strange lines after each validation; the share of loops, empty
             and far too long translations is logged.
+        on_bad_step: `stop` before an optimizer step whose loss or gradient is NaN, infinite or a
+            spike, or `skip` it; its pairs are named.
+        spike_sigmas: a loss or gradient norm is a spike when it lies this many standard deviations
+            above its mean over the 128 steps before, such as 6; by default nothing is.
         compile: torch.compile the network and the loss, which takes minutes: for long GPU runs.
         seed: of the initial weights and of dropout.
     """
@@ -79,6 +83,8 @@ class Seq2SeqModule(LightningModule):
         freeze: tuple[str, ...] = (),
         lora: transfer.LoRAConfig = transfer.LoRAConfig(),  # noqa: B008 - frozen
         probes: bool = False,
+        on_bad_step: OnBadStep = "stop",
+        spike_sigmas: float | None = None,
         compile: bool = False,
         seed: int = 1,
     ) -> None:
@@ -105,7 +111,7 @@ class Seq2SeqModule(LightningModule):
         self.learned_parameters = 0  # how many of its numbers learn
         self.recipe: dict[str, Any] = {}  # name and settings of the run, plain values
         self.meter = Meter()
-        self.micro_batches = self._step_tokens = 0
+        self.guard, self.micro_batches = StepGuard(on_bad_step, spike_sigmas), 0
 
     # Building
 
@@ -152,10 +158,9 @@ class Seq2SeqModule(LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam with the recipe's schedule, which moves once for each optimizer step."""
-        fused = self.device.type in ("cpu", "cuda", "mps")
+        """Adam, fused so that it can leave a bad step out, and a schedule that counts all steps."""
         learning = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learning, lr=1.0, fused=fused, **self.adam)
+        optimizer = torch.optim.AdamW(learning, lr=1.0, fused=True, **self.adam)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.rate(done + 1))
         each_step: Any = {"scheduler": scheduler, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": each_step}
@@ -187,18 +192,15 @@ class Seq2SeqModule(LightningModule):
         # Dropout depends on these three numbers alone.
         torch.manual_seed(seed_of(self.seed, self.micro_batches, self.global_rank))
         loss, nll = self.loss(prepared)
-        self.meter.add(loss, nll, prepared, self.trainer.global_step + 1)
+        self.meter.add(loss, nll, prepared)
+        self.guard.add(loss, prepared)
         self.micro_batches += 1
-        self._step_tokens += prepared.tgt_tokens
         return loss
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Divide the gradients by the target tokens of the optimizer step; clip; note the norm.
+        """Divide the gradients by the target tokens of the optimizer step; clip; judge the step.
 
         Lightning divides each micro-batch's loss by `accumulate_grad_batches` and DDP averages
         over processes; both are undone here, which is right for a short last window, too.
@@ -208,20 +210,15 @@ class Seq2SeqModule(LightningModule):
                 "trainer.gradient_clip_algorithm is 'value', only 'norm' is known: leave it out"
             )
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        # Filled on the device: a copy from the host would wait for it.
-        tokens = torch.full((), self._step_tokens, device=gradients[0].device)
-        self._step_tokens = 0
-        if self.trainer.world_size > 1:
-            # Queued behind the gradients. Lightning's `reduce` has a barrier, where hosts wait for
-            # their GPUs.
-            dist.all_reduce(tokens)
+        loss, tokens = self.guard.sums(self.trainer.world_size)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         norm = objective.divide_and_clip_(gradients, tokens, parts, gradient_clip_val)
-        self.meter.norms.append(norm)
+        self.meter.norm = norm
+        optimizer.found_inf = self.guard.judge(self, loss / tokens, norm)
 
     def on_train_batch_end(self, outputs: Any, batch: Prepared, batch_idx: int) -> None:
         # Lightning would keep the gradients, which nobody needs any more, until the next backward.
-        if not self._step_tokens:
+        if not self.guard.batches:
             self.zero_grad()
 
     # Evaluation
@@ -283,7 +280,7 @@ class Seq2SeqModule(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.meter.read(self.trainer)  # a model that is NaN replaces no good checkpoint
+        self.guard.look(self)  # a run that ends here replaces no good checkpoint
         checkpoint["bundle"] = {
             "architecture": architecture_of(self.config),
             "network": asdict(self.config),  # type: ignore[call-overload]
@@ -292,9 +289,11 @@ class Seq2SeqModule(LightningModule):
         }
         for name in ("origin", "recipe", "micro_batches"):
             checkpoint[name] = getattr(self, name)
+        checkpoint["guard"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = with_new_names(checkpoint["state_dict"])
         transfer.check_resumed(checkpoint["bundle"], self.config, self.tokenizer)
         self.micro_batches = checkpoint["micro_batches"]
         self.origin = checkpoint["origin"]
+        self.guard.load_state_dict(checkpoint.get("guard", {}))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
+from transformer.training.bad_steps import BadStep
 from transformer.training.checkpoints import (
     Checkpoints,
     EarlyStopping,
@@ -20,7 +21,7 @@ from transformer.training.checkpoints import (
 )
 from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
-from transformer.training.logging import LoggerName, NotFinite, TrainingLog, make_logger
+from transformer.training.logging import LoggerName, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import Progress
 from transformer.training.results import (
@@ -117,15 +118,15 @@ class Run:
             return f"{program()} {again}"
         return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
 
-    def diverged(self, error: NotFinite) -> UserError:
-        """Says what to do about a loss that became NaN."""
+    def diverged(self, error: BadStep) -> UserError:
+        """Says what to do about a loss that became NaN or jumped."""
         good = name_newest(
             self.folder / "checkpoints", "the last good checkpoint is {}", "none was saved before"
         )
         return UserError(
             f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
             f"model.learning_rate (now {self.module.learning_rate:g}), more model.warmup_steps, or "
-            "trainer.gradient_clip_val: 1.0"
+            "trainer.gradient_clip_val: 1.0, or model.on_bad_step: skip"
         )
 
     def failed(self, error: Exception) -> Exception:
@@ -177,7 +178,7 @@ def train(run: Run) -> int:
             print(gate.score_before(run.module.search_config), flush=True)
         fit(run)
         forgotten = finish(run, gate)
-    except NotFinite as error:
+    except BadStep as error:
         raise run.diverged(error) from error
     except Interrupted as stop:
         if not run.trainer.is_global_zero:
@@ -196,7 +197,7 @@ def fit(run: Run) -> None:
     try:
         with run.stop:
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=ckpt_path, weights_only=True)
-    except (Interrupted, NotFinite, MisconfigurationException):
+    except (Interrupted, BadStep, MisconfigurationException):
         raise
     except Exception as error:
         if run.stop.began is None:
