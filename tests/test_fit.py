@@ -153,7 +153,7 @@ def test_an_architecture_brings_its_own_settings(
         (["--seed_everything=true"], "seed_everything: expected int, got 'True'"),
         (["--trainer.strategy=fsdp"], "trainer.strategy fsdp is not known here"),
         (["--trainer.strategy=deepspeed_stage_2"], "trainer.strategy deepspeed_stage_2 is not"),
-        (["--trainer.strategy=ddp_spawn"], "where each process has the whole model: use ddp"),
+        (["--trainer.strategy=ddp_spawn"], "use ddp, or leave it out; a model"),
         (
             ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"],
             "trainer.strategy lightning.pytorch.strategies.ModelParallelStrategy is not known",

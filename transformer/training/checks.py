@@ -114,8 +114,9 @@ def _lightning(config: Any) -> Iterator[str]:
     name = strategy if isinstance(strategy, str) else strategy.class_path
     if name.rpartition(".")[2] not in STRATEGIES:
         yield (
-            f"trainer.strategy {name} is not known here, where each process has the whole model: "
-            "use ddp, or leave it out"
+            f"trainer.strategy {name} is not known here: use ddp, or leave it out; a model of the "
+            "paper's sizes takes 4 GB with Adam's moments, which each process has whole (a part's "
+            "gradients would have another norm, and be clipped by it)"
         )
     instead = {
         "default_root_dir": (None, "take run_dir"),

@@ -49,8 +49,18 @@ from transformer import Translator
 
 
 def load_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
-    """Give the module the weights that the run ends with; returns their name."""
+    """Give the module the weights that the run ends with; returns their name.
+
+    The first process reads them: on other machines the run folder may be another.
+    """
     merge(module.model)
+    name = _read_final_weights(trainer, module) if trainer.is_global_zero else ""
+    weights, name = trainer.strategy.broadcast((module.model.state_dict(), name))
+    module.model.load_state_dict(weights)
+    return name
+
+
+def _read_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
     saved = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
     if saved and saved.to_average:
         paths = [saved.folder / name for name in saved.to_average]

@@ -21,6 +21,7 @@ from transformer.training.checkpoints import (
 )
 from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
+from transformer.training.heartbeat import Heartbeat
 from transformer.training.logging import LoggerName, TrainingLog, make_logger
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import Progress
@@ -58,6 +59,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.stop = StopSafely(self.folder / "checkpoints")
+        self.heartbeat = Heartbeat(self.what_is_left)
 
     def tidy(self) -> None:
         """Removes a new folder in which nothing was trained: it would be in the way."""
@@ -71,7 +73,8 @@ class Run:
         """Makes the trainer as the user set it, with our logger, checkpoints and display."""
         config = self.config
         # The log comes after what a validation does for W&B, for it starts the clock again.
-        callbacks = [SameStart(config.ckpt_path), WandbTracker(), self.log, AnnounceRun(self, text)]
+        callbacks: list[Callback] = [self.heartbeat, SameStart(config.ckpt_path), WandbTracker()]
+        callbacks += [self.log, AnnounceRun(self, text)]
         shows_progress = given.enable_progress_bar is not False
         if shows_progress:
             callbacks.append(Progress(self.log))
@@ -176,8 +179,9 @@ def train(run: Run) -> int:
         if run.parent.test and run.trainer.is_global_zero:
             gate = ForgettingGate(run.parent, run.config.model.init_from)
             print(gate.score_before(run.module.search_config), flush=True)
-        fit(run)
-        forgotten = finish(run, gate)
+        with run.heartbeat:
+            fit(run)
+            forgotten = finish(run, gate)
     except BadStep as error:
         raise run.diverged(error) from error
     except Interrupted as stop:
