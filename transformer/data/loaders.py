@@ -82,7 +82,11 @@ class TrainLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the batches that were used, and how they were cut."""
-        return {**self._used()._asdict(), **vars(self.plan)}
+        return {**self._used()._asdict(), **self._cut()}
+
+    def _cut(self) -> dict[str, Any]:
+        """What decides about the batches of an epoch."""
+        return vars(self.plan)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a saved position.
@@ -93,9 +97,8 @@ class TrainLoader:
         position = Position(*(state[name] for name in Position._fields))
         changed = ", ".join(
             f"{name} {state[name]}, now there is {now}"
-            for name, now in self.state_dict().items()
-            # Older checkpoints do not have all of them.
-            if name not in Position._fields and state.get(name, now) != now
+            for name, now in self._cut().items()
+            if state.get(name, now) != now  # older checkpoints do not have all of them
         )
         if changed and position != Position(position.epoch):
             raise UserError(
@@ -143,8 +146,8 @@ class CachedLoader(TrainLoader):
     def __len__(self) -> int:
         return sum(self._counts)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "corpus": str(self.mixture)}
+    def _cut(self) -> dict[str, Any]:
+        return {**super()._cut(), "corpus": str(self.mixture)}
 
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         rows = self.mixture.rows(epoch, self.plan.seed)
@@ -195,9 +198,19 @@ class StreamLoader(TrainLoader):
         """What all have read so far, each pool counted once however many epochs there were."""
         return sum(self._counted.values(), Counts())
 
-    def state_dict(self) -> dict[str, Any]:
+    def _cut(self) -> dict[str, Any]:
         stream = f"limit {self.corpus.limit} max_length {self.max_length}"
-        return {**super().state_dict(), "stream": stream}
+        return {**super()._cut(), "stream": stream}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what was counted so far, which a resumed run does not read again."""
+        counted = {number: [*vars(counts).values()] for number, counts in self._counted.items()}
+        return {**super().state_dict(), "counted": counted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        counted = state.get("counted", {})
+        self._counted = {number: Counts(*counts) for number, counts in counted.items()}
 
     def _pools(self, epoch: int, start: int) -> Iterator[Pool]:
         # Without a generator of its own a loader draws from that of the process.

@@ -30,7 +30,7 @@ from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import program
 from transformer.training.scoring import attention_figure
 from transformer.training.transfer import merge
-from transformer.writing import whole, write
+from transformer.writing import clear, part, whole, write
 
 Split = Literal["test", "val"]
 SHOWN = 5  # translations in the summary; the picture is of one of them
@@ -109,7 +109,8 @@ def results(
         "learned_parameters": module.learned_parameters,
         "origin": module.origin,
         "parent": None,
-        "epochs": trainer.current_epoch,
+        # Those that began: of a run whose test alone was left Lightning ends none.
+        "epochs": trainer.fit_loop.epoch_progress.current.ready,
         "steps": trainer.global_step,
         "seconds": round(totals["seconds"], 3),
         "src_tokens_per_second": round(totals["src_tokens"] / seconds, 1),
@@ -160,21 +161,31 @@ def versions() -> dict[str, str]:
 def save_final(folder: Path, module: Seq2SeqModule, numbers: dict[str, Any]) -> Path | None:
     """Write `bundle/`, `results.json` and `attention.png`; returns the path of the picture, if any.
 
-    A bundle that is there, of a run that ended and was resumed, is put aside.
+    A bundle that is there, of a run that ended and was resumed, is put aside. `results.json` comes
+    last: a run that is killed before it is there has not ended.
     """
     bundle = folder / "bundle"
-    if bundle.exists():
+    if bundle.exists() and (folder / "results.json").exists():
         aside = next(p for n in count(1) if not (p := folder / f"bundle-before-{n}").exists())
         bundle.rename(aside)
         print(f"\nThe bundle that was in {bundle} is now {aside}", flush=True)
+    elif bundle.exists():  # this run was killed here before
+        bundle.rename(part(bundle))
+        clear(folder)
     training = {key: numbers[key] for key in TRAINING}
     facts = _facts(module, numbers)
     save_with_card(bundle, module.model, module.tokenizer, module.about(), training, facts)
-    write_results(folder, numbers)
+    try:
+        return _draw(folder / "attention.png", module)
+    finally:
+        write_results(folder, numbers)
+
+
+def _draw(picture: Path, module: Seq2SeqModule) -> Path | None:
+    """Draw where the model looked in one of the sentences that the summary shows."""
     shown = module.scorer.samples(SHOWN)
     if (figure := attention_figure(module.model, module.data, shown)) is None:
         return None
-    picture = folder / "attention.png"
     with whole(picture) as stream:
         figure.savefig(stream, format="png", dpi=150)
     return picture
