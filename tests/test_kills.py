@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import random
+import re
 import resource
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,118 +13,68 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from toys import datamodule, fit, module, recipe, trainer
+from lightning.pytorch.strategies import Strategy
+from toys import fit, recipe
 
-from transformer.models import TransformerConfig
-from transformer.training.checkpoints import Checkpoints
-from transformer.training.logging import TrainingLog
+from transformer.commands import verify_resume
+from transformer.commands.lives import Aim
+from transformer.commands.verify_resume import verify
+from transformer.data.loaders import TrainLoader
 from transformer.training.module import Seq2SeqModule
 from transformer.training.scoring import TranslationScore
-from transformer.training.stopping import StopSafely
 from transformer.writing import is_part
 
 LAST = "runs/toy/checkpoints/last.ckpt"
-NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.3)
 
 
-class Moments(Callback):
-    """Counts the moments of a run in which it can be killed, and kills it in one of them."""
-
-    def __init__(self, fatal: int | None) -> None:
-        self.count, self.fatal = 0, fatal
-        for name in ("fsync", "replace"):  # before and after a file is whole
-            setattr(os, name, self.around(getattr(os, name)))
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def with_moments(*args: Any, **kwargs: Any) -> Any:
-            self.pass_one()
-            found = function(*args, **kwargs)
-            self.pass_one()
-            return found
-
-        return with_moments
-
-    def pass_one(self) -> None:
-        self.count += 1
-        if self.count == self.fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.pass_one()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.pass_one()
-
-    def on_validation_start(self, *args: Any) -> None:
-        self.pass_one()
-
-
-class Losses(TrainingLog):
-    """Remembers the validations, as the curve is remembered: BLEU of such a small model is 0."""
-
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        super().on_validation_end(trainer, pl_module)
-        self.curve[-1] = pl_module.scorer.scores["loss"]
-
-
-def train(folder: Path, fatal: int | None, workers: int) -> None:
-    """Train from the last checkpoint, if there is one, and note how it ended."""
-    moments, log = Moments(fatal), Losses()
-    saved = Checkpoints(folder, keep_best=2, average=2, save_every=2)
-    loop = trainer(
-        folder, log, moments, saved, StopSafely(folder), max_epochs=3, accumulate_grad_batches=3,
-        val_check_interval=6, log_every_n_steps=1000,
-    )  # fmt: skip
-    model = module(network=NETWORK, schedule="noam", learning_rate=2.0, warmup_steps=8)
-    streaming = workers > 0  # a tokenised corpus starts no workers
-    data = datamodule(folder.parent, max_tokens=110, num_workers=workers, streaming=streaming)
-    last = folder / "last.ckpt"
-    path = last if last.exists() else None
-    loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-    assert loop.num_training_batches % 3, "the last window of an epoch is to be a short one"
-    final = {
-        "weights": model.state_dict(), "curve": log.curve, "averaged": saved.to_average,
-        "best": saved.best_scores, "step": loop.global_step, "moments": moments.count,
-    }  # fmt: skip
-    torch.save(final, folder / "final.pt")
-
-
-def life(folder: Path, fatal: int | None, workers: int) -> bool:
-    """Train in a process of its own; whether it came to its end."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            train(folder, fatal, workers)
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status)
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a run with several checkpoints, without the picture, which takes a second."""
+    monkeypatch.setattr("transformer.training.results.attention_figure", lambda *_: None)
+    saved = ["--save_every=2", "--average=2", "--keep_best=2", "--data.max_tokens=110"]
+    return [f"--config={recipe(tmp_path)}", *saved]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(0, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("kills", "options"),
+    [
+        (4, ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=6"]),
+        (1, ["--data.streaming=true", "--data.num_workers=2"]),  # else there are no workers
+    ],
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, workers: int, kills: int
+    tmp_path: Path, toy: list[str], kills: int, options: list[str]
 ) -> None:
-    """With accumulation, validations inside of epochs, and short steps at their ends."""
-    assert life(tmp_path / "whole", None, workers)
-    expected = torch.load(tmp_path / "whole" / "final.pt", weights_only=True)
-    rng, folder = random.Random(workers), tmp_path / "killed"
-    for _ in range(kills):
-        assert not life(folder, rng.randint(8, 40), workers)
-        if not (folder / "last.ckpt").exists():  # then it begins anew
-            shutil.rmtree(folder, ignore_errors=True)
-    assert life(folder, None, workers)
-    found = torch.load(folder / "final.pt", weights_only=True)
-    torch.testing.assert_close(found["weights"], expected["weights"], rtol=0, atol=0)
-    for key in ("step", "curve", "best", "averaged"):
-        assert found[key] == expected[key], key
-    names = [{path.name for path in where.glob("*.*")} for where in (folder, tmp_path / "whole")]
-    assert {name for name in names[0] if not is_part(Path(name))} == names[1]
+    """With short steps at the ends of epochs."""
+    verdict = verify([*toy, *options], tmp_path / "runs", steps=12, kills=kills, seed=3)
+    assert verdict.difference is None
+    assert str(verdict).startswith(f"resumed exactly: {kills} kill")
+
+
+def lose_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainLoader, "load_state_dict", lambda self, state: None)
+
+
+def lose_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strategy, "load_optimizer_state_dict", lambda self, checkpoint: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [lose_the_position, lose_the_moments])
+def test_a_run_that_loses_something_is_found_out(
+    tmp_path: Path,
+    toy: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    """It is killed in its second validation, when there are checkpoints."""
+    fault(monkeypatch)
+    begun = Aim("validation", nth=2, delay=0.0, ranks=(0,))
+    monkeypatch.setattr(verify_resume.Aims, "choose", lambda self, fell: None if fell else begun)
+    verdict = verify(toy, tmp_path / "runs", steps=8, kills=1, seed=1)
+    assert re.search("has other pairs|has another loss", str(verdict.difference))
+    assert str(verdict).startswith("did not resume exactly after 1 kill (")
 
 
 def results() -> dict[str, Any]:

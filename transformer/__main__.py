@@ -19,11 +19,12 @@ COMMANDS = {
     "push": "upload a bundle to the Hugging Face hub",
     "import": "make a bundle of a Marian model of Hugging Face (OPUS-MT)",
     "export": "write a bundle in the form of another package",
+    "verify-resume": "kill a run again and again, and compare it with one that was left alone",
     "reproduce": "train a recipe whose results are known, watch its curve, note what came out",
     "table": "write the results of reproduced recipes into a Markdown file, with a plot",
 }
 #: Modules of the commands whose names Python keeps for itself.
-MODULES = {"import": "import_model"}
+MODULES = {"import": "import_model", "verify-resume": "verify_resume"}
 
 USAGE = "usage: transformer <command> [options]"
 HELP = f"""{USAGE}
@@ -31,7 +32,7 @@ HELP = f"""{USAGE}
 Trains the Transformer of "Attention Is All You Need" from recipes, and translates with it.
 
 commands:
-{chr(10).join(f"  {name:<11}{line}" for name, line in COMMANDS.items())}
+{chr(10).join(f"  {name:<14}{line}" for name, line in COMMANDS.items())}
 
 options:
   --help     this text; `transformer <command> --help` for the options of a command

@@ -1,0 +1,204 @@
+"""`transformer verify-resume`: kill a run again and again, and show that nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformer.commands.arguments import Peek
+from transformer.commands.fit import default_network
+from transformer.commands.keys import parser_of
+from transformer.commands.lives import PHASES, Aim, Life, live
+from transformer.commands.story import Story, count_tensors
+from transformer.errors import UserError
+from transformer.training.checks import check
+
+DESCRIPTION = """Train some steps of a recipe in a temporary folder, then again with the process
+killed (SIGKILL) at random moments and started again until it ends; compare the pairs of every
+batch, every loss, every validation, the final weights and scores, bit for bit on a CPU. The exit
+code is 1 if anything differs."""
+EPILOG = """All further options are those of `transformer fit`, such as --config <recipe> and
+--trainer.devices 2. Text is prepared anew, since kills fall into that, too."""
+#: What `fit` imports as late as it can: a process that is forked need not do it again.
+WARM = ("pandas", "transformer.evaluation.plots", "transformer.training.tracking")
+ON_GPU = 1e-2  # relative: there sums have no order
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command; the exit code is 0 if the run resumed exactly."""
+    parser = Peek(
+        prog="transformer verify-resume", description=DESCRIPTION, epilog=EPILOG, allow_abbrev=False
+    )
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps (%(default)s)")
+    parser.add_argument("--kills", type=int, default=6, help="kills altogether (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills")
+    given, options = parser.parse_known_args(args)
+    with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
+        verdict = verify(options, Path(folder), given.steps, given.kills, given.seed)
+    print(verdict)
+    return 1 if verdict.difference else 0
+
+
+@dataclass
+class Verdict:
+    """What came out, in one line as text; `difference` is the first thing that differs, if any."""
+
+    steps: int
+    tolerance: float = 0.0
+    batches: int = 0
+    tensors: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    difference: str | None = None
+
+    def __str__(self) -> str:
+        fell = ", ".join(f"{self.kills[p]} {p}" for p in PHASES if self.kills[p])
+        total = self.kills.total()
+        kills = f"{total} kill{'s' * (total != 1)} ({fell or 'none'})"
+        if self.difference:
+            return f"did not resume exactly after {kills}: {self.difference}"
+        how = f"to {self.tolerance:g}" if self.tolerance else "bit for bit"
+        return (
+            f"resumed exactly: {kills}, {self.steps} steps, {self.batches:,} batches, "
+            f"{self.tensors:,} tensors equal {how}"
+        )
+
+
+def verify(args: Sequence[str], folder: Path, steps: int, kills: int, seed: int) -> Verdict:
+    """Compares a run that is killed so many times with the same run that is not.
+
+    Args:
+        args: The arguments after `fit`.
+        folder: A new or empty folder for both runs.
+        steps: Optimizer steps of the run.
+        kills: How many lives are to be killed, in all phases about alike often.
+        seed: Decides when.
+
+    Raises:
+        UserError: The run does not come to its end when nobody kills it.
+    """
+    config = parser_of(default_network(args)).parse_args(args)
+    check(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for module in WARM:
+        import_module(module)
+    trial = _Trial([*args, *short(args, config, steps)], folder, _processes(config), seed)
+    verdict = Verdict(steps)
+    verdict.difference = next(trial.differences(kills, verdict), None)
+    return verdict
+
+
+def short(args: Sequence[str], config: Any, steps: int) -> list[str]:
+    """Options that make a run short, with all that a long one has, unless `args` have them."""
+    window = config.trainer.accumulate_grad_batches
+    epoch = max(1, steps // 4) * window - (window > 1)  # the last step of an epoch is a short one
+    ours = {
+        "trainer.max_steps": steps,
+        "trainer.max_epochs": -1,
+        "trainer.limit_train_batches": epoch,
+        "trainer.val_check_interval": 1.0,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.enable_progress_bar": False,
+        "trainer.devices": 1,  # of all devices Lightning would start this command on each
+        "save_every": max(1, steps // 8),
+        "logger": "none",
+    }
+    there = {arg.partition("=")[0] for arg in args}
+    return [f"--{key}={value}" for key, value in ours.items() if f"--{key}" not in there]
+
+
+def _processes(config: Any) -> int:
+    devices = config.trainer.devices
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    return len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+
+
+@dataclass
+class _Trial:
+    """A run that is not killed, and runs that are."""
+
+    args: list[str]
+    folder: Path
+    ranks: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.log = self.folder / "log.txt"
+
+    def differences(self, kills: int, verdict: Verdict) -> Iterator[str]:
+        """Lets runs live until so many lives were killed, and says what became different."""
+        straight = Story(self.folder / "straight" / "run")
+        life = self._live(straight)
+        if life.code:
+            raise UserError(f"the run stops when nobody kills it: {self._last_words()}")
+        straight.tolerance = verdict.tolerance = 0.0 if life.device == "cpu" else ON_GPU
+        assert not [*straight.differing(life)]
+        verdict.batches = len(straight.batches)
+        verdict.tensors = count_tensors(straight.outcome())
+        aims = Aims(life, kills, self.ranks, self.rng)
+        for number in range(1, kills + 1):
+            killed = Story(self.folder / f"killed-{number}" / "run", straight.tolerance)
+            yield from self._killed(killed, aims, verdict)
+            yield from straight.compare(killed)
+            if verdict.kills.total() >= kills:
+                return
+
+    def _killed(self, story: Story, aims: Aims, verdict: Verdict) -> Iterator[str]:
+        """Lets a run live until it ends, killed as often as there is an aim."""
+        while True:
+            life = self._live(story, aims.choose(verdict.kills))
+            yield from story.differing(life)
+            if life.killed is None:
+                if life.code:
+                    yield f"a run that goes on stops with {life.code}: {self._last_words()}"
+                return
+            verdict.kills[life.killed] += 1
+            aims.learn(life)
+
+    def _live(self, story: Story, aim: Aim | None = None) -> Life:
+        cache = story.folder.with_name("cache")
+        places = [f"--run_dir={story.folder}", f"--data.cache={cache}", "--existing=resume"]
+        return live([*self.args, *places], self.ranks, self.log, aim)
+
+    def _last_words(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+
+
+class Aims:
+    """Chooses when to kill: in each phase about alike often, the test last, for it comes once."""
+
+    def __init__(self, straight: Life, kills: int, ranks: int, rng: random.Random) -> None:
+        self.kills, self.ranks, self.rng = kills, ranks, rng
+        names, begun = zip(*straight.phases, strict=True)
+        self.counts = Counter(names)
+        phases = rng.sample(list(self.counts), len(self.counts))
+        self.quotas = Counter(phases[i % len(phases)] for i in range(kills))
+        self.spans: dict[str, list[float]] = {}
+        for name, at, until in zip(names, begun, [*begun[1:], straight.ended], strict=True):
+            self.spans.setdefault(name, []).append(until - at)
+
+    def choose(self, fell: Counter[str]) -> Aim | None:
+        """The next aim, after so many kills in each phase; None when that is enough."""
+        if fell.total() >= self.kills:
+            return None
+        due = {p: self.quotas[p] - fell[p] for p in self.quotas if p != "test"}
+        phase = max(due, key=lambda p: (due[p], p == "preparation" and not fell, self.rng.random()))
+        if due[phase] <= 0 and "test" in self.quotas:
+            phase = "test"
+        # Small steps, so that a run is long enough for all of them.
+        farthest = max(1, self.counts[phase] // (self.kills + 1))
+        delay = self.rng.uniform(0, self.rng.choice(self.spans[phase]))
+        ranks = self.rng.choice([*((r,) for r in range(self.ranks)), tuple(range(self.ranks))])
+        return Aim(phase, self.rng.randint(1, farthest), delay, ranks)
+
+    def learn(self, life: Life) -> None:
+        """Remembers how long the preparation of a life took that found text in the cache."""
+        if len(life.phases) > 1:
+            self.spans["preparation"] = [life.phases[1][1] - life.phases[0][1]]
