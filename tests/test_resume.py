@@ -37,7 +37,7 @@ def run(
     loop = trainer(folder, log, *extra, saved, stop, **given)
     model = module(network=network, schedule="noam", learning_rate=2.0, warmup_steps=8)
     path = folder / INTERRUPTED if resume else None
-    data = datamodule(folder.parent, max_tokens=100)
+    data = datamodule(folder.parent, max_tokens=100, eval_max_tokens=200)
     with stop:
         loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     return loop, {k: v.clone() for k, v in model.state_dict().items()}, log
@@ -157,3 +157,45 @@ def test_another_shape_is_refused(folder: Path) -> None:
     network = TransformerConfig(d_model=32, d_ff=32, num_heads=2, num_layers=1)
     with pytest.raises(ValueError, match=r"model\.network\.d_model is 32, .* trained with 16"):
         resume_with(folder, "refused", network=network)
+
+
+class SignalInValidation(Callback):
+    """Sends SIGTERM at the second batch of the validation after an optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step and args[1] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("step", "interval"), [(2, 10), (3, 1.0), (6, 1.0)])
+def test_a_validation_is_left_and_repeated(folder: Path, step: int, interval: Any) -> None:
+    """In the middle of an epoch, at its end, and after the last step."""
+
+    class Losses(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+            found.append((trainer.global_step, pl_module.scorer.scores["loss"]))
+
+    options: dict[str, Any] = {"max_epochs": -1, "max_steps": 6, "val_check_interval": interval}
+    found: list[Any] = []
+    name = f"left-{step}"
+    loop, expected, log = run(folder / f"{name}-whole", Losses(), average=2, **options)
+    assert loop.num_training_batches == 12
+    losses, found = found, []
+    with pytest.raises(Interrupted) as stop:
+        run(folder / name, SignalInValidation(step), Losses(), average=2, **options)
+    assert stop.value.step == step
+    assert found == [pair for pair in losses if pair[0] < step]
+    loop, weights, again = run(folder / name, Losses(), average=2, resume=True, **options)
+    assert found == losses
+    assert loop.global_step == 6
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+    assert len(again.curve) == len(log.curve)
+    assert again.totals["tgt_tokens"] == log.totals["tgt_tokens"]
+    names = [
+        {path.name for path in where.glob("*.ckpt")}
+        for where in (folder / name, folder / f"{name}-whole")
+    ]
+    assert names[0] - {INTERRUPTED} == names[1]

@@ -15,10 +15,10 @@ from toys import NETWORK, FixedData, datamodule, module, one_step, trainer
 from transformer.training.bad_steps import BadStep
 from transformer.training.checkpoints import (
     Checkpoints,
-    EarlyStopping,
     read_checkpoint,
 )
 from transformer.training.logging import TrainingLog
+from transformer.training.stopping import EarlyStopping
 from transformer.training.train import Run
 
 

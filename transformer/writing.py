@@ -38,10 +38,21 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         growing.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         growing.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Writes to the disk what the system has of a file, or which names there are in a folder."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems do it for files alone
+            os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager
@@ -60,7 +71,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     growing.mkdir(parents=True)
     try:
         yield growing
+        for written in growing.rglob("*"):
+            _flush(written)
         growing.rename(path)
+        _flush(path.parent)
     except BaseException:
         shutil.rmtree(growing, ignore_errors=True)
         raise

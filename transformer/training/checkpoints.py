@@ -1,4 +1,4 @@
-"""Checkpoint files: when they are written and which are kept, read, averaged; early stopping.
+"""Checkpoint files: when they are written and which are kept, read, averaged.
 
 A checkpoint holds, beside Lightning's own: `bundle`, all of a bundle but its weights; `recipe`, the
 name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` and `wandb_id`.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from transformer.errors import UserError
@@ -317,19 +317,3 @@ def _score_of(path: Path, state: dict[str, Any]) -> float:
     It says so itself; one of version 0.1 has its BLEU in its name.
     """
     return float(state.get("ranks", {}).get(path.name, path.stem.partition("bleu")[2]))
-
-
-class EarlyStopping(callbacks.EarlyStopping):
-    """Stops when BLEU has not risen for so many validations, counted over interruptions."""
-
-    def __init__(self, patience: int) -> None:
-        super().__init__(SELECTION, mode="max", patience=patience, check_on_train_epoch_end=False)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting, with the patience of this run."""
-        super().load_state_dict({**state_dict, "patience": self.patience})
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Train no further where patience had ended when the run was killed."""
-        if self.wait_count >= max(self.patience, 1):
-            trainer.should_stop = True

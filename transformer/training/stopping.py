@@ -1,4 +1,4 @@
-"""Stopping without losing anything: on Ctrl-C, on SIGTERM, and when a loss became NaN."""
+"""Stopping without losing anything: on Ctrl-C, on the signals of a cluster, and early."""
 
 import contextlib
 import os
@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, callbacks
 
 from transformer.training.checkpoints import AfterSteps
+from transformer.training.logging import of_training
+from transformer.training.module import SELECTION
 
 INTERRUPTED = "interrupted.ckpt"
+#: Ctrl-C, and what a cluster sends before it kills.
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+#: How far a validation has come that Lightning shall repeat: its first batch was begun.
+BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
 class Interrupted(Exception):
@@ -26,11 +32,12 @@ class Interrupted(Exception):
 
 
 class StopSafely(AfterSteps):
-    """On Ctrl-C or SIGTERM: finish the optimizer step, save everything, stop. A second one kills.
+    """On a signal: finish the optimizer step, save everything, stop. A second one kills.
 
     Several processes stop at the same step, the one after that in which any of them got the
-    signal. It watches the signals inside of `with stop: trainer.fit(...)`. Before the first step
-    and after the last one there is nothing to finish: either signal stops at once.
+    signal. A validation is left, and repeated by the run that goes on. It watches the signals
+    inside of `with stop: trainer.fit(...)`. Before the first step and after the last one there is
+    nothing to finish: a signal stops at once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,23 +49,32 @@ class StopSafely(AfterSteps):
         self._training = False
         self._process = os.getpid()
         self._votes: _Votes | None = None
+        self._left_validation = False
+        self._max_steps: int | None = None  # while Lightning must not see that they are done
 
     def __enter__(self) -> "StopSafely":
         # Before there are data workers, for they inherit the handler.
-        self._originals = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._originals = {signum: signal.getsignal(signum) for signum in SIGNALS}
         for signum in self._originals:
             signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the signals back; Lightning's own restoring would leave ours."""
+        """Give the signals back."""
         for signum, handler in self._originals.items():
             signal.signal(signum, handler)
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Watch the signals in Lightning's place.
+
+        It may act in the middle of a step, does not end a test, and calls other processes inside
+        of a handler; under SLURM it would queue the job again itself.
+        """
+        super().setup(trainer, pl_module, stage)
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Watch for SIGTERM in Lightning's place, which may act in the middle of a step."""
         super().on_train_start(trainer, pl_module)
-        signal.signal(signal.SIGTERM, self._note)
         self._training = True
         self.began = trainer.global_step
         if trainer.world_size > 1:
@@ -79,6 +95,43 @@ class StopSafely(AfterSteps):
         if signum := self._votes.count() if self._votes else self.signum:
             self._stop(trainer, signum)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        """Go to the end of the validation."""
+        if self.signum and of_training(trainer):
+            raise StopIteration  # as the loader at its end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Stop before anything is computed of a validation that any process has left."""
+        if not of_training(trainer):
+            return
+        if self._votes:
+            self._votes.cast(self.signum)
+        if signum := self._votes.count() if self._votes else self.signum:
+            self._left_validation = True
+            self._stop(trainer, signum)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Of a validation that was left the checkpoint is one of its beginning."""
+        if self._left_validation:
+            zero = dict.fromkeys(BEGUN, 0)
+            progress = {"total": dict(BEGUN), "current": zero, "is_last_batch": False}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Repeat the validation also after the last step, where Lightning would not begin."""
+        loops, epoch_loop = checkpoint["loops"]["fit_loop"], trainer.fit_loop.epoch_loop
+        left = loops["epoch_loop.val_loop.batch_progress"]["total"] == BEGUN
+        if left and checkpoint["global_step"] == epoch_loop.max_steps:
+            self._max_steps, epoch_loop.max_steps = epoch_loop.max_steps, -1
+
     def _stop(self, trainer: Trainer, signum: int) -> None:
         path = self.folder / INTERRUPTED
         trainer.save_checkpoint(path)
@@ -98,6 +151,22 @@ class StopSafely(AfterSteps):
             # Not print(): the handler may have interrupted one.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Stops when BLEU has not risen for so many validations, counted over interruptions."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(SELECTION, mode="max", patience=patience, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting, with the patience of this run."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Train no further where patience had ended when the run was killed."""
+        if self.wait_count >= max(self.patience, 1):
+            trainer.should_stop = True
 
 
 class _Votes:

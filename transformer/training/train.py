@@ -13,12 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
 from transformer.training.bad_steps import BadStep
-from transformer.training.checkpoints import (
-    Checkpoints,
-    EarlyStopping,
-    name_newest,
-    newest_checkpoint,
-)
+from transformer.training.checkpoints import Checkpoints, name_newest, newest_checkpoint
 from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
 from transformer.training.heartbeat import Heartbeat
@@ -34,7 +29,12 @@ from transformer.training.results import (
     summary,
 )
 from transformer.training.runs import SameStart, program
-from transformer.training.stopping import Interrupted, StopSafely, is_of_a_lost_process
+from transformer.training.stopping import (
+    EarlyStopping,
+    Interrupted,
+    StopSafely,
+    is_of_a_lost_process,
+)
 from transformer.training.tracking import WandbTracker, log_bundle
 from transformer.writing import write
 
@@ -175,12 +175,13 @@ class AnnounceRun(Callback):
 def train(run: Run) -> int:
     """Trains, tests, and writes the bundle; returns the exit code."""
     try:
-        gate = None
-        if run.parent.test and run.trainer.is_global_zero:
-            gate = ForgettingGate(run.parent, run.config.model.init_from)
-            print(gate.score_before(run.module.search_config), flush=True)
-        with run.heartbeat:
-            fit(run)
+        with run.stop, run.heartbeat:
+            gate = None
+            if run.parent.test and run.trainer.is_global_zero:
+                gate = ForgettingGate(run.parent, run.config.model.init_from)
+                print(gate.score_before(run.module.search_config), flush=True)
+            path = run.config.ckpt_path
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=True)
             forgotten = finish(run, gate)
     except BadStep as error:
         raise run.diverged(error) from error
@@ -189,24 +190,14 @@ def train(run: Run) -> int:
             return 0  # else Lightning kills the first process, which may still be printing
         print(run.goodbye(stop), flush=True)
         return 128 + stop.signum
-    except SystemExit:  # Lightning's answer to KeyboardInterrupt
+    except (KeyboardInterrupt, SystemExit):  # the second is Lightning's answer to the first
         print(f"\nStopped at once; {run.what_is_left()}.", flush=True)
         return 128 + (run.stop.signum or signal.SIGINT)
-    return FORGOTTEN if forgotten else 0
-
-
-def fit(run: Run) -> None:
-    """Trains; an error after its beginning says how to go on."""
-    ckpt_path = run.config.ckpt_path
-    try:
-        with run.stop:
-            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=ckpt_path, weights_only=True)
-    except (Interrupted, BadStep, MisconfigurationException):
-        raise
-    except Exception as error:
-        if run.stop.began is None:
+    except Exception as error:  # after the beginning of training it says how to go on
+        if run.stop.began is None or isinstance(error, MisconfigurationException):
             raise
         raise run.failed(error) from error
+    return FORGOTTEN if forgotten else 0
 
 
 def finish(run: Run, gate: ForgettingGate | None) -> bool:
