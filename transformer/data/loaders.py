@@ -96,15 +96,15 @@ class TrainLoader:
         """
         position = Position(*(state[name] for name in Position._fields))
         changed = ", ".join(
-            f"{name} {state[name]}, now there is {now}"
+            f"{'processes' if name == 'world' else name} {state[name]}, now there is {now}"
             for name, now in self._cut().items()
             if state.get(name, now) != now  # older checkpoints do not have all of them
         )
         if changed and position != Position(position.epoch):
             raise UserError(
                 f"data: cannot resume in the middle of an epoch: its batches were cut with "
-                f"{changed}; resume with the same text and settings, or begin a new run from these "
-                "weights"
+                f"{changed}; resume with the same text, settings and number of processes, or begin "
+                "a new run from these weights"
             )
         if changed:
             log.info("Before epoch %d batches were cut with %s", position.epoch + 1, changed)

@@ -83,8 +83,12 @@ class _Fellows:
         """Gives and reads signs of life; hangs or ends where the store is gone."""
         with suppress(RuntimeError):
             while not over.wait(EVERY):
-                self._live()
-                self._signs = self._store.multi_get(self._keys)
+                self.exchange()
+
+    def exchange(self) -> None:
+        """Gives a sign of life and reads those of the others."""
+        self._live()
+        self._signs = self._store.multi_get(self._keys)
 
     def gone(self) -> str:
         """Names a process that has not given a sign of life for long, if there is any."""
