@@ -143,6 +143,7 @@ def test_bad_input_is_named(
     ("option", "message"),
     [
         ("--max_extra=-3", "max_extra is -3: it must be 0 or more"),
+        (f"--alpha={'9' * 400}", "a number has too many digits"),
         ("--max_tokens=-5", "max_tokens is -5: it must be 1 or more"),
         ("--max_length=0", "max_length is 0: it must be 1 or more"),
         ("--min_length=60", "min_length is 60 with max_extra 50"),

@@ -112,14 +112,14 @@ def attempt(
     @hypothesis.given(st.data())
     def case(data: Any) -> None:
         nonlocal tried
-        tried += 1
         with tempfile.TemporaryDirectory(dir=folder) as own, _stopped(limit):
             kind.check(data, Path(own))
+        tried += 1  # not where hypothesis has given a case up while it was drawn
 
     try:
         (hypothesis.seed(seed)(case) if seed is not None else case)()
     except BaseException as error:
-        return tried, "".join(traceback.format_exception(error))
+        return tried + 1, "".join(traceback.format_exception(error))
     return tried, ""
 
 

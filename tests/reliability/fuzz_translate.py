@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,29 @@ def settings(draw: Any) -> list[str]:
 
 
 def options(data: Any, folder: Path) -> None:
-    """Any options: one line, or `n_best` lines, for each line; or an error."""
+    """A line, or at most `n_best` lines, for each line, with the prefix; or an error."""
     given = data.draw(settings())
     tags = data.draw(st.booleans())
-    content = "\n".join([*WORDS[:2], "", *WORDS[2:]]).encode()
-    found = called("translate", bundle(tags), *given, given=content, pipe=data.draw(st.booleans()))
-    if checked(found):
-        rows = found.out.decode().split("\n")[:-1]
-        if "--skip" not in given and "--n_best" not in given:
-            assert len(rows) == len(WORDS) + 1
-        assert len(rows) % (len(WORDS) + 1) == 0 or "--skip" in given
-        assert b"nan" not in found.out or "--scores" not in given, found.out
+    lines = [*WORDS[:2], "", *WORDS[2:]]
+    content, pipe = "\n".join(lines).encode(), data.draw(st.booleans())
+    found = called("translate", bundle(tags), *given, given=content, pipe=pipe)
+    if not checked(found):
+        return
+    value = dict(pairwise(given))
+    lines = lines[int(value.get("--skip", 0)) :]
+    rows = found.out.decode().split("\n")[:-1]
+    if (most := int(value.get("--n_best", 1))) > 1:
+        numbers = [int(row.split("\t")[0]) - 1 - len(WORDS) - 1 + len(lines) for row in rows]
+        assert sorted(numbers) == numbers and {*numbers} == {*range(len(lines))}
+        assert all(numbers.count(number) <= most for number in numbers)
+    else:
+        numbers = [*range(len(rows))]
+        assert len(rows) == len(lines)
+    tokenizer = translator(tags).tokenizer
+    [prefix] = tokenizer.decode(tokenizer.encode_tgt([value.get("--prefix", "")]))
+    for number, row in zip(numbers, rows, strict=True):
+        assert not lines[number] or prefix.translate(BREAKS) in row
+    assert "nan" not in found.out.decode() or "--scores" not in given, found.out
 
 
 things = (

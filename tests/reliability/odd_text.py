@@ -125,7 +125,7 @@ def json_lines(draw: Any) -> str:
 TYPES = {
     "string": pa.string(), "large": pa.large_string(),
     "words": pa.dictionary(pa.int8(), pa.string()),
-    "view": pa.string_view(), "bytes": pa.binary(), "whole": pa.int64(), "real": pa.float32(),
+    "bytes": pa.binary(), "whole": pa.int64(), "real": pa.float32(),
     "list": pa.list_(pa.string()), "null": pa.null(), "time": pa.timestamp("ns"),
     "date": pa.date32(), "decimal": pa.decimal128(9, 2), "month": pa.duration("s"),
 }  # fmt: skip

@@ -61,6 +61,13 @@ class Parser(ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self.files: list[str] = []
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Refuses integers that are no floats, which jsonargparse overlooks."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except OverflowError as error:
+            raise UserError(f"a number has too many digits ({error})") from None
+
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Adds the nearest valid key to the error about a key that does not exist."""
         try:
