@@ -20,8 +20,10 @@ def by_length(lengths: Sequence[int] | Ints, max_tokens: int) -> list[Ints]:
     Returns:
         The indices of each batch.
     """
-    order = np.argsort(lengths, kind="stable")
-    ascending = np.asarray(lengths, np.int64)[order]
+    lengths = np.asarray(lengths, np.int64)
+    small = lengths.max(initial=0) < 1 << 16  # which are sorted four times as fast
+    order = np.argsort(lengths.astype(np.uint16) if small else lengths, kind="stable")
+    ascending = lengths[order]
     batches, start = [], 0
     while start < len(order):
         window = ascending[start : start + max(1, max_tokens // max(1, ascending[start]))]
