@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 #: How long they train, and how long suffices for what their cells assert.
-SHORTER = {"WORDS, STEPS = 16, 500": "WORDS, STEPS = 16, 250", "max_epochs=5": "max_epochs=3"}
+SHORTER = {"WORDS, STEPS = 16, 500": "WORDS, STEPS = 16, 150", "max_epochs=5": "max_epochs=3"}
 
 
 def read(path: Path) -> Any:
