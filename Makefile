@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 # What `make gpu` needs beside torch, lightning, tokenizers and torchmetrics, which it takes from
 # $(PYTHON): CUDA builds are large, and often come with the machine.
 GPU_NEEDS = datasets huggingface_hub pyarrow wandb 'jsonargparse[signatures]' docstring-parser pyyaml sacrebleu sacremoses \
-  matplotlib koreanize-matplotlib safetensors numpy pytest pytest-timeout
+  matplotlib koreanize-matplotlib safetensors numpy tqdm pytest pytest-timeout
 WHEELS ?=
 LINKS = $(if $(WHEELS),--find-links '$(WHEELS)')
 UNUSED = /(tests?|testing/_internal|transformers/models|mypyc?)/

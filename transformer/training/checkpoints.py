@@ -107,8 +107,9 @@ def _age(checkpoint: dict[str, Any]) -> tuple[int, int, int]:
 
     A life begins whenever the run is resumed, which may be from a checkpoint before the newest.
     """
-    lives = checkpoint["callbacks"].get(Checkpoints.__name__, {}).get("lives", 0)
-    return lives, checkpoint["global_step"], len(checkpoint["curve"])
+    # One of an earlier version may lack any of them.
+    lives = checkpoint.get("callbacks", {}).get(Checkpoints.__name__, {}).get("lives", 0)
+    return lives, checkpoint.get("global_step", 0), len(checkpoint.get("curve", ()))
 
 
 def check_sums(path: str | Path) -> None:
