@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def cell(folder: Path, seed: int, kills: int, name: str) -> Row:
         tempfile.tempdir = None
     if verdict.difference:
         print(f"kills: {name}: seed {seed}: {verdict}", file=sys.stderr, flush=True)
-    fell = ", ".join(f"{count} {phase}" for phase, count in verdict.kills.items())
+    fell = ", ".join(f"{number} {phase}" for phase, number in verdict.kills.items())
     return Row(
         f"processes of a run: {name}", verdict.kills.total(), int(bool(verdict.difference)),
         f"pairs, losses, weights, scores; {fell}",
@@ -124,10 +125,12 @@ def writes(folder: Path, seed: int, kills: int) -> Row:
     spans = [_span(write) for _ in range(5)]
     found = dict.fromkeys(states.values(), 0)
     lost = died = 0
-    for number in range(kills):
+    for number in count():
+        if died == kills:
+            break
         path.write_bytes(old)
         if number % 2:
-            died += _killed_at(write, rng.uniform(0, 1.2 * max(spans)))
+            died += _killed_at(write, rng.uniform(0, min(spans)))
         else:
             died += _killed_in(write, rng.randint(last if number % 4 else 1, calls))
         state = states.get(path.read_bytes())
@@ -138,7 +141,7 @@ def writes(folder: Path, seed: int, kills: int) -> Row:
             print(f"kills: writing: seed {seed}, kill {number}: {state}", file=sys.stderr)
         else:
             found[state] += 1
-    outcome = ", ".join(f"{count} left {name}" for name, count in found.items())
+    outcome = ", ".join(f"{number} left {name}" for name, number in found.items())
     return Row(
         "processes that write a checkpoint", died, lost, f"the file, byte by byte; {outcome}"
     )
