@@ -25,8 +25,9 @@ from transformer.training.train import train
 from transformer.writing import is_part
 
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL for those whose companion has died
-#: A micro-batch in the middle of an accumulation is not a step yet.
-PHASES = ("preparation", "micro-batch", "step", "validation", "save", "test")
+BATCH = "micro-batch"
+#: A kill in a micro-batch is one in the middle of an accumulation; its last one is the step.
+PHASES = ("preparation", BATCH, "step", "validation", "save", "test")
 
 
 class Aim(NamedTuple):
@@ -44,16 +45,16 @@ class Life:
 
     Attributes:
         phases: Of rank 0: each phase that began, and when it did, in seconds.
-        batches: (rank, number of the micro-batch) -> digest of its pair ids, its loss.
-        validations: Optimizer step -> its scores.
+        moments: Each micro-batch, with the digest of its pair ids and its loss, and each
+            validation, with its scores, in their order.
+        device: Where it trained: cpu or cuda.
         killed: The phase in which a kill fell; None if it ended before.
         code: The exit code of the process that ended badly first; 0 if none did.
         ended: When, in seconds.
     """
 
     phases: list[tuple[str, float]] = field(default_factory=list)
-    batches: list[tuple[tuple[int, int], tuple[str, float]]] = field(default_factory=list)
-    validations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    moments: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     device: str = ""
     killed: str | None = None
     code: int = 0
@@ -62,10 +63,11 @@ class Life:
     def hear(self, rank: int, kind: str, *values: Any) -> None:
         """Keeps what a process told."""
         if kind == "batch":
-            number, digest, loss = values
-            self.batches.append(((rank, number), (digest, float.fromhex(loss))))
+            number, ids, loss = values
+            found = {"pairs": ids, "loss": float.fromhex(loss)}
+            self.moments.append((f"{BATCH} {number + 1} of rank {rank}", found))
         elif kind == "validation" and not rank:
-            self.validations.append((values[0], values[1]))
+            self.moments.append((f"validation at step {values[0]}", values[1]))
         elif kind == "device":
             self.device = values[0]
         elif kind == "phase" and not rank:
@@ -100,7 +102,7 @@ class Tell(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._phase("step" if stepped(trainer) else "micro-batch")
+        self._phase("step" if stepped(trainer) else BATCH)
         ids = batch.batch.indices.cpu().numpy().tobytes()
         self._batch = pl_module.micro_batches, hashlib.sha256(ids).hexdigest()[:16]
 

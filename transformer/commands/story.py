@@ -25,29 +25,24 @@ class Story:
 
     folder: Path
     tolerance: float = 0.0
-    batches: dict[tuple[int, int], tuple[str, float]] = field(default_factory=dict)
-    validations: dict[int, dict[str, float]] = field(default_factory=dict)
+    #: Each micro-batch and each validation -> what it gave.
+    moments: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def differing(self, life: Life) -> Iterator[str]:
-        """Adds what a life did, and says where it differs from what lives before it did."""
-        for (rank, number), (ids, loss) in life.batches:
-            known_ids, known_loss = self.batches.setdefault((rank, number), (ids, loss))
-            where = f"micro-batch {number + 1} of rank {rank}"
-            if ids != known_ids:
-                yield f"{where} has other pairs: {ids}, before {known_ids}"
-            if not same(loss, known_loss, self.tolerance):
-                yield f"{where} has another loss: {loss!r}, before {known_loss!r}"
-        for step, scores in life.validations:
-            known = self.validations.setdefault(step, scores)
-            yield from differences(f"validation at step {step}", scores, known, self.tolerance)
+    def add(self, life: Life, straight: Story) -> Iterator[str]:
+        """Adds what a life did, and says what the straight run did otherwise or not at all."""
+        for name, found in life.moments:
+            self.moments[name] = found
+            if name in straight.moments:
+                yield from differences(name, straight.moments[name], found, self.tolerance)
+            else:
+                yield f"{name} is not in the straight run"
 
-    def compare(self, other: Story) -> Iterator[str]:
-        """Says what another run did otherwise, or left out."""
-        for kind in ("batches", "validations"):
-            ours, theirs = getattr(self, kind), getattr(other, kind)
-            for key in sorted(ours.keys() ^ theirs.keys()):
-                yield f"{kind}: {key} is only in the {'straight' if key in ours else 'killed'} run"
-        yield from differences("run", self.outcome(), other.outcome(), self.tolerance)
+    def compare(self, killed: Story) -> Iterator[str]:
+        """Says what a run that came to its end has left out, and what it left otherwise."""
+        for name in self.moments:
+            if name not in killed.moments:
+                yield f"{name} was left out"
+        yield from differences("run", self.outcome(), killed.outcome(), self.tolerance)
 
     def outcome(self) -> dict[str, Any]:
         """All files that the run leaves, as far as they do not tell the time."""

@@ -14,7 +14,7 @@ from typing import Any
 from transformer.commands.arguments import Peek
 from transformer.commands.fit import default_network
 from transformer.commands.keys import parser_of
-from transformer.commands.lives import PHASES, Aim, Life, live
+from transformer.commands.lives import BATCH, PHASES, Aim, Life, live
 from transformer.commands.story import Story, count_tensors
 from transformer.errors import UserError
 from transformer.training.checks import check
@@ -139,22 +139,22 @@ class _Trial:
         if life.code:
             raise UserError(f"the run stops when nobody kills it: {self._last_words()}")
         straight.tolerance = verdict.tolerance = 0.0 if life.device == "cpu" else ON_GPU
-        assert not [*straight.differing(life)]
-        verdict.batches = len(straight.batches)
+        straight.moments.update(life.moments)
+        verdict.batches = sum(name.startswith(BATCH) for name in straight.moments)
         verdict.tensors = count_tensors(straight.outcome())
         aims = Aims(life, kills, self.ranks, self.rng)
         for number in range(1, kills + 1):
             killed = Story(self.folder / f"killed-{number}" / "run", straight.tolerance)
-            yield from self._killed(killed, aims, verdict)
+            yield from self._killed(killed, straight, aims, verdict)
             yield from straight.compare(killed)
             if verdict.kills.total() >= kills:
                 return
 
-    def _killed(self, story: Story, aims: Aims, verdict: Verdict) -> Iterator[str]:
+    def _killed(self, story: Story, straight: Story, aims: Aims, verdict: Verdict) -> Iterator[str]:
         """Lets a run live until it ends, killed as often as there is an aim."""
         while True:
             life = self._live(story, aims.choose(verdict.kills))
-            yield from story.differing(life)
+            yield from story.add(life, straight)
             if life.killed is None:
                 if life.code:
                     yield f"a run that goes on stops with {life.code}: {self._last_words()}"
