@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import WandbLogger
 from toys import recipe, start
 
 from transformer.training.logging import make_logger
-from transformer.training.tracking import has_wandb_key
+from transformer.training.tracking import has_wandb_key, wandb_logger
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -108,3 +109,21 @@ def test_wandb_is_online_where_there_is_a_key(
         monkeypatch.setenv("WANDB_API_KEY", key)
     logger: Any = make_logger("wandb", tmp_path, "name", None)
     assert logger._wandb_init.get("mode") == mode
+
+
+def test_a_server_that_does_not_answer_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from wandb.errors import CommError
+
+    def experiment(self: WandbLogger) -> str:
+        if self._wandb_init.get("mode") != "offline":
+            raise CommError("connection\nrefused")
+        return "a run"
+
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr(WandbLogger, "experiment", property(experiment))
+    logger = wandb_logger(tmp_path, "toy", None)
+    assert [logger.experiment, logger.experiment] == ["a run", "a run"]
+    (said,) = caplog.messages
+    assert said.endswith("W&B records offline, for its server does not answer: connection refused")

@@ -1,5 +1,6 @@
 """Weights & Biases: the run, sample translations, a picture of attention, the bundle."""
 
+import logging
 import netrc
 import os
 import re
@@ -13,7 +14,25 @@ from lightning.pytorch.loggers import WandbLogger
 from transformer.training.logging import of_training
 from transformer.training.scoring import attention_figure
 
+log = logging.getLogger(__name__)
+PATIENCE = 600  # seconds that uploads may take at the end: they are on the disk, for `wandb sync`
 SAMPLES = 8  # sentences in the table of each validation
+
+
+class TrackingLogger(WandbLogger):
+    """W&B's logger; where the server does not answer, the run is recorded offline."""
+
+    @property
+    def experiment(self) -> Any:
+        from wandb.errors import CommError
+
+        try:
+            return super().experiment
+        except CommError as error:
+            reason = " ".join(str(error).split())
+            log.warning("warning: W&B records offline, for its server does not answer: %s", reason)
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
 
 
 def wandb_logger(folder: Path, name: str, run_id: str | None) -> WandbLogger:
@@ -23,12 +42,12 @@ def wandb_logger(folder: Path, name: str, run_id: str | None) -> WandbLogger:
     folder.mkdir(parents=True, exist_ok=True)  # else W&B takes a temporary folder
     known = os.environ.get("WANDB_MODE") or has_wandb_key()
     mode: dict[str, Any] = {} if known else {"mode": "offline"}
-    logger = WandbLogger(
+    logger = TrackingLogger(
         name=name,
         save_dir=folder,
         project=os.environ.get("WANDB_PROJECT", "transformer"),
         id=run_id,
-        settings=wandb.Settings(silent=True),
+        settings=wandb.Settings(silent=True, finish_timeout=PATIENCE),
         **mode,
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it on, and W&B warns about it

@@ -1,0 +1,291 @@
+"""Disks, networks, signals and files that fail under whole runs, which then go on to their end.
+
+A case is a run in a process of its own that meets a fault. It must end, with the right exit code
+and without a traceback, or go on in spite of it; and the same command, repeated, must end with the
+weights of a run that met none, bit by bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tests.reliability.table import Row
+
+LIMIT = 120  # seconds after which a process hangs: many times what it takes
+CHECKPOINTS = Path("runs/toy/checkpoints")
+LAST = CHECKPOINTS / "last.ckpt"
+OPTIONS = (
+    "--config", "../toy.yaml", "--logger", "csv", "--existing", "resume", "--save_every", "3",
+    "--trainer.val_check_interval", "3", "--trainer.max_epochs", "-1", "--trainer.max_steps", "18",
+    "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
+    "--data.eval_max_tokens", "100",
+)  # fmt: skip
+#: Nobody listens at this address; the key is one that W&B accepts without asking anybody.
+NO_SERVER = {
+    "WANDB_BASE_URL": "http://127.0.0.1:9",
+    "WANDB_API_KEY": "0123456789" * 4,
+    "WANDB_INIT_TIMEOUT": "10",
+}
+
+
+class End(NamedTuple):
+    """How a process ended: exit code (None if it hung), words, seconds since a signal."""
+
+    code: int | None
+    said: str
+    seconds: float
+
+
+class Life:
+    """`transformer fit` in a process of its own, in the current folder."""
+
+    def __init__(self, *options: str, before: Callable[[], None] = lambda: None) -> None:
+        self.since = time.monotonic()
+        self.process = os.fork()
+        if self.process == 0:
+            code = 1
+            try:
+                log = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                for stream in (1, 2):
+                    os.dup2(log, stream)
+                sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
+                before()
+                from transformer.__main__ import main
+
+                code = main(["fit", *OPTIONS, *options])
+                sys.stdout.flush()
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+    def until(self, ready: Callable[[], bool]) -> None:
+        """Wait for something, or for the end of the process."""
+        while not ready() and self._running() and time.monotonic() - self.since < LIMIT:
+            time.sleep(0.002)
+
+    def send(self, signum: int) -> None:
+        self.since = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process, signum)
+
+    def end(self) -> End:
+        """Wait for the end."""
+        code: int | None = None
+        while time.monotonic() - self.since < LIMIT:
+            pid, status = os.waitpid(self.process, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                break
+            time.sleep(0.005)
+        else:
+            os.kill(self.process, signal.SIGKILL)
+            os.waitpid(self.process, 0)
+        return End(code, Path("said.txt").read_text(), time.monotonic() - self.since)
+
+    def _running(self) -> bool:
+        found = os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return found is None
+
+
+class Lost(Exception):
+    """What was promised was not kept."""
+
+
+def demand(kept: bool, what: str, end: End | None = None) -> None:
+    if not kept:
+        raise Lost(f"{what}: {end}" if end else what)
+
+
+def one_line(end: End, *codes: int) -> None:
+    """A process that ended with one of these codes, and said why in one line."""
+    demand(end.code is not None, "hung", end)
+    demand(end.code in codes, f"the exit code is none of {codes}", end)
+    demand("Traceback" not in end.said, "a traceback", end)
+    if end.code == 2:
+        demand(end.said.count("transformer: error:") == 1, "not one line", end)
+
+
+def goes_on(*options: str) -> End:
+    """The same command again ends the run, with the weights of a run that met no fault."""
+    end = Life(*options).end()
+    one_line(end, 0)
+    found, expected = (torch.load(f, weights_only=True) for f in (LAST, Path("..", "whole", LAST)))
+    demand(found["global_step"] == 18, "another number of steps", end)
+    for name, tensor in expected["state_dict"].items():
+        demand(torch.equal(found["state_dict"][name], tensor), f"{name} differs", end)
+    demand(found["curve"] == expected["curve"], "other validations", end)
+    return end
+
+
+def begun(rng: random.Random) -> Life:
+    """A life in which something was saved, and a few more moments passed."""
+    life = Life()
+    life.until(LAST.exists)
+    time.sleep(rng.uniform(0, 0.3))
+    return life
+
+
+def signalled(rng: random.Random) -> None:
+    """At any moment, also while data is prepared and in the final test."""
+    signum = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    life = Life()
+    if rng.random() < 0.6:
+        life.until(LAST.exists)
+    time.sleep(rng.uniform(0, 2))
+    life.send(signum)
+    end = life.end()
+    # Before the command listens, a signal does what it does to each process.
+    one_line(end, 0, 128 + signum, -signum, 130)
+    demand(end.seconds < 30, "too late", end)
+    goes_on()
+
+
+def damaged(rng: random.Random) -> None:
+    """The newest checkpoint is torn, or one bit of it is another."""
+    life = begun(rng)
+    life.send(signal.SIGKILL)
+    life.end()
+    newest = max(CHECKPOINTS.glob("[bil]*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    content = bytearray(newest.read_bytes())
+    others = [file for file in CHECKPOINTS.glob("[bil]*.ckpt") if file != newest]
+    if rng.random() < 0.5:
+        content = content[: rng.randrange(len(content))]
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    newest.write_bytes(content)
+    if others:
+        goes_on()
+    else:
+        end = Life().end()
+        one_line(end, 0, 2)
+
+
+def full(rng: random.Random) -> None:
+    """A file system with room for a checkpoint or two; later it has more."""
+    Path("runs").mkdir()
+    size = rng.randint(150, 900)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", "runs"]
+    subprocess.run(mount, check=True)
+    try:
+        end = Life().end()
+        one_line(end, 0, 2)
+        demand(not list(Path("runs").rglob("*.part")), "parts are left", end)
+        subprocess.run([*mount[:3], "-o", "remount,size=100m", "runs"], check=True)
+        goes_on()
+    finally:
+        subprocess.run(["umount", "-l", "runs"], check=False)
+
+
+def read_only(rng: random.Random) -> None:
+    """The file system can only be read from some moment on."""
+    Path("runs").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", "runs"], check=True)
+    try:
+        life = begun(rng)
+        remount = ["mount", "-o", "remount,ro", "runs"]
+        while subprocess.run(remount, check=False, stderr=subprocess.DEVNULL).returncode:
+            pass  # it is busy while a file is being written
+        one_line(life.end(), 0, 2)
+        one_line(Life().end(), 2, 0)
+        subprocess.run(["mount", "-o", "remount,rw", "runs"], check=True)
+        goes_on()
+    finally:
+        subprocess.run(["umount", "-l", "runs"], check=False)
+
+
+def vanished(rng: random.Random) -> None:
+    """The run folder is moved away in the middle, and comes back."""
+    life = begun(rng)
+    Path("runs").rename("away")
+    one_line(life.end(), 0, 2)
+    if Path("runs").exists():
+        Path("runs").rename("what-was-written-meanwhile")
+    Path("away").rename("runs")
+    goes_on()
+
+
+def offline(rng: random.Random) -> None:
+    """W&B's server does not answer."""
+    os.environ.update(NO_SERVER)
+    end = Life("--logger", "wandb").end()
+    one_line(end, 0)
+    demand(end.said.count("W&B records offline") == 1, "no word about W&B", end)
+    goes_on()
+
+
+def _can_mount() -> bool:
+    return (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "none", "."], check=False, capture_output=True
+        ).returncode
+        == 0
+        and not subprocess.run(["umount", "-l", "."], check=False).returncode
+    )
+
+
+CASES: list[tuple[str, Callable[[random.Random], None], int, bool]] = [
+    ("SIGTERM, SIGINT, SIGUSR1 at any moment", signalled, 16, False),
+    ("newest checkpoint torn or one bit flipped", damaged, 16, False),
+    ("disk full", full, 12, True),
+    ("disk read-only from some moment on", read_only, 6, True),
+    ("run folder gone in the middle", vanished, 8, False),
+    ("W&B's server does not answer", offline, 3, False),
+]
+
+
+def case(folder: Path, run: Callable[[random.Random], None], seed: int) -> int:
+    """One case in a process of its own; its number."""
+    folder.mkdir()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.chdir(folder)
+            run(random.Random(seed))
+            code = 0
+        except BaseException as error:
+            print(f"lost: {run.__name__}, seed {seed}: {error!r}", file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+    return process
+
+
+def rows(folder: Path, seed: int, share: float) -> Iterator[Row]:
+    """Each fault so many times, two at once."""
+    import transformer.commands.fit  # noqa: F401 - once, not in each process
+    from tests.toys import recipe
+
+    torch.set_num_threads(1)
+    recipe(folder)
+    (folder / "whole").mkdir()
+    os.chdir(folder / "whole")
+    end = Life().end()
+    one_line(end, 0)
+    for what, run, count, mounts in CASES:
+        if mounts and not _can_mount():
+            yield Row(f"{what}: skipped, this user cannot mount", 0, 0)
+            continue
+        count, lost, running = max(1, round(count * share)), 0, 0
+        for number in range(count + 2):
+            if running == 2 or number >= count:
+                lost += os.wait()[1] != 0 if running else 0
+                running -= bool(running)
+            if number < count:
+                case(folder / f"{run.__name__}-{number}", run, seed + number)
+                running += 1
+        yield Row(what, count, lost, "exit code, one line, weights of a run without faults")
+    os.chdir("/")
