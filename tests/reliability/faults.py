@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from tests.reliability.table import Row
+from .table import Row
 
 LIMIT = 120  # seconds after which a process hangs: many times what it takes
 CHECKPOINTS = Path("runs/toy/checkpoints")
@@ -29,8 +29,7 @@ LAST = CHECKPOINTS / "last.ckpt"
 OPTIONS = (
     "--config", "../toy.yaml", "--logger", "csv", "--existing", "resume", "--save_every", "3",
     "--trainer.val_check_interval", "3", "--trainer.max_epochs", "-1", "--trainer.max_steps", "18",
-    "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false",
-    "--data.eval_max_tokens", "100",
+    "--trainer.precision", "32-true",
 )  # fmt: skip
 #: Nobody listens at this address; the key is one that W&B accepts without asking anybody.
 NO_SERVER = {
@@ -38,6 +37,22 @@ NO_SERVER = {
     "WANDB_API_KEY": "0123456789" * 4,
     "WANDB_INIT_TIMEOUT": "10",
 }
+
+
+#: Of words that are translated one by one, as small as there is something to learn.
+RECIPE = """
+model:
+  network: {{d_model: 16, d_ff: 32, num_heads: 2, num_layers: 1, dropout: 0.1}}
+  schedule: inverse_sqrt
+  learning_rate: 0.01
+  warmup_steps: 10
+  search: {{beam: 2, max_extra: 5}}
+data:
+  {{src: de, tgt: en, train: {0}/train, val: {0}/val, test: {0}/test, cache: {0}/cache,
+  tokenizer: {{vocab_size: 300}}, max_length: 60, max_tokens: 200, eval_max_tokens: 100}}
+trainer: {{accelerator: cpu, log_every_n_steps: 2, enable_progress_bar: false}}
+"""
+WORDS = ("eins one", "zwei two", "drei three", "haus house", "hund dog", "rot red", "blau blue")
 
 
 class End(NamedTuple):
@@ -247,6 +262,16 @@ CASES: list[tuple[str, Callable[[random.Random], None], int, bool]] = [
 ]
 
 
+def recipe(folder: Path, rng: random.Random) -> None:
+    """A recipe and its corpus."""
+    for split, size in {"train": 120, "val": 12, "test": 10}.items():
+        pairs = [rng.choices(WORDS, k=rng.randint(1, 7)) for _ in range(size)]
+        for side, language in enumerate(("de", "en")):
+            lines = (" ".join(pair.split()[side] for pair in words) + "\n" for words in pairs)
+            (folder / f"{split}.{language}").write_text("".join(lines))
+    (folder / "toy.yaml").write_text(RECIPE.format(folder))
+
+
 def case(folder: Path, run: Callable[[random.Random], None], seed: int) -> int:
     """One case in a process of its own; its number."""
     folder.mkdir()
@@ -267,10 +292,9 @@ def case(folder: Path, run: Callable[[random.Random], None], seed: int) -> int:
 def rows(folder: Path, seed: int, share: float) -> Iterator[Row]:
     """Each fault so many times, two at once."""
     import transformer.commands.fit  # noqa: F401 - once, not in each process
-    from tests.toys import recipe
 
     torch.set_num_threads(1)
-    recipe(folder)
+    recipe(folder, random.Random(1))
     (folder / "whole").mkdir()
     os.chdir(folder / "whole")
     end = Life().end()
