@@ -111,10 +111,10 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_fit_with_two_processes(tmp_path: Path) -> None:
-    """The whole command; a test set of one batch leaves the second process without any."""
+    """The whole command, on a stream; a test set of one batch leaves one process without any."""
     path = recipe(tmp_path, "recipes/toys/two.yaml")
     args = ["--config", str(path), "--logger", "none", "--data.max_tokens", "400"]
-    args += ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    args += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.streaming", "true"]
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -125,6 +125,7 @@ def test_fit_with_two_processes(tmp_path: Path) -> None:
     assert done.stdout.count("test BLEU") == 1
     results = json.loads((tmp_path / "runs/toys/two/results.json").read_text())
     assert results["epochs"] == 2
+    assert results["pairs"] == 120, "those of both"
     assert (tmp_path / "runs/toys/two/bundle/model.safetensors").is_file()
     assert sum(bin_[2] for bin_ in results["bleu_by_length"]) == 10  # all of the test set
 

@@ -200,7 +200,8 @@ class StreamLoader(TrainLoader):
 
     def _cut(self) -> dict[str, Any]:
         stream = f"limit {self.corpus.limit} max_length {self.max_length}"
-        return {**super()._cut(), "stream": stream}
+        shared_out = " shared out by pairs" if self.plan.world > 1 else ""
+        return {**super()._cut(), "stream": stream + shared_out}
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what was counted so far, which a resumed run does not read again."""

@@ -57,12 +57,14 @@ def open_tokenizer(
 
 def _sample(corpora: Sequence[Corpus]) -> Iterator[Pair]:
     """At most `LEARNED_FROM` pairs: every n-th, or the first of a stream without a size."""
-    sizes = [corpus.size() for corpus in corpora]
-    total = None if None in sizes else sum(map(int, filter(None, sizes)))
     pairs = chain.from_iterable(corpus.pairs() for corpus in corpora)
-    if total is None:
+    known = [size for corpus in corpora if (size := corpus.size()) is not None]
+    if len(known) < len(corpora):
         return islice(shown(pairs, None, "learning the vocabulary"), LEARNED_FROM)
+    total = sum(known)
     step = max(1, -(-total // LEARNED_FROM))
+    if step > 1:
+        log.info("Of %d pairs the vocabulary is learned from one in %d", total, step)
     return islice(shown(pairs, total, "learning the vocabulary"), 0, None, step)
 
 
