@@ -37,9 +37,10 @@ def bundle(tags: bool = False) -> str:
     pairs = [*zip(WORDS, reversed(WORDS), strict=True)]
     config = TokenizerConfig(vocab_size=280, shared=not tags)
     tokenizer = train_tokenizer(config, lambda: pairs, ["de", "en"] if tags else [])
+    learned: dict[str, Any] = {"tied": "two_way", "positions": "learned", "max_positions": MOST}
+    more = learned if tags else {}
     shape = TransformerConfig(
-        d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.0,
-        **({"tied": "two_way", "positions": "learned", "max_positions": MOST} if tags else {}),
+        d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.0, **more
     )  # fmt: skip
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     with torch.no_grad():
