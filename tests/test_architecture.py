@@ -19,6 +19,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "kernels": ({"errors"}, {"torch"}),
     "settings": ({"errors"}, set()),
+    "checksum": (set(), {"torch"}),
     "writing": ({"errors"}, set()),
     "hub": ({"errors", "data.background"}, {"huggingface_hub"}),
     "models": ({"errors", "kernels"}, {"torch"}),
@@ -27,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"errors"}, TENSORS | {"torchmetrics", "sacrebleu", "sacremoses", "matplotlib"}
     ),
     "bundle": (
-        {"errors", "hub", "models", "data.tokenizer", "settings", "writing"},
+        {"checksum", "errors", "hub", "models", "data.tokenizer", "settings", "writing"},
         {"torch", "safetensors"},
     ),
     "inference": (
@@ -40,7 +41,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         TENSORS | {"tokenizers", "safetensors", "transformers"},
     ),
     "training": (
-        {"errors", "kernels", "models", "data", "evaluation", "bundle", "inference", "writing"},
+        {"checksum", "errors", "kernels", "models", "data", "evaluation", "bundle", "inference",
+         "writing"},
         TENSORS | {"lightning", "wandb"},
     ),
     "serving": (

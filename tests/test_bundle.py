@@ -57,7 +57,7 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
         (json.dumps(config | {"format_version": 99}), r"config.json: format_version is 99"),
         (json.dumps(config | {"architecture": "mamba"}), r"is 'mamba', known are transformer"),
         ("{", r"config.json is not JSON .*: copy the bundle again"),
-        ("[]", r"config.json is not that of a bundle"),
+        ("[]", r"config.json holds no JSON object"),
         ('{"model_type": "marian"}', r"of a Marian model .* `transformer import` makes one"),
     ):
         path.write_text(text)

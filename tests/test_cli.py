@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Literal
 
 import pytest
+from jsonargparse import set_parsing_settings
 from toys import raising
 
 import transformer
@@ -23,6 +24,7 @@ from transformer.errors import UserError, message
 from transformer.models import TransformerConfig
 
 ROOT = Path(__file__).parent.parent
+set_parsing_settings(import_path_allowlist=["test_cli"])  # `Tiny` is of this file
 
 
 def transformer_command(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,8 @@
 
 - config.json: format version, architecture, its shape, languages, search settings
 - tokenizer.json, or tokenizer.src.json and tokenizer.tgt.json
-- model.safetensors: the weights, and the hash of the tokenizer that they belong to
+- model.safetensors: the weights, the hash of the tokenizer that they belong to, and a checksum of
+  them and the network
 - README.md: the model card
 """
 
@@ -19,12 +20,13 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from transformer.data.tokenizer import Tokenizer
+from transformer.checksum import checksum
+from transformer.data.tokenizer import Tokenizer, read_files
 from transformer.errors import UserError
 from transformer.hub import local_folder
 from transformer.models import ARCHITECTURES, ModelConfig, Seq2Seq, architecture_of
 from transformer.models.renamed import with_new_names
-from transformer.settings import settings
+from transformer.settings import parsed, settings
 from transformer.writing import whole_folder
 
 FORMAT_VERSION = 2
@@ -118,7 +120,8 @@ def _write(
     (folder / "README.md").write_text(card, encoding="utf-8")
     tokenizer.save(folder)
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    metadata = {"format": "pt", "tokenizer": _fingerprint(tokenizer)}
+    metadata = {"format": "pt", "tokenizer": _fingerprint(tokenizer.to_text())}
+    metadata["checksum"] = _checksum(weights, config)
     save_file(weights, str(folder / "model.safetensors"), metadata=metadata)
 
 
@@ -134,17 +137,20 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     """
     folder = local_folder(folder)
     network, config = read_config(folder)
-    tokenizer = Tokenizer.load(folder)
-    weights, made_with = _read_weights(folder / "model.safetensors", device)
-    sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
+    weights, metadata = _read_weights(folder / "model.safetensors")
+    files = read_files(folder)
     try:
+        if metadata.get("tokenizer") not in (None, _fingerprint(files)):
+            raise UserError("the tokenizer is not the one that model.safetensors was trained with")
+        tokenizer = Tokenizer(files)
+        sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
         if sizes != (config["src_vocab_size"], config["tgt_vocab_size"]):
             raise UserError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
-        if made_with not in (None, _fingerprint(tokenizer)):
-            raise UserError("the tokenizer is not the one that model.safetensors was trained with")
         with torch.device("meta"), _NoRandomNumbers():  # the weights are replaced at once
             model = network.build(*sizes)
         _assign(model, with_new_names(weights), config["network"])
+        if metadata.get("checksum") not in (None, _checksum(weights, config)):
+            raise UserError("the weights or the network are not those that were saved")
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -153,9 +159,14 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     return Bundle(model.to(device).eval(), tokenizer, config)
 
 
-def _fingerprint(tokenizer: Tokenizer) -> str:
-    text = json.dumps(tokenizer.to_text(), sort_keys=True)
+def _fingerprint(files: dict[str, str]) -> str:
+    text = json.dumps(files, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checksum(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
+    network = [config[key] for key in ("architecture", "network")]
+    return checksum([json.dumps(network, sort_keys=True), dict(sorted(weights.items()))])
 
 
 class _NoRandomNumbers(TorchFunctionMode):
@@ -173,6 +184,8 @@ class _NoRandomNumbers(TorchFunctionMode):
 def _assign(model: Seq2Seq, weights: dict[str, Tensor], network: dict[str, Any]) -> None:
     for name, asked in model.state_dict().items():
         found = weights.get(name, asked)
+        if found.dtype != asked.dtype:
+            raise UserError(f"{name} is {found.dtype}, must be {asked.dtype}")
         if found.shape != asked.shape:
             odd = [a for a, b in zip(asked.shape, found.shape, strict=False) if a != b]
             keys = [f"{key} {value}" for key, value in network.items() if value in odd]
@@ -188,12 +201,12 @@ def _assign(model: Seq2Seq, weights: dict[str, Tensor], network: dict[str, Any])
         raise UserError(f"{len(odd)} weights are missing or too many, such as {odd[0]}")
 
 
-def _read_weights(path: Path, device: str | torch.device) -> tuple[dict[str, Tensor], str | None]:
-    """The weights, and the fingerprint of their tokenizer, which older bundles lack."""
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights, and what is told of them, which older bundles lack."""
     try:
-        with safe_open(path, "pt", str(device)) as file:
+        with safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return weights, (file.metadata() or {}).get("tokenizer")
+            return weights, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): weights must be a safetensors file; "
@@ -220,11 +233,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         inner = folder / "bundle"
         fix = f"give {inner}" if inner.is_dir() else "give what `fit`, `average` or `import` wrote"
         raise UserError(f"{folder} is not a bundle ({found}): {fix}")
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy the bundle again") from None
-    if not isinstance(config, dict) or "format_version" not in config:
+    config = parsed(path.read_bytes(), path, "copy the bundle again")
+    if "format_version" not in config:
         raise UserError(
             f"{path} is not that of a bundle: copy the bundle again; of a Marian model of Hugging "
             "Face `transformer import` makes one, and an export was made of one"

@@ -20,7 +20,8 @@ from transformer.data.background import in_background
 from transformer.errors import UserError, message
 
 SECONDS = 5  # in which the hub must answer
-NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
+#: No `..`: names and revisions become paths in the library's cache.
+NAME = re.compile(r"(?!.*\.\.)(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
 LATER = "check the network, and try again"
 #: What a bundle consists of.
 BUNDLE = (
@@ -89,6 +90,12 @@ def push(folder: str | Path, name: str, private: bool, revision: str | None, not
     match = NAME.fullmatch(name)
     if match is None or match["revision"]:
         raise UserError(f"{name!r} is no name of the hub: give org/name (and --revision)")
+    for file in BUNDLE:
+        if Path(folder, file).is_symlink():
+            raise UserError(
+                f"{folder}/{file} is a link: what it points to would be uploaded, whatever it is: "
+                "copy the bundle, with its files"
+            )
     if not is_there():
         raise UserError(f"{name} cannot be pushed, {_no_answer()}")
     api = library.HfApi()

@@ -1,5 +1,6 @@
 """Settings that a file holds, checked against the dataclass or the dictionary that they become."""
 
+import json
 import reprlib
 from pathlib import Path
 from types import UnionType
@@ -8,6 +9,26 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints, 
 from transformer.errors import UserError, nearest
 
 Settings = TypeVar("Settings")
+
+
+def parsed(text: bytes | str, name: object, fix: str = "copy the file again") -> dict[str, Any]:
+    """The object that a JSON text holds.
+
+    Args:
+        text: UTF-8, perhaps with the byte order mark that an editor may add.
+        name: what it is called in an error: its file, perhaps its line.
+        fix: the end of the error.
+
+    Raises:
+        UserError: it is no UTF-8, no JSON, nested too deeply, or no object.
+    """
+    try:
+        found: Any = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not JSON ({error}): {fix}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{name} holds no JSON object: {fix}")
+    return found
 
 
 def settings(kind: type[Settings], values: dict[str, Any], path: Path, group: str = "") -> Settings:

@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from docstring_parser import parse as docstring
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from transformer.commands.recipes import (
     CONFIG_OPTIONS,
@@ -36,8 +36,21 @@ EXPECTED = re.compile(
 WORDS = {"NoneType": "null", "dot import path string": "group of settings"}
 VALUE = re.compile(r"(?:Got|Given) value: (.*)")
 CLASS = re.compile(r"Problem with given class_path ('[^']+':)\s*(.*)")
+DENIED = re.compile(r"Importing ('[^']+') is not allowed")
+
+#: All that a recipe may name by a path of Python: to import anything is to run it, and a callback
+#: of Lightning runs any function that it is given.
+CLASSES = [f"lightning.pytorch.{kind}" for kind in (
+    "accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies",
+)]  # fmt: skip
+set_parsing_settings(
+    import_path_denylist=["*"],
+    import_path_allowlist=[*CLASSES, "lightning.fabric.plugins"],
+    instantiate_subclass_spec_in_any=False,
+)
 
 WIDTH = 100  # of the help
+LONGEST = 400  # characters of a value, or of a message, in an error
 
 
 class Recipe(ActionConfigFile):
@@ -104,16 +117,23 @@ class Parser(ArgumentParser):
 
 def explain_value(message: str) -> str:
     """Shortens a message about a value; any other is returned as it is."""
+    if denied := DENIED.search(message):
+        return f"{denied[1]} is not imported: use classes of {', '.join(CLASSES)}"
     if problem := CLASS.search(message):
         return f"{problem[1]} {problem[2]}"
     value = VALUE.search(message)
     kinds = EXPECTED.findall(message[: value.end()] if value else "")
     if not kinds or value is None:
-        return message
+        return shorten(message)
     kinds = [re.sub(r"Literal\[(.*)\]", r"one of \1", WORDS.get(kind, kind)) for kind in kinds]
     # Text is never a wrong value for text: without quotes YAML has read it as something else.
     quotes = '; quote it, as in "no", which YAML reads as false' if "str" in kinds else ""
-    return f"expected {' or '.join(kinds)}, got {value[1]!r}{quotes}"
+    return f"expected {' or '.join(kinds)}, got {shorten(value[1])!r}{quotes}"
+
+
+def shorten(text: str) -> str:
+    """A text whose middle is left out if it is long."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def unknown(what: str, key: str, parser: ArgumentParser, dashes: str = "") -> str:

@@ -1,15 +1,17 @@
 """Recipes: where they lie, and which line of a file sets a key."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from transformer.data.files import recipes_folder
-from transformer.errors import UserError, nearest
+from transformer.errors import UserError, message, nearest
 
 CONFIG_OPTIONS = ("-c", "--config")
+DEEPEST, LARGEST = 20, 20_000  # levels and values of a recipe, aliases written out
+PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "seq", "map")  # YAML's own tags
 
 
 def find_recipe(path: str) -> str:
@@ -33,11 +35,39 @@ def read(file: str | Path) -> yaml.MappingNode:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UserError(f"{file}:{line}: {error.problem}: this is no YAML") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: {message(error)}: this is no YAML") from None
+    except RecursionError:
+        raise UserError(f"{file}: it is nested too deeply") from None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(
             f"{file} is no recipe: it must hold keys and values, such as `data: {{...}}`"
         )
+    for number, problem in enumerate(_problems(node)):
+        if problem or number == LARGEST:
+            raise UserError(f"{file}:{problem or f' it holds more than {LARGEST:,} values'}")
     return node
+
+
+def _problems(node: yaml.Node, depth: int = 0) -> Iterator[str]:
+    """For each value what is wrong with it, or nothing: what would be lost without a word."""
+    line = node.start_mark.line + 1
+    yield f"{line}: it is nested too deeply" if depth == DEEPEST else ""
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN:
+        yield f"{line}: the tag {node.tag} is not known: a recipe holds plain values"
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[Any] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                yield f"{line}: a key must be a word, and `<<` is not read: write its settings out"
+            if key.value in seen:
+                yield f"{line}: {key.value} is set a second time: leave one"
+            seen.add(key.value)
+            yield from _problems(value, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _problems(value, depth + 1)
 
 
 def look_up(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:

@@ -18,6 +18,7 @@ from transformer.commands.recipes import CONFIG_OPTIONS, content, find_recipe, r
 from transformer.data.corpus import Corpus
 from transformer.data.files import UNZIP_ERRORS, lines, sha256, unzipped
 from transformer.errors import UserError
+from transformer.settings import parsed
 from transformer.training.logging import TrainingLog, of_training
 from transformer.training.train import FORGOTTEN, Run, train
 
@@ -226,11 +227,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     """The measured runs in a file, if it exists: `results.json`, and `changes` of the recipe."""
     rows = []
     for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-        rows.append(_checked(row, f"{file}, line {number}"))
+        where = f"{file}, line {number}"
+        rows.append(_checked(parsed(line, where), where))
     return rows
 
 

@@ -1,6 +1,5 @@
 """`transformer table`: the results of reproduced recipes as a Markdown table and a plot."""
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -10,7 +9,8 @@ from typing import Any
 
 from transformer.commands.arguments import run_function
 from transformer.commands.reproduce import read_rows
-from transformer.errors import UserError
+from transformer.errors import UserError, message
+from transformer.settings import parsed
 from transformer.writing import write
 
 Row = dict[str, Any]
@@ -47,8 +47,14 @@ def table(results: str, markdown: str) -> None:
             f"{target} must have the lines {' and '.join(comments)}, between which to write"
         )
     published = source.with_name("published.json")
-    known = json.loads(published.read_text(encoding="utf-8")) if published.exists() else {}
-    parts = [*described(rows, known), *pictures(rows, source.parent, target.parent)]
+    known = parsed(published.read_bytes(), published) if published.exists() else {}
+    try:
+        parts = [*described(rows, known), *pictures(rows, source.parent, target.parent)]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: a row is not as `transformer reproduce` wrote it ({message(error)}): "
+            "take it out"
+        ) from error
     write(target, "\n".join([f"{before}{begin}", *parts, f"{end}{after}"]))
     print(f"{len(rows)} runs -> {target}")
 

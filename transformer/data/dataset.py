@@ -14,10 +14,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,7 @@ from transformer.data.lengths import Ints
 from transformer.data.progress import shown
 from transformer.data.tokenizer import Tokenizer, is_blank
 from transformer.errors import message
-from transformer.writing import whole
+from transformer.writing import whole, write
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -196,6 +198,7 @@ def json_digest(about: Any) -> str:
 def cached(path: Path, read: Callable[[Path], Found], make: Callable[[Path], None]) -> Found:
     """Reads a file of the cache; makes it where there is none, or (and says so) a damaged one."""
     try:
+        _check_sum(path)
         return read(path)
     except FileNotFoundError:
         pass
@@ -204,4 +207,18 @@ def cached(path: Path, read: Callable[[Path], Found], make: Callable[[Path], Non
     except Exception as error:  # Arrow has many for what is not its own, and so has what we read
         log.info("%s is damaged and made again (%s)", path, message(error))
     make(path)
+    _check_sum(path, is_new=True)
     return read(path)
+
+
+def _check_sum(path: Path, is_new: bool = False) -> None:
+    """Compares a file with the checksum beside it, or writes that: ids have none of their own."""
+    beside, found = path.with_name(f".{path.name}.crc32"), 0
+    with path.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            found = crc32(part, found)
+    if is_new or not beside.exists():
+        with suppress(OSError):  # others may have filled the cache, and let it be read alone
+            write(beside, f"{found:08x}\n")
+    elif beside.read_text() != f"{found:08x}\n":
+        raise ValueError("its checksum is another")

@@ -31,7 +31,7 @@ from transformer.errors import UserError
 __all__ = [
     "BOS", "EOS", "PAD", "SHARED_FILE", "SPECIALS", "SRC_FILE", "TGT_FILE", "UNK", "Metaspace",
     "Rules", "Side", "Tokenizer", "TokenizerConfig", "Vocabulary", "Words", "is_blank",
-    "metaspace_file", "metaspace_rules",
+    "metaspace_file", "metaspace_rules", "read_files",
 ]  # fmt: skip
 SMALLEST_VOCABULARY = {"bpe": len(SPECIALS) + 256, "unigram": len(SPECIALS) + 256, "word": 5}
 SHARED_FILE, SRC_FILE, TGT_FILE = "tokenizer.json", "tokenizer.src.json", "tokenizer.tgt.json"
@@ -163,16 +163,24 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Reads what `save` wrote."""
-        paths = [Path(folder) / name for name in (SHARED_FILE, SRC_FILE, TGT_FILE)]
-        texts = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
         try:
-            return cls(texts)
+            return cls(read_files(folder))
         except ValueError as error:
             raise UserError(f"{folder}: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own pickling forgets encode_special_tokens.
         return Tokenizer, (self._files,)
+
+
+def read_files(folder: str | Path) -> dict[str, str]:
+    """The files of a tokenizer in a folder: one, or one for each side."""
+    paths = [Path(folder) / name for name in (SHARED_FILE, SRC_FILE, TGT_FILE)]
+    found = [path for path in paths if path.is_file()]
+    try:
+        return {path.name: path.read_text(encoding="utf-8") for path in found}
+    except UnicodeDecodeError as error:
+        raise UserError(f"the tokenizer is not UTF-8 ({error}): copy it again") from None
 
 
 def is_blank(line: str) -> bool:

@@ -1,14 +1,11 @@
 """Marian models of Hugging Face, such as those of OPUS-MT, become bundles."""
 
-import json
-import pickle
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +20,7 @@ from transformer.interop.marian_side import MarianSide
 from transformer.interop.marian_weights import fill
 from transformer.interop.sentencepiece import code_of, tokenizer_of
 from transformer.models import Seq2Seq, Transformer
-from transformer.settings import settings
+from transformer.settings import parsed, settings
 from transformer.writing import part
 
 #: How OPUS-MT names its models: opus-mt-de-en, opus-mt-tc-big-en-ko.
@@ -116,17 +113,12 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or no object in it.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_bytes(), path)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: give the folder of a Marian model of Hugging Face, with its "
             "config.json, weights and tokenizer"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy the file again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object: copy the file again")
-    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -139,7 +131,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # torch raises many kinds
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} cannot be read ({reason}): copy the file again") from None
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):

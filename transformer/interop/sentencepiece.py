@@ -23,6 +23,7 @@ from transformer.data.tokenizer import (
 )
 from transformer.errors import UserError
 from transformer.interop.spm import read_spm, write_spm
+from transformer.settings import parsed
 
 SIDES = {SRC_FILE: "source.spm", TGT_FILE: "target.spm"}
 CONFIG = "tokenizer_config.json"
@@ -85,15 +86,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 
 def _json(path: Path) -> dict[Any, Any]:
     """A file's object; an empty one for a file that is not there."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): copy the file again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object: copy the file again")
-    return found
+    return parsed(path.read_bytes(), path) if path.is_file() else {}
 
 
 def _side(spm: Path, specials: list[str], pieces: list[str], clean: bool) -> str:

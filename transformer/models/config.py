@@ -9,15 +9,20 @@ from transformer.models.attention import SCORES
 from transformer.models.rnn import RNN
 from transformer.models.transformer import Transformer
 
-SIZES = ("d_model", "d_ff", "num_heads", "num_layers", "d_k", "max_positions")
+#: The largest sizes: what is beyond them is a slip, and would take all memory before it fails.
+SIZES = {
+    "d_model": 1 << 16, "d_ff": 1 << 18, "num_heads": 1 << 10, "num_layers": 1000, "d_k": 1 << 16,
+    "max_positions": 1 << 20,
+}  # fmt: skip
 
 
 def _check(config: Any) -> None:
-    """Refuses sizes below 1, shares outside of [0, 1), and words that are none of the choices."""
+    """Refuses impossible sizes, shares outside of [0, 1), and words that are no choices."""
     hints = get_type_hints(type(config))
     for name, value in vars(config).items():
-        if name in SIZES and value is not None and value < 1:
-            raise UserError(f"model.network.{name} is {value}: it must be 1 or more")
+        if name in SIZES and value is not None and not 1 <= value <= SIZES[name]:
+            bound = "1 or more" if value < 1 else f"{SIZES[name]:,} or less"
+            raise UserError(f"model.network.{name} is {value}: it must be {bound}")
         if name.endswith("dropout") and not 0 <= value < 1:
             raise UserError(f"model.network.{name} is {value}: it must be in [0, 1)")
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()

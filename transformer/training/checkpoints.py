@@ -17,6 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from transformer.checksum import checksum
 from transformer.errors import UserError
 from transformer.models import Seq2Seq
 from transformer.models.renamed import with_new_names
@@ -27,6 +28,9 @@ from transformer.writing import whole
 
 log = logging.getLogger(__name__)
 PREFIX = "network."
+CHECKSUM = "checksum"  # of all else in a checkpoint; older ones have none
+#: What a bundle is made of.
+KINDS = {"bundle": dict, "state_dict": dict, "recipe": dict, "global_step": int, "epoch": int}
 WEIGHTS, BEST, LAST = "weights-step", "best-step", "last.ckpt"
 
 
@@ -38,7 +42,7 @@ class WholeFiles(TorchCheckpointIO):
     ) -> None:
         with whole(Path(path)) as stream:
             try:
-                torch.save(checkpoint, stream)
+                torch.save({**checkpoint, CHECKSUM: checksum(checkpoint)}, stream)
             except RuntimeError as error:  # in which torch hides why a write failed
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
@@ -64,8 +68,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}){hint}"
         ) from error
-    if not isinstance(checkpoint, dict) or not {"bundle", "state_dict"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not all(
+        isinstance(checkpoint.get(key), kind) for key, kind in KINDS.items()
+    ):
         raise UserError(f"{path} is not a checkpoint that `transformer fit` wrote")
+    if checkpoint.pop(CHECKSUM, None) not in (None, checksum(checkpoint)):
+        raise UserError(f"{path} is not what was saved: its checksum is another: copy it again")
     checkpoint["state_dict"] = merged(with_new_names(checkpoint["state_dict"]))
     return checkpoint
 

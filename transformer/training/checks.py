@@ -1,5 +1,6 @@
 """The settings of a run: which ones its network has, and refusals before anything is built."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,8 +54,8 @@ def _ranges(config: Any) -> Iterator[str]:
         "trainer.log_every_n_steps": 1,
     }.items():
         value = config[key]
-        if value is not None and value < smallest:
-            yield f"{key} is {value:g}: it must be at least {smallest}"
+        if value is not None and not smallest <= value < math.inf:  # no NaN, either
+            yield f"{key} is {value:g}: it must be at least {smallest}, and a finite number"
     if config.model.label_smoothing >= 1:
         yield f"model.label_smoothing is {config.model.label_smoothing:g}: it must be below 1"
 

@@ -26,16 +26,23 @@ def is_first_process() -> bool:
 
 
 def recipe_name(config: Any, checkpoint: dict[str, Any]) -> str:
-    """The recipe's path below recipes/, without .yaml; its stem where there is no such folder."""
+    """The recipe's path below recipes/, without .yaml; its stem where there is no such folder.
+
+    The run folder is named so, and stays inside of runs/ whoever wrote the checkpoint.
+    """
     if checkpoint:
-        return str(checkpoint["recipe"]["name"])
+        return _inside(*Path(str(checkpoint["recipe"]["name"])).parts)
     if not config.config:
         return "run"
     path = Path(str(config.config[-1]))
     parts = path.with_suffix("").parts
     if "recipes" in parts[:-1]:
-        return "/".join(parts[len(parts) - parts[::-1].index("recipes") :])
+        return _inside(*parts[len(parts) - parts[::-1].index("recipes") :])
     return path.parent.name if path.stem == "config" else path.stem
+
+
+def _inside(*parts: str) -> str:
+    return "/".join(part for part in parts if part not in ("..", "/")) or "run"
 
 
 def choose_precision(accelerator: Any, given: Any = None, stored: Any = None) -> Any:

@@ -95,7 +95,7 @@ class Run:
         }
         try:
             self.trainer = Trainer(**{**vars(given), **ours})
-        except (TypeError, ModuleNotFoundError) as error:
+        except (TypeError, ValueError, ModuleNotFoundError) as error:
             raise UserError(f"trainer: {error}") from None
 
     def goodbye(self, stop: Interrupted) -> str:
