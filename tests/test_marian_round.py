@@ -33,6 +33,7 @@ def test_an_import_is_fine_tuned_and_exported(
     settings |= {
         "model.init_from": tmp_path / "parent",
         "run_dir": tmp_path / "run",
+        "logger": "none",
         "trainer.max_steps": steps,
         "trainer.max_epochs": -1,
     }
