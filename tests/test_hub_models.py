@@ -159,7 +159,8 @@ def test_every_command_takes_a_model_of_the_hub(hub: Hub, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "test-t/results.json").read_text())["bundle"] == "org/model"
     path = recipe(tmp_path)
     path.write_text(path.read_text().replace(f"network: {SHAPE}, ", "init_from: org/model, "))
-    transformer("fit", "--config", str(path), "--run_dir", "run", "--trainer.max_steps", "1")
+    options = ["--run_dir", "run", "--logger", "none", "--trainer.max_steps", "1"]
+    transformer("fit", "--config", str(path), *options)
     assert json.loads((tmp_path / "run/results.json").read_text())["steps"] == 1
 
 
