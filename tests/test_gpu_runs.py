@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bad_batches import KINDS, Break, Kind
 from benchmarks.papers import BIG, TINY
 from lightning.pytorch import Callback, Trainer
 from toys import FixedData, fit, module, recipe, trainer
@@ -22,6 +23,7 @@ from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models import TransformerConfig
+from transformer.training import bad_steps
 from transformer.training.module import Seq2SeqModule
 from transformer.training.objective import prepare
 
@@ -97,6 +99,24 @@ def test_search_finds_what_it_finds_on_a_cpu(tmp_path: Path, device: str, beam: 
         assert [t.text for t in one] == [t.text for t in other]
         assert [t.alignment for t in one] == [t.alignment for t in other]
         assert [t.log_prob for t in one] == pytest.approx([t.log_prob for t in other], abs=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_step_is_found_while_the_next_is_computed(
+    tmp_path: Path, on: dict[str, Any], kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs test_bad_steps.py has it, where it is found at once."""
+    monkeypatch.setattr(bad_steps, "WINDOW", 4)
+    data, options = FixedData([4] * 12, []), {"spike_sigmas": 200.0}
+    skipping = module(on_bad_step="skip", **options)
+    trainer(tmp_path, Break(kind, 8), max_epochs=1, **on).fit(skipping, datamodule=data)
+    assert skipping.guard.skipped == 1
+    assert all(parameter.isfinite().all() for parameter in skipping.parameters())
+    stopping = trainer(tmp_path, Break(kind, 8), max_epochs=1, **on)
+    with pytest.raises(bad_steps.BadStep, match="at step 9 "):
+        stopping.fit(module(**options), datamodule=data)
+    assert stopping.global_step == 9
 
 
 class Strict(Callback):
