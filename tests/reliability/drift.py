@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bad_batches import KINDS, Break, Undo, state
+from toys import FixedData, module, recipe, start, trainer, write_corpus
 
-from tests.bad_batches import KINDS, Break, Undo, state
-from tests.toys import FixedData, module, recipe, start, trainer, write_corpus
 from transformer.kernels import trains_in_bfloat16
 from transformer.training import bad_steps
 
