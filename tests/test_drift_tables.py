@@ -3,8 +3,7 @@
 from typing import Any
 
 import pytest
-
-from tests.reliability import precision, soak
+from reliability import precision, soak
 
 
 def samples(**slopes: float) -> list[dict[str, float]]:

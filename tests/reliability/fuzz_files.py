@@ -6,7 +6,6 @@ Never are they a traceback, a hang, a lack of memory, or a model that is silentl
 import json
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -217,7 +216,6 @@ def marians(rng: random.Random, place: Path, shared: Path) -> Case:
 def _marian(shared: Path) -> Path:
     folder = shared / "marian" / "opus-mt-de-en"
     if not folder.exists():
-        sys.path.append(str(Path(__file__).parents[1]))
         from marians import marian  # type: ignore[import-not-found,unused-ignore]
 
         marian(shared / "marian")
