@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from toys import NETWORK, VAL, FixedData, datamodule, one_step, recipe, start
+from toys import NETWORK, VAL, FixedData, datamodule, module, one_step, recipe, start
 
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import tokenizer_path, train_tokenizer
+from transformer.training.results import _facts, load_final_weights
 from transformer.writing import write
 
 GROUPS = [1, 6, 2, 3]  # sentences: micro-batches of unequal token counts
@@ -97,6 +99,26 @@ def test_short_last_window(whole: dict[str, Any], tmp_path: Path) -> None:
 def test_two_processes(whole: dict[str, Any], tmp_path: Path) -> None:
     for result in launch("step", tmp_path):
         assert_same_step(whole, result)
+
+
+def test_a_model_that_learned_from_a_stream_has_a_card(tmp_path: Path) -> None:
+    model: Any = module()
+    model.network = NETWORK.build(20, 20)
+    model._trainer = SimpleNamespace(datamodule=datamodule(tmp_path, streaming=True))
+    numbers = dict.fromkeys(("split", "parent")) | {"weights": "last weights", "origin": []}
+    numbers |= dict.fromkeys(("epochs", "steps", "seconds", "parameters", "learned_parameters"), 1)
+    assert "- weights: last weights; 1 epochs, 1 steps, 1 s" in _facts(model, numbers)
+
+
+def test_the_first_process_alone_reads_the_final_weights() -> None:
+    model, other = module(), NETWORK.build(20, 20)
+    model.network = NETWORK.build(20, 20)
+    strategy = SimpleNamespace(broadcast=lambda mine: (other.state_dict(), "best"))
+    # Not even asked for its callbacks, which know the folder.
+    second: Any = SimpleNamespace(is_global_zero=False, strategy=strategy)
+    assert load_final_weights(second, model) == "best"
+    for name, weights in model.network.state_dict().items():
+        assert torch.equal(weights, other.state_dict()[name])
 
 
 @pytest.mark.slow

@@ -232,7 +232,8 @@ def _facts(module: Seq2SeqModule, numbers: dict[str, Any]) -> list[str]:
     scores = ["It was not tested."]
     if numbers["split"]:  # as text: in a table the | of a signature would begin a cell
         scores = [f"Scores on {numbers['split']}:", "", "```text", *score_lines(numbers), "```"]
-    shares = (f"{src} → {tgt} {100 * share:.1f} %" for src, tgt, share in module.data.shares())
+    mixed = module.data.shares() if module.data.extra_corpora else []  # a stream has no shares
+    shares = [f"{src} → {tgt} {100 * share:.1f} %" for src, tgt, share in mixed]
     return [
         *scores,
         "",
@@ -243,7 +244,7 @@ def _facts(module: Seq2SeqModule, numbers: dict[str, Any]) -> list[str]:
         f"- shape: {shape}",
         *(f"- {line}" for line in numbers["origin"]),
         *([f"- {in_words(numbers['parent'])}"] if numbers["parent"] else []),
-        *([f"- training pairs: {', '.join(shares)}"] if module.data.extra_corpora else []),
+        *([f"- training pairs: {', '.join(shares)}"] if shares else []),
     ]
 
 
