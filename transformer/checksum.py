@@ -14,7 +14,7 @@ from torch import Tensor
 def checksum(content: Any) -> str:
     """The CRC-32 of nested dictionaries and lists of tensors and plain values, in their order.
 
-    It reads 1 GB/s on any CPU; SHA-256 a third of that where the CPU does not know it.
+    256 MB took 0.25 s; SHA-256 0.46 s, on a CPU with instructions for it.
     """
     return f"{_crc(content, 0):08x}"
 
