@@ -23,7 +23,7 @@ def _crc(content: Any, found: int) -> int:
     if isinstance(content, Tensor):
         found = zlib.crc32(f"{content.dtype} {tuple(content.shape)}".encode(), found)
         flat = content.detach().cpu().contiguous().view(-1)
-        return zlib.crc32(flat.view(torch.uint8).numpy(), found)
+        return zlib.crc32(flat.view(torch.uint8).numpy().data, found)
     if isinstance(content, dict):
         for key, value in content.items():
             found = _crc(value, zlib.crc32(repr(key).encode(), found))

@@ -45,7 +45,7 @@ def bundle(tags: bool = False) -> str:
     model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 2  # so that few translations are about as good as the best
+            parameter.mul_(2)  # so that few translations are about as good as the best
     folder = Path(mkdtemp(prefix="fuzz-bundle-")) / "bundle"
     about: dict[str, Any] = {"src": "de", "tgt": "en", "evaluation": {}, "max_length": MOST}
     search = {"beam": 2, "max_extra": 4}

@@ -151,4 +151,6 @@ def some(module: str, kind: str, seed: int, first: int, end: int, folder: Path) 
 
 
 if __name__ == "__main__":
-    some(*sys.argv[1:3], *map(int, sys.argv[3:6]), Path(sys.argv[6]))  # type: ignore[misc,arg-type]
+    module, kind, *numbers, where = sys.argv[1:]
+    seed, first, end = map(int, numbers)
+    some(module, kind, seed, first, end, Path(where))

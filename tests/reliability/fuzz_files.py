@@ -156,7 +156,7 @@ def checkpoints(rng: random.Random, place: Path, shared: Path) -> Case:
 def caches(rng: random.Random, place: Path, shared: Path) -> Case:
     """The ids of a corpus, or its vocabulary, in a damaged file of the cache."""
     tokenizer = load_bundle(shared / "run" / "bundle").tokenizer
-    corpora = [open_corpus(str(shared / "train"), "de", "en", "data.train")]
+    corpora = [open_corpus(str(shared / "train"), "de", "en")]
     right = open_table(shared / "cache", corpora, tokenizer)
     name = "tokens-*.arrow"
     cache = place / "cache"

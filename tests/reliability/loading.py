@@ -8,6 +8,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def pickles(folder: Path) -> Iterator[tuple[str, Case]]:
     """Pickles under every name that something loads."""
     for form, content in pickled(folder).items():
         for place, case in PLACES.items():
-            yield f"{form} as {place}", lambda case=case, content=content: case(folder, content)
+            yield f"{form} as {place}", partial(case, folder, content)
 
 
 def _checkpoint(folder: Path, content: bytes) -> Path:
@@ -218,16 +219,16 @@ def recipes(folder: Path) -> Iterator[tuple[str, Case]]:
     ]  # fmt: skip
     for number, (key, value) in enumerate(product(keys, (*tags, *names))):
         if number % 2:
-            yield f"--{key}={value}", lambda k=key, v=value: _fit(folder, f"--{k}={v}")
+            yield f"--{key}={value}", partial(_fit, folder, f"--{key}={value}")
         else:
-            yield f"{key}: {value}", lambda k=key, v=value: _fit(folder, *_second(folder, k, v))
+            yield f"{key}: {value}", partial(_fit_second, folder, key, value)
 
 
-def _second(folder: Path, key: str, value: str) -> list[str]:
+def _fit_second(folder: Path, key: str, value: str) -> None:
     groups = key.split(".")
     text = "".join(f"{'  ' * n}{group}:\n" for n, group in enumerate(groups)).rstrip("\n")
     (folder / "second.yaml").write_text(f"{text} {value}\n")
-    return ["--config", str(folder / "second.yaml")]
+    _fit(folder, "--config", str(folder / "second.yaml"))
 
 
 def folders(folder: Path) -> Iterator[tuple[str, Case]]:
@@ -308,7 +309,7 @@ def paths(folder: Path) -> Iterator[tuple[str, Case]]:
         "./../app.py",
         "//etc/passwd",
     ):
-        yield f"static {part}", lambda part=part: _static(part, folder)
+        yield f"static {part}", partial(_static, part, folder)
 
 
 def _static(part: str, folder: Path) -> None:

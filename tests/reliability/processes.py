@@ -90,7 +90,7 @@ def _deliver_all(world: int) -> None:
         del data._processes
         return _Together(loaders)
 
-    DataModule.train_dataloader = train_dataloader  # type: ignore[method-assign]
+    DataModule.train_dataloader = train_dataloader  # type: ignore[assignment,method-assign]
 
 
 class _Together:
@@ -179,7 +179,7 @@ def _epochs(folder: Path, rng: random.Random, tries: int) -> Row:
                 global_rank=rank, world_size=world, limit_train_batches=1.0,
                 fit_loop=SimpleNamespace(_data_fetcher=None),
             )  # fmt: skip
-            data._gather = gather  # type: ignore[method-assign]
+            data._gather = gather  # type: ignore[assignment,method-assign]
             loaders.append(data.train_dataloader())
         together = _Together(loaders)
         for _ in range(epoch):

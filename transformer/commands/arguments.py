@@ -74,7 +74,7 @@ class Parser(ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self.files: list[str] = []
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses integers that are no floats, which jsonargparse overlooks."""
         try:
             return super().parse_args(*args, **kwargs)

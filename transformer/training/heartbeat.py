@@ -97,10 +97,10 @@ class _Fellows:
             self._silent[rank] = self._silent[rank] + 1 if sign == old and sign != LEFT else 0
         if self._silent[self._rank] >= SILENT:  # the store, which is beside the first process
             return "the first process of this run"
-        silent = (rank for rank, count in enumerate(self._silent) if count >= SILENT)
-        if (rank := next(silent, None)) is None:
-            return ""
-        return f"process {rank} of this run, on {now[rank].decode().partition(' ')[2]},"
+        for rank, count in enumerate(self._silent):
+            if count >= SILENT:
+                return f"process {rank} of this run, on {now[rank].decode().partition(' ')[2]},"
+        return ""
 
     def leave(self) -> None:
         """Lets the others know that they do not have to wait any more."""
