@@ -108,6 +108,8 @@ def attempt(
     @hypothesis.settings(
         max_examples=cases, deadline=None, database=None, derandomize=seed is None,
         suppress_health_check=[*hypothesis.HealthCheck], print_blob=False,
+        # To explain a failure traces each line, imports included, for minutes.
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
     )  # fmt: skip
     @hypothesis.given(st.data())
     def case(data: Any) -> None:
