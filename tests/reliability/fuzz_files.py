@@ -57,6 +57,7 @@ def prepare(folder: Path) -> None:
         (folder / f"{split}.en").write_text("".join(lines).upper())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings(folder)))
     command("fit", "--config", folder / "recipe.yaml", "--run_dir", folder / "run")
+    _marian(folder)
 
 
 def settings(folder: Path) -> dict[str, Any]:
