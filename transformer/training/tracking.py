@@ -24,6 +24,7 @@ class TrackingLogger(WandbLogger):
 
     @property
     def experiment(self) -> Any:
+        import wandb
         from wandb.errors import CommError
 
         try:
@@ -31,6 +32,7 @@ class TrackingLogger(WandbLogger):
         except CommError as error:
             reason = " ".join(str(error).split())
             log.warning("warning: W&B records offline, for its server does not answer: %s", reason)
+            wandb.teardown()  # else it keeps the number of the run, and waits for the server
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
