@@ -118,7 +118,7 @@ def _run(options: argparse.Namespace, folder: Path, samples: Path) -> int:
         "--trainer.max_epochs": 100_000, "--trainer.log_every_n_steps": 20,
         "--trainer.accelerator": "cpu", "--trainer.enable_progress_bar": "false",
         "--trainer.callbacks": json.dumps(
-            [{"class_path": f"{__package__}.soak.Sampler", "init_args": {"path": str(samples)}}]
+            [{"class_path": "tests.reliability.soak.Sampler", "init_args": {"path": str(samples)}}]
         ),
     }  # fmt: skip
     command = [sys.executable, "-m", "transformer", "fit"]
