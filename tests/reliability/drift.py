@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from bad_batches import KINDS, Break, Undo, state
+from safetensors.torch import load_file
 from toys import FixedData, module, recipe, start, trainer, write_corpus
 
 from transformer.kernels import trains_in_bfloat16
@@ -107,7 +108,11 @@ def _result(run: Path, numbers: bool) -> list[Any]:
     weights = run / "bundle/model.safetensors"
     if not weights.exists():
         return [run]
-    found: list[Any] = [hashlib.sha256(weights.read_bytes()).hexdigest()]
+    # Not of the file: the order of the names in its head is not always the same.
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(weights).items()):
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    found: list[Any] = [digest.hexdigest()]
     if numbers:
         with (run / "metrics.csv").open(newline="") as file:
             for row in csv.DictReader(file):
