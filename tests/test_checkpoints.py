@@ -13,11 +13,8 @@ import torch
 from toys import datamodule, module, trainer
 
 from transformer.bundle import load_bundle
-from transformer.training.checkpoints import (
-    Checkpoints,
-    average_checkpoints,
-    read_checkpoint,
-)
+from transformer.training.checkpoint_files import average_checkpoints, read_checkpoint
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.results import checkpoint_to_bundle, load_final_weights

@@ -23,7 +23,7 @@ from transformer.bundle import load_bundle
 from transformer.checksum import checksum
 from transformer.data.dataset import cached
 from transformer.errors import UserError
-from transformer.training.checkpoints import WholeFiles, read_checkpoint
+from transformer.training.checkpoint_files import WholeFiles, read_checkpoint
 from transformer.training.runs import recipe_name
 
 FEW = settings(

@@ -35,7 +35,7 @@ from transformer.inference.continuations import (
 from transformer.inference.translator import Translator
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training import module as training
-from transformer.training.checkpoints import average_checkpoints
+from transformer.training.checkpoint_files import average_checkpoints
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.objective import Prepared, prepare

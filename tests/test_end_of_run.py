@@ -16,7 +16,7 @@ from transformer.bundle import load_bundle
 from transformer.errors import UserError
 from transformer.evaluation.plots import attention_heatmap
 from transformer.training import train
-from transformer.training.checkpoints import read_checkpoint
+from transformer.training.checkpoint_files import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 

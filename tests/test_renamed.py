@@ -13,7 +13,8 @@ from toys import datamodule, module, trainer
 from transformer.bundle import load_bundle, save_bundle
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.models.renamed import with_new_names
-from transformer.training.checkpoints import Checkpoints, read_checkpoint
+from transformer.training.checkpoint_files import read_checkpoint
+from transformer.training.checkpoints import Checkpoints
 
 KINDS = ("weight", "bias")
 ATTENTION = [f"{side}_proj.{kind}" for side in ("in", "out") for kind in KINDS]

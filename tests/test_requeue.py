@@ -13,7 +13,7 @@ import torch
 import yaml
 from toys import fit, raising, recipe
 
-from transformer.training.checkpoints import newest_checkpoint
+from transformer.training.checkpoint_files import newest_checkpoint
 from transformer.training.module import Seq2SeqModule
 
 FOLDER = Path("runs/toy")

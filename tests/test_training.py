@@ -13,10 +13,8 @@ from lightning.pytorch import Callback
 from toys import NETWORK, FixedData, datamodule, module, one_step, trainer
 
 from transformer.training.bad_steps import BadStep
-from transformer.training.checkpoints import (
-    Checkpoints,
-    read_checkpoint,
-)
+from transformer.training.checkpoint_files import read_checkpoint
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.logging import TrainingLog
 from transformer.training.stopping import EarlyStopping
 from transformer.training.train import Run

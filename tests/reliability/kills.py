@@ -23,7 +23,7 @@ from transformer.commands.lives import live
 from transformer.commands.verify_resume import verify
 from transformer.data import loaders
 from transformer.errors import UserError
-from transformer.training.checkpoints import WholeFiles, newest_checkpoint
+from transformer.training.checkpoint_files import WholeFiles, newest_checkpoint
 from transformer.writing import clear
 
 from .table import Row

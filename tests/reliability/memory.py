@@ -23,7 +23,7 @@ from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 

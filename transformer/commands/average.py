@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformer.commands.arguments import run_function
 from transformer.errors import UserError
-from transformer.training.checkpoints import average_checkpoints
+from transformer.training.checkpoint_files import average_checkpoints
 from transformer.training.results import checkpoint_to_bundle
 from transformer.training.runs import program
 

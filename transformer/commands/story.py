@@ -13,7 +13,7 @@ import torch
 
 from transformer.bundle import load_bundle
 from transformer.commands.lives import Life
-from transformer.training.checkpoints import mapped
+from transformer.training.checkpoint_files import mapped
 
 #: Entries of results.json that tell how long something took.
 TIMES = ("seconds", "src_tokens_per_second", "tgt_tokens_per_second")

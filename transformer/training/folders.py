@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from transformer.errors import Done, UserError
-from transformer.training.checkpoints import look_through, name_newest, read_checkpoint
+from transformer.training.checkpoint_files import look_through, name_newest, read_checkpoint
 from transformer.training.runs import is_first_process, program, recipe_name
 from transformer.writing import clear, is_part
 

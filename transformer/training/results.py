@@ -18,12 +18,12 @@ from transformer.bundle import TRAINING, save_bundle
 from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
 from transformer.models import ARCHITECTURES, Seq2Seq
-from transformer.training.checkpoints import (
-    Checkpoints,
+from transformer.training.checkpoint_files import (
     average_checkpoints,
     load_network,
     read_checkpoint,
 )
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.forgetting import in_words
 from transformer.training.logging import TrainingLog
 from transformer.training.module import Seq2SeqModule

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
 from transformer.training.bad_steps import BadStep
-from transformer.training.checkpoints import Checkpoints, name_newest, newest_checkpoint
+from transformer.training.checkpoint_files import name_newest, newest_checkpoint
+from transformer.training.checkpoints import Checkpoints
 from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
 from transformer.training.heartbeat import Heartbeat
