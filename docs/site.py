@@ -18,6 +18,7 @@ OUTSIDE = {
     "index.md": "README.md",
     "recipes/README.md": "recipes/README.md",
     "tests/benchmarks/README.md": "tests/benchmarks/README.md",
+    "tests/reliability/README.md": "tests/reliability/README.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)")

@@ -235,7 +235,7 @@ def test_no_recipe_at_all(capsys: pytest.CaptureFixture[str]) -> None:
         (["nothing.jsonl", "README.md"], "nothing.jsonl has no results: run"),
         (["results.jsonl", "README.md"], "results.jsonl, line 1: no 'recipe': it must be a row"),
         (["empty.jsonl", "README.md"], "empty.jsonl has no results"),
-        (["broken.jsonl", "README.md"], "broken.jsonl, line 1: not JSON"),
+        (["broken.jsonl", "README.md"], "broken.jsonl, line 1 is not JSON"),
     ],
 )
 def test_what_table_refuses(

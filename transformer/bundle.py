@@ -31,6 +31,7 @@ from transformer.writing import whole_folder
 
 FORMAT_VERSION = 2
 READ = (1, FORMAT_VERSION)  # parameters of 1 have other names
+FLOATS = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 INITIALISERS = (
     init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_
 )  # fmt: skip
@@ -140,9 +141,9 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     weights, metadata = _read_weights(folder / "model.safetensors")
     files = read_files(folder)
     try:
+        tokenizer = Tokenizer(files)
         if metadata.get("tokenizer") not in (None, _fingerprint(files)):
             raise UserError("the tokenizer is not the one that model.safetensors was trained with")
-        tokenizer = Tokenizer(files)
         sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
         if sizes != (config["src_vocab_size"], config["tgt_vocab_size"]):
             raise UserError(f"the tokenizer has {sizes[0]:,} and {sizes[1]:,} entries")
@@ -182,10 +183,11 @@ class _NoRandomNumbers(TorchFunctionMode):
 
 
 def _assign(model: Seq2Seq, weights: dict[str, Tensor], network: dict[str, Any]) -> None:
+    types = {tensor.dtype for tensor in weights.values()}
+    if len(types) > 1 or not types <= FLOATS:
+        raise UserError(f"weights are {', '.join(sorted(map(str, types)))}: must be of one float")
     for name, asked in model.state_dict().items():
         found = weights.get(name, asked)
-        if found.dtype != asked.dtype:
-            raise UserError(f"{name} is {found.dtype}, must be {asked.dtype}")
         if found.shape != asked.shape:
             odd = [a for a, b in zip(asked.shape, found.shape, strict=False) if a != b]
             keys = [f"{key} {value}" for key, value in network.items() if value in odd]

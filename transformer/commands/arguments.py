@@ -39,13 +39,14 @@ CLASS = re.compile(r"Problem with given class_path ('[^']+':)\s*(.*)")
 DENIED = re.compile(r"Importing ('[^']+') is not allowed")
 
 #: All that a recipe may name by a path of Python: to import anything is to run it, and a callback
-#: of Lightning runs any function that it is given.
+#: of Lightning runs any function that it is given. The entries of data.extra_corpora are taken for
+#: classes that are named, too.
 CLASSES = [f"lightning.pytorch.{kind}" for kind in (
     "accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies",
 )]  # fmt: skip
 set_parsing_settings(
     import_path_denylist=["*"],
-    import_path_allowlist=[*CLASSES, "lightning.fabric.plugins"],
+    import_path_allowlist=[*CLASSES, "lightning.fabric.plugins", "transformer.data.mixture"],
     instantiate_subclass_spec_in_any=False,
 )
 

@@ -28,7 +28,7 @@ from transformer.data.corpus import Corpus, Pair
 from transformer.data.lengths import Ints
 from transformer.data.progress import shown
 from transformer.data.tokenizer import Tokenizer, is_blank
-from transformer.errors import message
+from transformer.errors import UserError, message
 from transformer.writing import whole, write
 
 log = logging.getLogger(__name__)
@@ -221,4 +221,4 @@ def _check_sum(path: Path, is_new: bool = False) -> None:
         with suppress(OSError):  # others may have filled the cache, and let it be read alone
             write(beside, f"{found:08x}\n")
     elif beside.read_text() != f"{found:08x}\n":
-        raise ValueError("its checksum is another")
+        raise UserError("its checksum is another")
