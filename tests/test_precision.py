@@ -183,7 +183,12 @@ def test_a_resumed_run_keeps_its_precision(
         tokenizer = FixedData([1], []).tokenizer.to_text()
         loop = {"epoch_loop.batch_progress": {"is_last_batch": False},
                 "epoch_progress": {"total": {"started": 1}}}  # fmt: skip
-        saved = {"recipe": run.module.recipe, "bundle": {"tokenizer": tokenizer}, "global_step": 1, "epoch": 0}
+        saved = {
+            "recipe": run.module.recipe,
+            "bundle": {"tokenizer": tokenizer},
+            "global_step": 1,
+            "epoch": 0,
+        }
         saved |= {"loops": {"fit_loop": loop}, "state_dict": {}, "optimizer_states": []}
         torch.save(saved, checkpoint)
         machine(*elsewhere)
