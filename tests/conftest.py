@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from texts import write_texts
 
 from transformer.__main__ import main
@@ -41,6 +42,18 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands log to the standard output of their process, which here changes with every test."""
     monkeypatch.setattr(logging.getLogger("transformer"), "handlers", [])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe and a bundle that odd files and payloads are made of."""
+    from reliability.fuzz_files import settings
+    from test_translator import save
+
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings(folder)))
+    save(folder / "run" / "bundle")
+    return folder
 
 
 @pytest.fixture

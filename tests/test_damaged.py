@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reliability import fuzz_files
@@ -31,15 +30,6 @@ FEW = settings(
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 RANDOM = st.randoms(use_true_random=False)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the cases of the fuzz share: a recipe and a bundle."""
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(fuzz_files.settings(folder)))
-    save(folder / "run" / "bundle")
-    return folder
 
 
 @FEW

@@ -88,6 +88,7 @@ def recipes(rng: random.Random, place: Path, shared: Path) -> Case:
         with lightning_errors(), prepared(args) as run:
             config = run.config
         given = {} if options else dict(_leaves(yaml.safe_load(file.read_text())))
+        given.pop("run_dir", None)  # the option wins
         for key, value in given.items():
             assert _same(config[key], value), f"{key} is {config[key]!r}, the recipe has {value!r}"
 
