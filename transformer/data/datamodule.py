@@ -148,8 +148,7 @@ class DataModule(LightningDataModule):
 
     def shares(self) -> list[tuple[str, str, float]]:
         """Source, target and part of the training pairs of each corpus, once they are open."""
-        shares = [1.0] if self.streaming else self._mixture.shares
-        named = zip(self._named.values(), shares, strict=True)
+        named = zip(self._named.values(), self._mixture.shares, strict=True)
         return [(corpus.src, corpus.tgt, share) for corpus, share in named]
 
     def prepare_data(self) -> None:

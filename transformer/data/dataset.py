@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -213,12 +213,20 @@ def cached(path: Path, read: Callable[[Path], Found], make: Callable[[Path], Non
 
 def _check_sum(path: Path, is_new: bool = False) -> None:
     """Compares a file with the checksum beside it, or writes that: ids have none of their own."""
-    beside, found = path.with_name(f".{path.name}.crc32"), 0
+    beside, about = path.with_name(f".{path.name}.crc32"), path.stat()
+    found = f"{_sum(path, about.st_size, about.st_mtime_ns):08x}\n"
+    if is_new or not beside.exists():
+        with suppress(OSError):  # others may have filled the cache, and let it be read alone
+            write(beside, found)
+    elif beside.read_text() != found:
+        raise UserError("its checksum is another")
+
+
+@lru_cache
+def _sum(path: Path, size: int, changed: int) -> int:
+    """The CRC-32 of a file, which a process opens more than once and reads through once."""
+    found = 0
     with path.open("rb") as stream:
         while part := stream.read(1 << 20):
             found = crc32(part, found)
-    if is_new or not beside.exists():
-        with suppress(OSError):  # others may have filled the cache, and let it be read alone
-            write(beside, f"{found:08x}\n")
-    elif beside.read_text() != f"{found:08x}\n":
-        raise UserError("its checksum is another")
+    return found
