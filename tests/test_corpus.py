@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from transformer.data.corpus import Corpus, Pair, open_corpus
+from transformer.data.files import lines
 
 PAIRS = [
     Pair("A man walks.", "Ein Mann geht."),
@@ -120,6 +121,8 @@ def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     spec = two_files(tmp_path)
     write(tmp_path / "train.en", b"\xef\xbb\xbf" + (tmp_path / "train.en").read_bytes())
     assert read(spec) == PAIRS
+    write(tmp_path / "mark", b"\xef\xbb\xbf")
+    assert not [*lines(tmp_path / "mark", "data.train")]
 
 
 @pytest.mark.parametrize("kind", [two_files, jsonl, parquet])

@@ -150,6 +150,7 @@ def test_an_architecture_brings_its_own_settings(
             "data.max_length is 60, but there are 50 learned positions",
         ),
         (["--save_every=0"], "save_every is 0: it must be at least 1"),
+        (["--seed_everything=-1"], "seed_everything is -1: it must be from 0 to 4294967295"),
         (["--seed_everything=true"], "seed_everything: expected int, got 'True'"),
         (["--trainer.strategy=fsdp"], "trainer.strategy fsdp is not known here"),
         (["--trainer.strategy=deepspeed_stage_2"], "trainer.strategy deepspeed_stage_2 is not"),

@@ -234,6 +234,7 @@ def test_damaged_weights(
         ({"eos_token_id": 3}, "eos_token_id is 3, but by the vocabulary it is 0"),
         ({"decoder_start_token_id": 999}, "_start_token_id is 999, but by the vocabulary it is 4"),
         ({"vocab_size": 99}, "vocab_size is 99, but by the vocabulary it is"),
+        ({"forced_eos_token_id": 1e308}, "cannot be read by transformers"),
     ],
 )
 def test_models_that_are_not_alike(

@@ -65,11 +65,11 @@ def write_run(folder: Path, rng: random.Random, **sizes: int) -> Path:
     return folder
 
 
-def _run(folder: Path, name: str, world: int, *args: str, whole: int = 1) -> Ended:
-    """Trains; `whole` lets one process make the optimizer steps of so many."""
+def _run(folder: Path, name: str, world: int, *args: str, whole: int = 1, window: int = 1) -> Ended:
+    """Trains; `whole` lets one process make the optimizer steps of so many, of `window` batches."""
     given = ["--config=recipe.yaml", f"--run_dir={name}", *args]
-    if whole > 1:
-        given.append(f"--trainer.accumulate_grad_batches={whole}")
+    if whole * window > 1:
+        given.append(f"--trainer.accumulate_grad_batches={whole * window}")
     ended = fit(given, folder, world, lambda: _deliver_all(whole))
     if not ended.well:
         print(f"{folder / name}: {ended.codes}\n{ended.output}", file=sys.stderr)
@@ -158,13 +158,12 @@ def _differ(one: Path, other: Path) -> bool:
 def _losses(folder: Path, rng: random.Random, world: int, tries: int) -> Row:
     """Plain, accumulated, streamed: 200 optimizer steps each."""
     lost = 0
-    kinds = [[], ["--trainer.accumulate_grad_batches=3"], ["--data.streaming=true"]]
-    for number, kind in enumerate(kinds[:tries]):
+    kinds = [(1, ""), (3, ""), (1, "--data.streaming=true")]
+    for number, (window, kind) in enumerate(kinds[:tries]):
         here = write_run(folder / str(number), rng, train=rng.randint(150, 400), val=7, test=5)
-        steps = [f"--trainer.max_steps={STEPS}", *kind]
-        window = 3 if "accumulate" in str(kind) else 1
-        several = _run(here, "several", world, *steps)
-        one = _run(here, "one", 1, *steps, whole=world * window)
+        steps = [f"--trainer.max_steps={STEPS}", *kind.split()]
+        several = _run(here, "several", world, *steps, window=window)
+        one = _run(here, "one", 1, *steps, whole=world, window=window)
         steps_made = len(_losses_of(here / "one")) if one.well else 0
         lost += not several.well or steps_made != STEPS or _differ(here / "several", here / "one")
     what = f"{world} processes: {STEPS} optimizer steps, plain, accumulated, streamed"

@@ -134,7 +134,8 @@ def decoded(stream: IO[bytes], name: str) -> Iterator[str]:
             if number == 1 and (found := MISTAKEN.match(line)):
                 raise UserError(f"{name}, line 1: not UTF-8, {MISTAKES[str(found.lastgroup)]}")
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            yield text.removesuffix("\n").removesuffix("\r")
+            if text:  # a mark and nothing behind it is an empty file
+                yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1} "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from transformer.data.tokenizer import BOS, EOS, PAD, UNK
+from transformer.errors import UserError, message
 from transformer.inference.batches import pad
 from transformer.interop import needs
 from transformer.interop.gate import Ids, Side
@@ -33,12 +34,17 @@ class MarianSide(Side):
         library.utils.logging.disable_progress_bar()
         options = {"local_files_only": True, "trust_remote_code": False}
         read = library.AutoTokenizer.from_pretrained
-        self.tokenizer = self.tgt_tokenizer = read(folder, **options)
-        if (folder / TARGET).is_dir():
-            self.tgt_tokenizer = read(folder, subfolder=TARGET, **options)
-        model = library.AutoModelForSeq2SeqLM.from_pretrained(
-            folder, dtype=torch.float32, **options
-        )
+        try:
+            self.tokenizer = self.tgt_tokenizer = read(folder, **options)
+            if (folder / TARGET).is_dir():
+                self.tgt_tokenizer = read(folder, subfolder=TARGET, **options)
+            model = library.AutoModelForSeq2SeqLM.from_pretrained(
+                folder, dtype=torch.float32, **options
+            )
+        except Exception as error:  # it has many kinds for files that do not fit it
+            raise UserError(
+                f"{folder} cannot be read by transformers ({message(error)}): copy its files again"
+            ) from error
         self.model, self.code, self.ids = model.eval(), code, ids
         self.ours = {theirs: ours for ours, theirs in enumerate(ids)}
         model.generation_config = library.GenerationConfig(

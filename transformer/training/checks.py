@@ -56,6 +56,8 @@ def _ranges(config: Any) -> Iterator[str]:
         value = config[key]
         if value is not None and not smallest <= value < math.inf:  # no NaN, either
             yield f"{key} is {value:g}: it must be at least {smallest}, and a finite number"
+    if not 0 <= config.seed_everything < 1 << 32:
+        yield f"seed_everything is {config.seed_everything}: it must be from 0 to {(1 << 32) - 1}"
     if config.model.label_smoothing >= 1:
         yield f"model.label_smoothing is {config.model.label_smoothing:g}: it must be below 1"
 
