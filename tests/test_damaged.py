@@ -126,6 +126,14 @@ def test_weights_of_another_type(tmp_path: Path) -> None:
             load_bundle(tmp_path / "b")
 
 
+def test_a_damaged_name_of_a_checksum(tmp_path: Path) -> None:
+    save(tmp_path / "b")
+    file = tmp_path / "b" / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"checksum"', b'"checkrum"'))
+    with pytest.raises(UserError, match="tells its 'checkrum', which no bundle does"):
+        load_bundle(tmp_path / "b")
+
+
 def test_tensors_of_a_checkpoint_that_were_exchanged(tmp_path: Path) -> None:
     """Each with its right checksum in the archive; a checkpoint from before checksums is read."""
     old, new, bad = (tmp_path / f"{name}.ckpt" for name in ("old", "new", "bad"))

@@ -30,6 +30,7 @@ from transformer.settings import parsed, settings
 from transformer.writing import whole_folder
 
 FORMAT_VERSION = 2
+TOLD = {"format", "tokenizer", "checksum"}  # beside the weights; older bundles lack some
 READ = (1, FORMAT_VERSION)  # parameters of 1 have other names
 FLOATS = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 INITIALISERS = (
@@ -142,6 +143,8 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
     files = read_files(folder)
     try:
         tokenizer = Tokenizer(files)
+        if odd := sorted(metadata.keys() - TOLD):  # a damaged name would switch its check off
+            raise UserError(f"model.safetensors tells its {odd[0]!r}, which no bundle does")
         if metadata.get("tokenizer") not in (None, _fingerprint(files)):
             raise UserError("the tokenizer is not the one that model.safetensors was trained with")
         sizes = tokenizer.src_vocab_size, tokenizer.tgt_vocab_size
