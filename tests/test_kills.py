@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import Strategy
 from toys import fit, recipe
 
 from transformer.commands import verify_resume
-from transformer.commands.lives import Aim
+from transformer.commands.lives import PHASES, Aim, live
 from transformer.commands.verify_resume import verify
 from transformer.data.loaders import TrainLoader
 from transformer.training.module import Seq2SeqModule
@@ -50,6 +50,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     verdict = verify([*toy, *options], tmp_path / "runs", steps=12, kills=kills, seed=3)
     assert verdict.difference is None
     assert str(verdict).startswith(f"resumed exactly: {kills} kill")
+
+
+@pytest.mark.slow
+def test_a_life_tells_each_of_its_phases(tmp_path: Path, toy: list[str]) -> None:
+    window = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=4"]
+    places = [f"--run_dir={tmp_path}/run", "--logger=none", "--trainer.max_steps=4"]
+    life = live([*toy, *window, *places], 1, tmp_path / "log.txt")
+    assert {phase for phase, _ in life.phases} == set(PHASES)
 
 
 def lose_the_position(monkeypatch: pytest.MonkeyPatch) -> None:

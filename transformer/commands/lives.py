@@ -96,7 +96,7 @@ class Tell(Callback):
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:
         path = args[0] if event == "open" else None
-        if isinstance(path, Path) and is_part(path) and ".ckpt." in path.name:
+        if isinstance(path, str) and ".ckpt." in path and is_part(Path(path)):
             self._phase("save")
 
     def on_train_batch_start(
