@@ -129,6 +129,22 @@ def test_a_best_checkpoint_that_is_there_is_known_again(options: list[str]) -> N
     assert results()["loss"] == loss
 
 
+def test_saves_that_a_kill_left_out_are_made_up_for(options: list[str]) -> None:
+    """The last validation had written its best checkpoint, but not removed the one before."""
+    assert fit(*options, "--trainer.max_steps", "3", "--average", "2") == 0
+    folder = Path(LAST).parent
+    shutil.copytree(folder, "before")
+    again = ["--ckpt_path", "last", "--trainer.max_steps", "9", "--average", "2"]
+    assert fit(*options, *again) == 0
+    expected = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*")}
+    shutil.copytree("before", folder, dirs_exist_ok=True)
+    Path("runs/toy/results.json").unlink()
+    assert fit(*options, *again) == 0
+    assert {path.name for path in folder.glob("*")} == expected.keys()
+    for name, weights in torch.load(LAST, weights_only=True)["state_dict"].items():
+        assert torch.equal(weights, expected["last.ckpt"]["state_dict"][name])
+
+
 @pytest.mark.usefixtures("own_folder")
 def test_nothing_is_saved_inside_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = recipe(tmp_path)

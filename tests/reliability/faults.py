@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 
+from transformer.training.checkpoint_files import read_checkpoint
+
 from .table import Row
 
 LIMIT = 120  # seconds after which a process hangs: many times what it takes
@@ -138,7 +140,7 @@ def goes_on(*options: str) -> End:
     """The same command again ends the run, with the weights of a run that met no fault."""
     end = Life(*options).end()
     one_line(end, 0)
-    found, expected = (torch.load(f, weights_only=True) for f in (LAST, Path("..", "whole", LAST)))
+    found, expected = (read_checkpoint(file) for file in (LAST, Path("..", "whole", LAST)))
     demand(found["global_step"] == 18, "another number of steps", end)
     for name, tensor in expected["state_dict"].items():
         demand(torch.equal(found["state_dict"][name], tensor), f"{name} differs", end)

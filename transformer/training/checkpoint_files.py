@@ -87,7 +87,7 @@ def look_through(folder: Path) -> tuple[Path | None, list[Path]]:
         try:
             checkpoint = mapped(file)
             if {"bundle", "optimizer_states"} <= checkpoint.keys():
-                found.append((_age(checkpoint), file.stat().st_mtime, file))
+                found.append((age(checkpoint), file.stat().st_mtime, file))
         except Exception:  # torch raises many kinds
             damaged.append(file)
     for *_, file in sorted(found, reverse=True):
@@ -104,14 +104,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return look_through(folder)[0]
 
 
-def _age(checkpoint: dict[str, Any]) -> tuple[int, int, int]:
+def age(checkpoint: dict[str, Any]) -> tuple[int, int, int]:
     """What grows from checkpoint to checkpoint of a run: lives, optimizer steps, validations.
 
     A life begins whenever the run is resumed, which may be from a checkpoint before the newest.
     """
     # One of an earlier version may lack any of them.
-    lives = checkpoint.get("callbacks", {}).get(KEEPER, {}).get("lives", 0)
+    lives = keeper_state(checkpoint).get("lives", 0)
     return lives, checkpoint.get("global_step", 0), len(checkpoint.get("curve", ()))
+
+
+def keeper_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What `Checkpoints` remembers in a checkpoint; nothing in one of weights alone."""
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).get(KEEPER, {})
+    return state
 
 
 def check_sums(path: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from transformer.training.checkpoint_files import (
     BEST,
-    KEEPER,
     LAST,
     WEIGHTS,
     WholeFiles,
+    age,
     check_sums,
+    keeper_state,
     mapped,
 )  # fmt: skip
 from transformer.training.logging import of_training, stepped
 from transformer.training.module import SELECTION
+from transformer.writing import whole
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Checkpoints(AfterSteps):
         self.best_scores: dict[str, float] = {}  # by the names of their checkpoints
         self.to_average: list[str] = []  # names of checkpoints, the newest last
         self.lives = 0  # how often the run was resumed
+        self.due_at: int | None = None  # the last step after which last.ckpt was due
 
     @property
     def best(self) -> str | None:
@@ -89,14 +92,16 @@ class Checkpoints(AfterSteps):
         if trainer.fast_dev_run:
             return
         due = self._is_due(trainer, validated)
+        if due:
+            self.due_at = trainer.global_step
         if due and self.keep_weights:
             name = f"{WEIGHTS}{trainer.global_step}.ckpt"
-            names = [*(other for other in self.to_average if other != name), name]
-            self.to_average = names[-self.keep_weights :]
+            self.to_average = [*(other for other in self.to_average if other != name), name]
             trainer.save_checkpoint(self.folder / name, weights_only=True)
-            self._remove(trainer, names[: -self.keep_weights])
+            self._remove_others(trainer)
         if validated and self.keep_best:
             self._keep_best(trainer)
+            self._remove_others(trainer)
         if due:
             trainer.save_checkpoint(self.folder / LAST)
 
@@ -112,49 +117,66 @@ class Checkpoints(AfterSteps):
         name = f"{BEST}{trainer.global_step}-bleu{bleu:.2f}.ckpt"
         # A run that was resumed before this step may have a file of it that is better.
         before = self.best_scores.get(name, -math.inf)
-        scores = {**self.best_scores, name: max(score, before)}
-        kept = sorted(scores, key=lambda other: -scores[other])[: self.keep_best]
-        gone = self.best_scores.keys() - set(kept)
-        self.best_scores = {other: scores[other] for other in kept}
-        if name in kept and score > before:
+        self.best_scores[name] = max(score, before)
+        if name in self._best_names() and score > before:
             trainer.save_checkpoint(self.folder / name)
-        self._remove(trainer, gone)
 
-    def _remove(self, trainer: Trainer, names: Iterable[str]) -> None:
-        for name in names:
+    def _best_names(self) -> list[str]:
+        """Those to keep, the best one first and, of several, the first one."""
+        by_score = sorted(self.best_scores, key=lambda name: -self.best_scores[name])
+        return by_score[: self.keep_best or None]
+
+    def _remove_others(self, trainer: Trainer) -> None:
+        scores = {name: self.best_scores[name] for name in self._best_names()}
+        weights = self.to_average[-self.keep_weights :]
+        for name in {*self.best_scores, *self.to_average} - {*scores, *weights}:
             trainer.strategy.remove_checkpoint(self.folder / name)
+        self.best_scores, self.to_average = scores, weights
 
     def state_dict(self) -> dict[str, Any]:
         """Remember names alone: the folder may be moved."""
-        return {"ranks": self.best_scores, "lives": self.lives}
+        return {"ranks": self.best_scores, "lives": self.lives, "due_at": self.due_at}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Find the files that are there, also the best ones that were saved after this state."""
+        """Find the files that are there, also the best ones that were saved after this state.
+
+        A life that was killed among its saves has not done all of them: the rest is done here.
+        """
         found: Any = None
         if trainer.is_global_zero:
-            files = sorted(self.folder.glob("*.ckpt"))
+            files = self.folder.glob("*.ckpt")
             states = {path: state for path in files if (state := _state_of(path)) is not None}
-            done = {_step_of(path): path.name for path in states if path.name.startswith(WEIGHTS)}
-            weights = [done[step] for step in sorted(done) if step <= checkpoint["global_step"]]
-            best = {path: state for path, state in states.items() if path.name.startswith(BEST)}
-            scores = {path.name: _score_of(path, state) for path, state in best.items()}
+            steps = {_step_of(path): path.name for path in states if path.name.startswith(WEIGHTS)}
+            weights = [steps[step] for step in sorted(steps) if step <= checkpoint["global_step"]]
+            best = sorted((path for path in states if path.name.startswith(BEST)), key=_step_of)
+            scores = {path.name: _score_of(path, states[path]) for path in best}
             lives = max((state.get("lives", 0) for state in states.values()), default=0)
-            found = weights[-self.keep_weights :] if self.keep_weights else [], scores, lives + 1
+            found = weights if self.keep_weights else [], scores, lives + 1
+            last, due_at = self.folder / LAST, keeper_state(checkpoint).get("due_at")
+            older = last not in states or age(mapped(last)) < age(checkpoint)
+            if older and due_at == checkpoint["global_step"]:
+                _copy(Path(str(trainer.ckpt_path)), last)
         self.to_average, self.best_scores, self.lives = trainer.strategy.broadcast(found)
+        trainer.strategy.barrier()  # others may still read what is removed
+        self._remove_others(trainer)
+
+
+def _copy(path: Path, to: Path) -> None:
+    with path.open("rb") as saved, whole(to) as copy:
+        shutil.copyfileobj(saved, copy)
 
 
 def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix(WEIGHTS))
+    return int(path.stem.partition("step")[2].partition("-")[0])
 
 
 def _state_of(path: Path) -> dict[str, Any] | None:
     """What `Checkpoints` remembers in a file, nothing in one of weights alone; None if damaged."""
     try:
         check_sums(path)
-        state: dict[str, Any] = mapped(path).get("callbacks", {}).get(KEEPER, {})
-        return state
+        return keeper_state(mapped(path))
     except Exception:  # torch and zipfile raise many kinds
         if path.name.startswith((WEIGHTS, BEST)):
             log.warning("warning: %s cannot be read: the final model does without it", path)
