@@ -127,3 +127,21 @@ def test_a_server_that_does_not_answer_is_done_without(
     assert [logger.experiment, logger.experiment] == ["a run", "a run"]
     (said,) = caplog.messages
     assert said.endswith("W&B records offline, for its server does not answer: connection refused")
+
+
+def test_a_process_of_wandb_that_died_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[Any] = []
+
+    def lost(self: WandbLogger, *args: Any) -> None:
+        tried.append(args)
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(WandbLogger, "log_metrics", lost)
+    logger = wandb_logger(tmp_path, "toy", None)
+    logger.log_metrics({"train/loss": 1.0}, step=3)
+    logger.log_text("val/translations", ["source"], [["eins"]], step=3)
+    assert tried == [({"train/loss": 1.0}, 3)]
+    (said,) = caplog.messages
+    assert said == "warning: W&B records no more: ConnectionResetError: Connection lost"

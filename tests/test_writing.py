@@ -7,8 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from transformer.writing import clear, part, whole, write
+from transformer.writing import clear, part, whole, whole_folder, write
 
 
 def test_a_killed_writer_leaves_the_file_of_before(tmp_path: Path) -> None:
@@ -43,3 +45,13 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert caught.value.filename == str(file)
     assert file.read_text() == "before"
     assert os.listdir(file.parent) == ["file"]
+
+
+def test_a_folder_that_goes_away_while_safetensors_writes_is_named(tmp_path: Path) -> None:
+    def save() -> None:
+        with whole_folder(tmp_path / "run" / "bundle") as growing:
+            (tmp_path / "run").rename(tmp_path / "away")
+            save_file({"weight": torch.ones(2)}, growing / "model.safetensors")
+
+    with pytest.raises(OSError, match=r"No such file .*'.*/run/bundle'"):
+        save()

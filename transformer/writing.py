@@ -1,6 +1,7 @@
 """Files and folders appear under their names when they are whole, or not at all."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: It exists already.
+        OSError: It cannot be written, for example since the disk is full.
     """
     if path.exists():
         raise UserError(f"{path} exists already: choose another folder, or move it away")
@@ -75,8 +77,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _flush(written)
         growing.rename(path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(growing, ignore_errors=True)
+        if told := re.search(r"\(os error (\d+)\)", str(error)):  # so says safetensors
+            raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
         raise
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 from transformer.training.checkpoint_files import read_checkpoint
@@ -244,6 +245,19 @@ def offline(rng: random.Random) -> None:
     goes_on()
 
 
+def orphaned(rng: random.Random) -> None:
+    """W&B's own process dies at any moment of the run."""
+    os.environ["WANDB_MODE"] = "offline"
+    life = Life("--logger", "wandb")
+    life.until(LAST.exists)
+    time.sleep(rng.uniform(0, 1))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(life.process).children():
+            process.kill()
+    one_line(life.end(), 0)
+    goes_on()
+
+
 def _can_mount() -> bool:
     return (
         subprocess.run(
@@ -261,6 +275,7 @@ CASES: list[tuple[str, Callable[[random.Random], None], int, bool]] = [
     ("disk read-only from some moment on", read_only, 6, True),
     ("run folder gone in the middle", vanished, 8, False),
     ("W&B's server does not answer", offline, 3, False),
+    ("W&B's own process dies", orphaned, 3, False),
 ]
 
 

@@ -4,6 +4,7 @@ import logging
 import netrc
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -20,7 +21,13 @@ SAMPLES = 8  # sentences in the table of each validation
 
 
 class TrackingLogger(WandbLogger):
-    """W&B's logger; where the server does not answer, the run is recorded offline."""
+    """W&B's logger, which stops no training.
+
+    Where the server does not answer, the run is recorded offline; when W&B's own process has died,
+    no more is recorded.
+    """
+
+    lost = False
 
     @property
     def experiment(self) -> Any:
@@ -36,8 +43,25 @@ class TrackingLogger(WandbLogger):
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
+    def attempt(self, record: Callable[[], None]) -> None:
+        """Record something, unless W&B is lost."""
+        from wandb.errors import Error
 
-def wandb_logger(folder: Path, name: str, run_id: str | None) -> WandbLogger:
+        try:
+            if not self.lost:
+                record()
+        except (OSError, Error) as error:
+            self.lost = True
+            log.warning("warning: W&B records no more: %s: %s", type(error).__name__, error)
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.attempt(lambda: super(TrackingLogger, self).log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any) -> None:
+        self.attempt(lambda: super(TrackingLogger, self).log_hyperparams(params))
+
+
+def wandb_logger(folder: Path, name: str, run_id: str | None) -> TrackingLogger:
     """Make W&B's logger, offline where there is no key: W&B never asks for one."""
     import wandb
 
@@ -72,7 +96,7 @@ class WandbTracker(Callback):
     """Shows the recipe, translations and attention beside W&B's curves."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if isinstance(trainer.logger, WandbLogger):
+        if isinstance(trainer.logger, TrackingLogger):
             config = {
                 **pl_module.recipe.get("config", {}),
                 "recipe": pl_module.recipe.get("name"),
@@ -83,7 +107,7 @@ class WandbTracker(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log a table of translations, and where the model looked when it made one of them."""
         logger, step = trainer.logger, trainer.global_step
-        if not of_training(trainer) or not isinstance(logger, WandbLogger):
+        if not of_training(trainer) or not isinstance(logger, TrackingLogger):
             return
         rows = pl_module.scorer.samples(SAMPLES)
         if not rows or not trainer.is_global_zero:
@@ -98,17 +122,20 @@ class WandbTracker(Callback):
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Remember the run, so that resuming continues it."""
-        if isinstance(trainer.logger, WandbLogger) and trainer.is_global_zero:
+        if isinstance(trainer.logger, TrackingLogger) and trainer.is_global_zero:
             checkpoint["wandb_id"] = trainer.logger.version
 
 
 def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any]) -> None:
     """Give W&B the bundle and the final scores, and close the run."""
-    if not isinstance(trainer.logger, WandbLogger) or not trainer.is_global_zero:
-        return
+    logger = trainer.logger
+    if isinstance(logger, TrackingLogger) and trainer.is_global_zero:
+        logger.attempt(lambda: _log_bundle(logger.experiment, folder, name, results))
+
+
+def _log_bundle(run: Any, folder: Path, name: str, results: dict[str, Any]) -> None:
     import wandb
 
-    run = trainer.logger.experiment
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
     run.summary.update({f"final/{key}": value for key, value in numbers.items()})
     # W&B takes no other characters.
