@@ -139,7 +139,9 @@ def test_the_first_process_hands_its_vocabulary_on(corpus: Path) -> None:
         sent.append(text)
         return sent[0]
 
-    strategy = SimpleNamespace(broadcast=broadcast, barrier=lambda: None)
+    strategy = SimpleNamespace(
+        broadcast=broadcast, barrier=lambda: None, all_gather=lambda ours: ours, root_device="cpu"
+    )
     nodes = []
     for rank in range(2):
         config = TokenizerConfig("unigram", 290)

@@ -164,6 +164,12 @@ def test_two_nodes_train_with_one_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_nodes_with_other_text_are_refused(tmp_path: Path) -> None:
+    expected = "data: process 1 has other corpora than the first one: give each machine the same"
+    assert launch("other_text", tmp_path, nodes=2) == [expected, expected]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_a_process_that_dies_is_one_line_of_the_other(
     own_folder: None, tmp_path: Path, first: bool

@@ -24,6 +24,7 @@ from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import BOS, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
+from transformer.errors import UserError
 from transformer.inference.search import SearchConfig
 from transformer.models import TransformerConfig
 from transformer.training.logging import TrainingLog
@@ -296,6 +297,20 @@ def vocabulary(folder: Path) -> dict[str, str]:
     return data.tokenizer.to_text()
 
 
+def other_text(folder: Path) -> str:
+    """What is said where the second node has one line more."""
+    data = datamodule(folder / os.environ["NODE_RANK"])
+    if os.environ["NODE_RANK"] == "1":
+        for file in Path(f"{data.specs['train']}").parent.glob("train.*"):
+            write_lines(file, [*file.read_text().splitlines(), "eins"])
+    run = trainer(folder, devices=1, num_nodes=2, strategy="ddp", max_steps=1)
+    try:
+        run.fit(module(), datamodule=data)
+    except UserError as error:
+        return str(error)
+    raise AssertionError("was not refused")
+
+
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     result: Any = one_step(where, [1, 6, 2, 3], 2, processes=2) if what == "step" else None
@@ -303,5 +318,7 @@ if __name__ == "__main__":
         result = stopped_together(where)
     if what == "vocabulary":
         result = vocabulary(where)
+    if what == "other_text":
+        result = other_text(where)
     rank = max(os.environ.get(key, "0") for key in ("NODE_RANK", "LOCAL_RANK"))
     torch.save(result, where / f"{what}-{rank}.pt")

@@ -173,6 +173,18 @@ class DataModule(LightningDataModule):
         elif not hasattr(self, "tokenizer"):
             self.tokenizer = self._learned
         self._open(self.tokenizer)
+        if world > 1:
+            self._refuse_others()
+
+    def _refuse_others(self) -> None:
+        """Stops all processes where one has other text: their batches would not fit together."""
+        about = [corpus.identity() if corpus.files else corpus.spec for corpus in self.corpora()]
+        every = self._gather([int(json_digest(about)[:15], 16)])[:, 0]
+        if others := np.flatnonzero(every != every[0]).tolist():
+            raise UserError(
+                f"data: process {others[0]} has other corpora than the first one: give each "
+                "machine the same"
+            )
 
     def train_dataloader(self) -> TrainLoader:
         """A loader that can be saved and resumed in the middle of an epoch."""
