@@ -1,10 +1,12 @@
-"""By what is told that weights, and what belongs to them, are those that were saved.
+"""How saved weights are read, and by what is told that they are those that were saved.
 
 A bit that flipped, or two matrices of one shape that were exchanged, leave a file that can be read:
 a model that looks well and translates badly.
 """
 
+import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,3 +35,14 @@ def _crc(content: Any, found: int) -> int:
             found = _crc(value, zlib.crc32(b",", found))
         return found
     return zlib.crc32(repr(content).encode(), found)
+
+
+def unpickled(path: str | Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote: tensors and plain values; nothing else is ever made of a file.
+
+    Raises:
+        Exception: Of many kinds, when the file is damaged or holds something else.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which torch gives about what a damaged file names
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

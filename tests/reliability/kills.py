@@ -130,9 +130,10 @@ def writes(folder: Path, seed: int, kills: int) -> Row:
             break
         path.write_bytes(old)
         if number % 2:
-            died += _killed_at(write, rng.uniform(0, min(spans)))
+            killed = _killed_at(write, rng.uniform(0, min(spans)))
         else:
-            died += _killed_in(write, rng.randint(last if number % 4 else 1, calls))
+            killed = _killed_in(write, rng.randint(last if number % 4 else 1, calls))
+        died += killed
         state = states.get(path.read_bytes())
         newest = newest_checkpoint(folder)
         clear(folder)
@@ -140,7 +141,7 @@ def writes(folder: Path, seed: int, kills: int) -> Row:
             lost += 1
             print(f"kills: writing: seed {seed}, kill {number}: {state}", file=sys.stderr)
         else:
-            found[state] += 1
+            found[state] += killed
     outcome = ", ".join(f"{number} left {name}" for name, number in found.items())
     return Row(
         "processes that write a checkpoint", died, lost, f"the file, byte by byte; {outcome}"

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from transformer.bundle import load_bundle, save_bundle
+from transformer.checksum import unpickled
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.errors import UserError
 from transformer.hub import local_folder
@@ -130,7 +130,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = unpickled(path)
     except Exception as error:  # torch raises many kinds
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} cannot be read ({reason}): copy the file again") from None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from transformer.checksum import checksum
+from transformer.checksum import checksum, unpickled
 from transformer.errors import UserError
 from transformer.models import Seq2Seq
 from transformer.models.renamed import with_new_names
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint: give a .ckpt file of a run's checkpoints/")
     try:
         check_sums(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = unpickled(path)
     except Exception as error:  # torch raises many kinds
         hint = name_newest(Path(path).parent, ": the newest whole one beside it is {}")
         raise UserError(
@@ -139,7 +139,7 @@ def name_newest(folder: Path, sentence: str, otherwise: str = "") -> str:
 
 def mapped(path: Path) -> dict[str, Any]:
     """A checkpoint mapped, not read: that the file ends as it should is seen at once."""
-    checkpoint: dict[str, Any] = torch.load(path, "cpu", weights_only=True, mmap=True)
+    checkpoint: dict[str, Any] = unpickled(path, mmap=True)
     return checkpoint
 
 
