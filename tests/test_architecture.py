@@ -36,8 +36,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch"},
     ),
     "interop": (
-        {"errors", "hub", "kernels", "models", "data.corpus", "data.lengths", "data.tokenizer",
-         "evaluation", "bundle", "inference", "settings", "writing"},
+        {"checksum", "errors", "hub", "kernels", "models", "data.corpus", "data.lengths",
+         "data.tokenizer", "evaluation", "bundle", "inference", "settings", "writing"},
         TENSORS | {"tokenizers", "safetensors", "transformers"},
     ),
     "training": (
