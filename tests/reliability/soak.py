@@ -23,6 +23,9 @@ import psutil
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from transformer.commands.fit import lightning_errors, prepared
+from transformer.training.train import train
+
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = 5.0  # seconds between two samples
 MARKS = (1 / 12, 1 / 4, 1 / 2, 3 / 4, 1)  # of the time, where the table looks
@@ -90,8 +93,18 @@ def anonymous(pid: int) -> float:
     return int(found[0].split()[1]) / 1024 if found else 0.0
 
 
+def fit(samples: str, args: list[str]) -> int:
+    """`transformer fit` with a sampler."""
+    with lightning_errors(), prepared(args) as run:
+        callbacks: Any = run.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(Sampler(samples))
+        return train(run)
+
+
 def main() -> int:
     """Returns 1 where something has grown, or the run did not end as it should."""
+    if sys.argv[1:2] == ["--fit"]:
+        return fit(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--recipe", default="recipes/quickstart/ko_en.yaml")
@@ -117,11 +130,8 @@ def _run(options: argparse.Namespace, folder: Path, samples: Path) -> int:
         "--data.cache": folder / "cache", "--save_every": 200, "--keep_best": 2, "--average": 3,
         "--trainer.max_epochs": 100_000, "--trainer.log_every_n_steps": 20,
         "--trainer.accelerator": "cpu", "--trainer.enable_progress_bar": "false",
-        "--trainer.callbacks": json.dumps(
-            [{"class_path": "tests.reliability.soak.Sampler", "init_args": {"path": str(samples)}}]
-        ),
     }  # fmt: skip
-    command = [sys.executable, "-m", "transformer", "fit"]
+    command = [sys.executable, "-m", __spec__.name, "--fit", str(samples)]
     command += [str(part) for setting in settings.items() for part in setting]
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(options.threads),
