@@ -26,9 +26,13 @@ def by_length(lengths: Sequence[int] | Ints, max_tokens: int) -> list[Ints]:
     ascending = lengths[order]
     batches, start = [], 0
     while start < len(order):
-        window = ascending[start : start + max(1, max_tokens // max(1, ascending[start]))]
-        padded = window * np.arange(1, len(window) + 1)
-        size = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
-        batches.append(order[start : start + size])
-        start += size
+        size = max(1, max_tokens // max(1, ascending[start]))
+        alike = np.searchsorted(ascending, ascending[start], side="right") - start
+        if alike < size:  # the last of this length are with longer ones
+            window = ascending[start : start + size]
+            padded = window * np.arange(1, len(window) + 1)
+            alike = size = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        stop = start + alike // size * size
+        batches += [order[i : i + size] for i in range(start, stop, size)]
+        start = stop
     return batches
