@@ -7,13 +7,14 @@ import struct
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 from toys import recipe, start
 
 from transformer.training.logging import make_logger
-from transformer.training.tracking import has_wandb_key, wandb_logger
+from transformer.training.tracking import has_wandb_key, log_bundle, wandb_logger
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -145,3 +146,14 @@ def test_a_process_of_wandb_that_died_is_done_without(
     assert tried == [({"train/loss": 1.0}, 3)]
     (said,) = caplog.messages
     assert said == "warning: W&B records no more: ConnectionResetError: Connection lost"
+
+
+def test_a_logger_of_lightning_that_a_recipe_names_is_tracked_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = MagicMock()
+    monkeypatch.setattr(WandbLogger, "experiment", property(lambda self: run))
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    log_bundle(MagicMock(logger=logger, is_global_zero=True), tmp_path, "toy", {"bleu": 1.0})
+    run.summary.update.assert_called_once_with({"final/bleu": 1.0})
+    run.finish.assert_called_once_with()

@@ -154,10 +154,14 @@ class Checkpoints(AfterSteps):
             scores = {path.name: _score_of(path, states[path]) for path in best}
             lives = max((state.get("lives", 0) for state in states.values()), default=0)
             found = weights if self.keep_weights else [], scores, lives + 1
-            last, due_at = self.folder / LAST, keeper_state(checkpoint).get("due_at")
-            older = last not in states or age(mapped(last)) < age(checkpoint)
-            if older and due_at == checkpoint["global_step"]:
-                _copy(Path(str(trainer.ckpt_path)), last)
+            path, last = Path(str(trainer.ckpt_path)), self.folder / LAST
+            was_due = keeper_state(checkpoint).get("due_at") == checkpoint["global_step"]
+            if (
+                path.resolve().parent == self.folder.resolve()
+                and was_due
+                and (last not in states or age(mapped(last)) < age(checkpoint))
+            ):
+                _copy(path, last)
         self.to_average, self.best_scores, self.lives = trainer.strategy.broadcast(found)
         trainer.strategy.barrier()  # others may still read what is removed
         self._remove_others(trainer)

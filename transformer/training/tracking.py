@@ -5,6 +5,7 @@ import netrc
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -96,7 +97,7 @@ class WandbTracker(Callback):
     """Shows the recipe, translations and attention beside W&B's curves."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if isinstance(trainer.logger, TrackingLogger):
+        if isinstance(trainer.logger, WandbLogger):
             config = {
                 **pl_module.recipe.get("config", {}),
                 "recipe": pl_module.recipe.get("name"),
@@ -107,7 +108,7 @@ class WandbTracker(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log a table of translations, and where the model looked when it made one of them."""
         logger, step = trainer.logger, trainer.global_step
-        if not of_training(trainer) or not isinstance(logger, TrackingLogger):
+        if not of_training(trainer) or not isinstance(logger, WandbLogger):
             return
         rows = pl_module.scorer.samples(SAMPLES)
         if not rows or not trainer.is_global_zero:
@@ -122,20 +123,26 @@ class WandbTracker(Callback):
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Remember the run, so that resuming continues it."""
-        if isinstance(trainer.logger, TrackingLogger) and trainer.is_global_zero:
+        if isinstance(trainer.logger, WandbLogger) and trainer.is_global_zero:
             checkpoint["wandb_id"] = trainer.logger.version
 
 
 def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any]) -> None:
     """Give W&B the bundle and the final scores, and close the run."""
     logger = trainer.logger
-    if isinstance(logger, TrackingLogger) and trainer.is_global_zero:
-        logger.attempt(lambda: _log_bundle(logger.experiment, folder, name, results))
+    if not isinstance(logger, WandbLogger) or not trainer.is_global_zero:
+        return
+    record = partial(_log_bundle, logger, folder, name, results)
+    if isinstance(logger, TrackingLogger):
+        logger.attempt(record)
+    else:  # Lightning's own, which a recipe may name
+        record()
 
 
-def _log_bundle(run: Any, folder: Path, name: str, results: dict[str, Any]) -> None:
+def _log_bundle(logger: WandbLogger, folder: Path, name: str, results: dict[str, Any]) -> None:
     import wandb
 
+    run = logger.experiment
     numbers = {k: v for k, v in results.items() if isinstance(v, int | float)}
     run.summary.update({f"final/{key}": value for key, value in numbers.items()})
     # W&B takes no other characters.
