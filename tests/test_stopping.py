@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,11 +11,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from toys import fit, recipe, start, table
 
+from transformer.__main__ import main
+from transformer.commands import text
 from transformer.data.datamodule import DataModule
 from transformer.training.runs import program
 from transformer.training.stopping import Interrupted, StopSafely
@@ -126,6 +130,45 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, 143), errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("watch", "signum"),
+    [
+        (contextlib.nullcontext, signal.SIGINT),
+        (text._signals_raise, signal.SIGTERM),
+        (lambda: StopSafely(Path()), signal.SIGINT),
+        (lambda: StopSafely(Path()), signal.SIGTERM),
+    ],
+)
+def test_a_signal_inside_of_a_del_is_not_lost(
+    watch: Any, signum: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python prints what a handler raises there, and goes on."""
+    lived_on = []
+
+    class Bar:
+        def __del__(self) -> None:
+            signal.raise_signal(signum)
+            lived_on.append("after the signal")
+
+    def command(args: list[str]) -> int:
+        with watch() as stop:
+            try:
+                bar = Bar()
+                del bar
+                lived_on.append("after __del__")
+                time.sleep(5)
+                return 0
+            except KeyboardInterrupt:
+                return 128 + (stop.signum if stop else signal.SIGINT)
+            except SystemExit as end:
+                return int(end.code or 0)
+
+    monkeypatch.setattr("transformer.__main__.run", command)
+    assert main([]) == 128 + signum
+    assert lived_on == ["after __del__"]
+    assert capsys.readouterr().err == ""
 
 
 def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,11 @@
 """The command table: imports only the command asked for, and reports errors in one line."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = run(args)
+        with interrupts_everywhere():
+            code = run(args)
         sys.stdout.flush()
         return code
     except Done as done:
@@ -74,6 +78,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("TRANSFORMER_DEBUG", "0") not in ("", "0") or not is_for_the_user(error):
             raise
         return fail(message(error))
+
+
+@contextlib.contextmanager
+def interrupts_everywhere() -> Iterator[None]:
+    """Lets a signal count that came inside of a `__del__`: what is raised there Python only prints.
+
+    A progress bar has one. The signal is sent again a moment later, when that is over.
+    """
+    others = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        match unraisable.exc_value:
+            case KeyboardInterrupt():
+                signum = int(signal.SIGINT)
+            case SystemExit(code=int(code)) if code > 128:
+                signum = code - 128
+            case _:
+                return others(unraisable)
+        thread = threading.main_thread().ident or 0
+        again = threading.Timer(0.05, signal.pthread_kill, (thread, signum))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = others
 
 
 def run(args: list[str]) -> int:

@@ -142,10 +142,11 @@ class StopSafely(AfterSteps):
         if not here and signum == signal.SIGTERM:  # whoever started a process can end it
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        again, self.signum = self.signum, signum
+        again, self.signum = self.signum, self.signum or signum
+        if again:
+            signal.signal(signum, signal.SIG_DFL)
         # Data workers get Ctrl-C, too, but must outlive the step.
         if again or (here and not self._training):
-            signal.signal(signum, signal.SIG_DFL)
             raise KeyboardInterrupt
         if here and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             # Not print(): the handler may have interrupted one.
