@@ -14,7 +14,7 @@ from toys import KillAt, datamodule, module, trainer
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
-from transformer.training.checkpoints import Checkpoints
+from transformer.training.checkpoints import LAST, Checkpoints
 from transformer.training.logging import TrainingLog
 from transformer.training.stopping import INTERRUPTED, Interrupted, StopSafely
 
@@ -25,7 +25,7 @@ def run(
     folder: Path,
     *extra: Callback,
     average: int = 0,
-    resume: bool = False,
+    resume: bool | Path = False,
     network: ModelConfig = NETWORK,
     **options: Any,
 ) -> tuple[Trainer, dict[str, torch.Tensor], TrainingLog]:
@@ -36,7 +36,7 @@ def run(
     stop = StopSafely(folder)
     loop = trainer(folder, log, *extra, saved, stop, **given)
     model = module(network=network, schedule="noam", learning_rate=2.0, warmup_steps=8)
-    path = folder / INTERRUPTED if resume else None
+    path = folder / INTERRUPTED if resume is True else resume or None
     data = datamodule(folder.parent, max_tokens=100, eval_max_tokens=200)
     with stop:
         loop.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
@@ -97,6 +97,21 @@ def test_resumed_equals_uninterrupted(
     assert names[0] - {INTERRUPTED} == names[1], (
         "the same checkpoints to average and to choose from"
     )
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_save_that_a_kill_left_undone_is_made_up_for(folder: Path, own: bool) -> None:
+    """The best checkpoint is written before last.ckpt; that of another run is not this run's."""
+    loop, _, _ = run(folder / f"killed-{own}", max_epochs=1)
+    (best,) = (folder / f"killed-{own}").glob("best-*.ckpt")
+    last = best.with_name(LAST)
+    assert torch.load(best)["global_step"] == torch.load(last)["global_step"] == loop.global_step
+    last.unlink()
+    again = best.parent if own else folder / "another run"
+    run(again, max_epochs=1, resume=best)
+    assert {path.name for path in again.glob("*.ckpt")} == ({best.name, LAST} if own else set())
+    if own:
+        assert last.read_bytes() == best.read_bytes()
 
 
 def test_a_recurrent_run_is_resumed_as_exactly(folder: Path) -> None:
