@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training.checkpoints import LAST, Checkpoints
-from transformer.training.logging import TrainingLog
+from transformer.training.logging import CsvLogger, TrainingLog
 from transformer.training.stopping import INTERRUPTED, Interrupted, StopSafely
 
 NETWORK = TransformerConfig(d_model=16, d_ff=32, num_heads=2, num_layers=1, dropout=0.3)
@@ -214,3 +215,23 @@ def test_a_validation_is_left_and_repeated(folder: Path, step: int, interval: An
         for where in (folder / name, folder / f"{name}-whole")
     ]
     assert names[0] - {INTERRUPTED} == names[1]
+
+
+@pytest.mark.parametrize("torn", [0, 1, 9])
+def test_metrics_of_a_killed_run_are_those_of_a_whole_one(tmp_path: Path, torn: int) -> None:
+    def log(logger: CsvLogger, steps: range) -> bytes:
+        for step in steps:
+            logger.log_metrics({"train/loss": 1 / step, "epoch": step // 3}, step)
+            if step % 4 == 0:
+                logger.log_metrics({"val/bleu": step / 7, "epoch": step // 3}, step)
+        return logger.path.read_bytes()
+
+    expected = log(CsvLogger(tmp_path / "whole"), range(1, 12))
+    content = log(CsvLogger(tmp_path), range(1, 8))
+    (tmp_path / "metrics.csv").write_bytes(content[: len(content) - torn])
+    resumed = CsvLogger(tmp_path, 5)
+    assert resumed.path.read_bytes() == content[: len(content) - torn], "before it has trained"
+    assert log(resumed, range(6, 12)) == expected
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [(int(row["step"]), row["val/bleu"] != "") for row in csv.DictReader(file)]
+    assert rows == sorted([(step, False) for step in range(1, 12)] + [(4, True), (8, True)])

@@ -97,7 +97,7 @@ def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     assert has_wandb_key()
-    logger = make_logger("wandb", tmp_path / "run", "toys/one", "abc123")
+    logger = make_logger("wandb", tmp_path / "run", "toys/one", {"wandb_id": "abc123"})
     assert logger is not None
     assert logger.version == "abc123"
 
@@ -108,7 +108,7 @@ def test_wandb_is_online_where_there_is_a_key(
 ) -> None:
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    logger: Any = make_logger("wandb", tmp_path, "name", None)
+    logger: Any = make_logger("wandb", tmp_path, "name", {})
     assert logger._wandb_init.get("mode") == mode
 
 

@@ -1,10 +1,16 @@
 """Several processes on one machine make the optimizer steps and the scores of a single one."""
 
+import contextlib
 import csv
+import itertools
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,19 +21,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 
 from transformer.data.batching import Batch
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import TokenizerConfig
 
-from .forks import Ended, fit
+from .forks import TIMEOUT, Ended, fit
 from .table import Row
 
 WORDS = {
     "eins": "one", "zwei": "two", "drei": "three", "vier": "four", "haus": "house",
     "hund": "dog", "katze": "cat", "baum": "tree", "rot": "red", "blau": "blue",
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 200
+STOPS_IN = 30  # seconds
 TOLERANCE = 1e-5  # relative
 # In float64: Adam turns the last bits of a gradient near 0 into whole steps, so that two exact runs
 # in float32, whose sums have other orders, part by 3e-5 within 200 of them.
@@ -50,6 +59,7 @@ def rows(folder: Path, seed: int, share: float) -> Iterator[Row]:
         yield _losses(folder / f"losses-{world}", rng, world, round(3 * share) or 1)
     yield _scores(folder / "scores", rng, round(4 * share) or 1)
     yield _others(folder / "others", rng)
+    yield _signals(folder / "signals", rng, round(6 * share) or 1)
 
 
 def write_run(folder: Path, rng: random.Random, **sizes: int) -> Path:
@@ -275,3 +285,52 @@ def _next_epoch_is_exact(here: Path, before: int, after: int) -> bool:
             return False
     longer = len(_losses_of(here / "several")) > len(_losses_of(here / "first"))
     return longer and not _differ(here / "several", here / "one")
+
+
+def _signals(folder: Path, rng: random.Random, tries: int) -> Row:
+    """One or both processes get a signal after the first save; the same command then goes on."""
+    here = write_run(folder, rng, train=120, val=6, test=4)
+    whole, span = _signalled(here, "whole", rng)
+    lost = int(not whole.well)
+    kinds = itertools.product(((0,), (1,), (0, 1)), (signal.SIGTERM, signal.SIGINT))
+    for number, (ranks, signum) in enumerate(itertools.islice(kinds, tries)):
+        name = f"stopped-{number}"
+        stopped, seconds = _signalled(here, name, rng, span, ranks, signum)
+        again, _ = _signalled(here, name, rng)
+        weights = [here / run / "bundle/model.safetensors" for run in ("whole", name)]
+        # A signal that comes after the last word has nothing to stop.
+        stops = {*stopped.codes} <= {0, 128 + signum} and "Traceback" not in stopped.output
+        same = again.well and weights[0].read_bytes() == weights[1].read_bytes()
+        if not (stops and same and seconds < STOPS_IN):
+            lost += 1
+            print(f"{signum} to {ranks}: {seconds:.1f} s, {stopped}\n{again}", file=sys.stderr)
+    how = f"within {STOPS_IN} seconds, goes on, same weights"
+    return Row("SIGTERM, SIGINT to one or both of 2 processes", tries, lost, how)
+
+
+def _signalled(
+    here: Path, name: str, rng: random.Random, span: float = 0.0, ranks: Sequence[int] = (),
+    signum: int = 0,
+) -> tuple[Ended, float]:  # fmt: skip
+    """`transformer fit` in 2 processes; how it ended, and how long after the signal or a save."""
+    options = [
+        "--config=recipe.yaml", f"--run_dir={name}", "--existing=resume", "--save_every=5",
+        "--trainer.max_steps=40", "--trainer.val_check_interval=4", "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transformer", "fit", *options], cwd=here, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while not (here / name / "checkpoints/last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0, span))
+    since = time.monotonic()
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it had ended
+        first = psutil.Process(process.pid)
+        both = [first, *first.children()]
+        for rank in ranks:
+            both[rank].send_signal(signum)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    return Ended([process.returncode], output), time.monotonic() - since

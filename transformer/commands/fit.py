@@ -83,7 +83,7 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
         if checkpoint:
             run.module.init_from = None  # the checkpoint has all weights
             run.data.tokenizer = Tokenizer(checkpoint["bundle"]["tokenizer"])
-        run.make_trainer(built.trainer, text, checkpoint.get("wandb_id"))
+        run.make_trainer(built.trainer, text, checkpoint)
         yield run
     finally:
         run.tidy()

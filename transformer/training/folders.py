@@ -186,7 +186,8 @@ def _ended_with(folder: Path) -> Any:
 def resumable(config: Any) -> dict[str, Any]:
     """Read from the checkpoint to resume what is needed before Lightning reads it again.
 
-    That is its recipe, its bundle without weights, and its W&B id: the rest would stay in memory.
+    That is its step, its recipe, its bundle without weights, and its W&B id: the rest would stay in
+    memory.
     """
     checkpoint = read_checkpoint(config.ckpt_path)
     if "optimizer_states" not in checkpoint:
@@ -204,7 +205,7 @@ def resumable(config: Any) -> dict[str, Any]:
                 f"{before!r}: resume with the checkpoint's value, or begin a new run"
             )
     _check_rest(config, checkpoint)
-    return {key: checkpoint.get(key) for key in ("recipe", "bundle", "wandb_id")}
+    return {key: checkpoint.get(key) for key in ("global_step", "recipe", "bundle", "wandb_id")}
 
 
 def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:

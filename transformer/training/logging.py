@@ -5,6 +5,7 @@ validation.
 """
 
 import csv
+import io
 import math
 import resource
 import sys
@@ -15,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from transformer.training.objective import Prepared
+from transformer.writing import write
 
 LoggerName = Literal["wandb", "csv", "none"]
 
@@ -208,21 +210,52 @@ def _peak_memory_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def make_logger(kind: LoggerName, folder: Path, name: str, run_id: str | None) -> Logger | None:
-    """Make the logger of a run in its folder; W&B's goes on with the run of `run_id`, if given."""
+class CsvLogger(Logger):
+    """Numbers in `metrics.csv` of a folder, a row for each time that something is logged.
+
+    Args:
+        folder: Of the run.
+        step: The optimizer step after which a resumed run goes on: later rows, which it makes
+            again, are taken out when it logs its first one.
+    """
+
+    name = version = None
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        super().__init__()
+        self.path, self._step = folder / "metrics.csv", step
+        self._columns: list[str] = []
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        if not {*row} <= {*self._columns}:
+            rows = self._rows()
+            self._columns = sorted({*row}.union(*rows))
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, self._columns)
+            writer.writeheader()
+            writer.writerows([*rows, row])
+            return write(self.path, text.getvalue())
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rows(self) -> list[dict[str, str]]:
+        """What was logged up to the step; a kill may have torn the last line."""
+        if not self.path.is_file():
+            return []
+        whole = self.path.read_text().rpartition("\n")[0]
+        rows = list(csv.DictReader(whole.splitlines()))
+        return [row for row in rows if self._columns or int(row["step"]) <= self._step]
+
+
+def make_logger(kind: LoggerName, folder: Path, name: str, checkpoint: dict[str, Any]) -> Any:
+    """Make the logger of a run in its folder, which goes on after a checkpoint; None for none."""
     if kind == "wandb":
         from transformer.training.tracking import wandb_logger  # W&B is slow to import
 
-        return wandb_logger(folder, name, run_id)
-    if kind == "none":
-        return None
-    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-    written = folder / "metrics.csv"
-    if written.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
-        # A resumed run goes on in the same file, which Lightning would delete.
-        aside = written.rename(folder / "metrics.before.csv")
-        writer = logger.experiment
-        aside.rename(written)
-        with written.open(newline="") as file:
-            writer.metrics_keys = next(csv.reader(file), [])
-    return logger
+        return wandb_logger(folder, name, checkpoint.get("wandb_id"))
+    return CsvLogger(folder, checkpoint.get("global_step", 0)) if kind == "csv" else None

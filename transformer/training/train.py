@@ -70,7 +70,7 @@ class Run:
             shutil.rmtree(self.folder, ignore_errors=True)
         release(self.folder)
 
-    def make_trainer(self, given: Any, text: str, wandb_id: str | None) -> None:
+    def make_trainer(self, given: Any, text: str, checkpoint: dict[str, Any]) -> None:
         """Makes the trainer as the user set it, with our logger, checkpoints and display."""
         config = self.config
         # The log comes after what a validation does for W&B, for it starts the clock again.
@@ -87,7 +87,7 @@ class Run:
         logger = given.logger
         if logger is None:
             kind: LoggerName = "none" if given.fast_dev_run else config.logger
-            logger = make_logger(kind, self.folder, self.name, wandb_id) or False
+            logger = make_logger(kind, self.folder, self.name, checkpoint) or False
         ours = {
             "logger": logger,
             "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *callbacks],
