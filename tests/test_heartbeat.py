@@ -1,11 +1,15 @@
 """A process notices that another one, or the store that they share, gives no sign of life."""
 
+import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from threading import Thread
 
 import pytest
 import torch.distributed as dist
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from toys import raising
 
 from transformer.training import heartbeat
@@ -76,3 +80,16 @@ def test_nobody_listens_any_more_after_the_end(
     heart._watch(heart._over)
     two[0].exchange()
     assert two[0]._signs[1] == heartbeat.LEFT
+
+
+def test_the_first_process_has_time_to_speak_before_lightning_kills_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY", 0.1)
+    failed, first = subprocess.Popen(["false"]), subprocess.Popen(["sleep", "60"])
+    failed.wait()
+    with Heartbeat(str):
+        before = time.monotonic()
+        _ChildProcessObserver(first.pid, [failed])._run()
+    assert time.monotonic() - before > 0.1 * SILENT
+    assert first.wait(5) == -signal.SIGKILL

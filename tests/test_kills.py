@@ -41,6 +41,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         (4, ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=6"]),
         (1, ["--data.streaming=true", "--data.num_workers=2"]),  # else there are no workers
+        (1, ["--data.tokenizer.kind=unigram"]),
     ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_been(

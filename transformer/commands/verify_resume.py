@@ -87,7 +87,10 @@ def verify(args: Sequence[str], folder: Path, steps: int, kills: int, seed: int)
     folder.mkdir(parents=True, exist_ok=True)
     for module in WARM:
         import_module(module)
-    trial = _Trial([*args, *short(args, config, steps)], folder, _processes(config), seed)
+    # A unigram vocabulary is learned a little differently each time: the runs share one.
+    cache = folder / "cache" if config.data.tokenizer.kind == "unigram" else None
+    options = [*args, *short(args, config, steps)]
+    trial = _Trial(options, folder, _processes(config), seed, cache)
     verdict = Verdict(steps)
     verdict.difference = next(trial.differences(kills, verdict), None)
     return verdict
@@ -104,7 +107,8 @@ def short(args: Sequence[str], config: Any, steps: int) -> list[str]:
         "trainer.val_check_interval": 1.0,
         "trainer.check_val_every_n_epoch": 1,
         "trainer.enable_progress_bar": False,
-        "trainer.devices": 1,  # of all devices Lightning would start this command on each
+        # Of all devices Lightning would start this command on each.
+        "trainer.devices": _processes(config),
         "save_every": max(1, steps // 8),
         "logger": "none",
     }
@@ -127,6 +131,7 @@ class _Trial:
     folder: Path
     ranks: int
     seed: int
+    cache: Path | None  # of all runs; None for one of each run
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -163,7 +168,7 @@ class _Trial:
             aims.learn(life)
 
     def _live(self, story: Story, aim: Aim | None = None) -> Life:
-        cache = story.folder.with_name("cache")
+        cache = self.cache or story.folder.with_name("cache")
         places = [f"--run_dir={story.folder}", f"--data.cache={cache}", "--existing=resume"]
         return live([*self.args, *places], self.ranks, self.log, aim)
 

@@ -3,7 +3,7 @@
 The file holds every pair: a row is the number of a pair in its corpora, one corpus behind the
 other. Which rows are trained on is chosen when it is open, so that another `data.max_length` or
 share costs nothing. What a batch takes is looked up where it lies in the mapped file, so that the
-memory that a run needs hardly grows with its corpus (by 4 bytes a pair, the number of the row).
+memory that a run needs hardly grows with its corpus (what is kept of a pair is its number).
 """
 
 from __future__ import annotations

@@ -3,18 +3,31 @@
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Event, Thread
 from typing import Any
 
 import torch.distributed as dist
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, Trainer
 
 EVERY = 5  # seconds between two signs of life
 SILENT = 6  # so many of them without one of another process, and it is gone
 GONE = 2  # the exit code
 LEFT = b"left"
+_kill = _ChildProcessObserver._terminate_all
+
+
+def _kill_later(observer: _ChildProcessObserver) -> None:
+    """Gives the first process time to say what happened before Lightning kills it without a word.
+
+    Lightning does so when a process that it started has failed, which nothing else notices before
+    the processes know each other.
+    """
+    time.sleep(EVERY * (SILENT + 3))
+    _kill(observer)
 
 
 class Heartbeat(Callback):
@@ -35,6 +48,7 @@ class Heartbeat(Callback):
         self._fellows: _Fellows | None = None
 
     def __enter__(self) -> "Heartbeat":
+        _ChildProcessObserver._terminate_all = _kill_later  # type: ignore[method-assign]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
