@@ -133,6 +133,10 @@ def test_an_architecture_brings_its_own_settings(
             "trainer.val_check_interval 0.3 is a share of an epoch",
         ),
         (
+            ["--trainer.val_check_interval=00:00:10:00", "--trainer.accumulate_grad_batches=4"],
+            "trainer.val_check_interval 00:00:10:00 is a time and may end inside of a step of 4",
+        ),
+        (
             ["--trainer.accumulate_grad_batches=2", "--trainer.check_val_every_n_epoch=null"],
             "trainer.check_val_every_n_epoch null counts batches beyond the end of an epoch",
         ),

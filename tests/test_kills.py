@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import resource
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from lightning.pytorch.strategies import Strategy
 from toys import fit, recipe
 
 from transformer.commands import verify_resume
-from transformer.commands.lives import PHASES, Aim, live
-from transformer.commands.verify_resume import verify
+from transformer.commands.lives import PHASES, Aim, Life, live
+from transformer.commands.verify_resume import Aims, verify
 from transformer.data.loaders import TrainLoader
 from transformer.training.module import Seq2SeqModule
 from transformer.training.scoring import TranslationScore
@@ -138,12 +140,57 @@ def test_saves_that_a_kill_left_out_are_made_up_for(options: list[str]) -> None:
     again = ["--ckpt_path", "last", "--trainer.max_steps", "9", "--average", "2"]
     assert fit(*options, *again) == 0
     expected = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*")}
-    shutil.copytree("before", folder, dirs_exist_ok=True)
+    # Weights of before are removed earlier than the best checkpoint is written.
+    others = shutil.ignore_patterns("weights-*")
+    shutil.copytree("before", folder, dirs_exist_ok=True, ignore=others)
     Path("runs/toy/results.json").unlink()
     assert fit(*options, *again) == 0
     assert {path.name for path in folder.glob("*")} == expected.keys()
     for name, weights in torch.load(LAST, weights_only=True)["state_dict"].items():
         assert torch.equal(weights, expected["last.ckpt"]["state_dict"][name])
+
+
+def test_a_longer_run_that_is_killed_in_its_test_has_not_ended(options: list[str]) -> None:
+    assert fit(*options, "--trainer.max_steps", "3") == 0
+    shutil.copy("runs/toy/results.json", "before.json")
+    longer = [*options, "--existing", "resume", "--trainer.max_steps", "6"]
+    assert fit(*longer) == 0
+    loss = results()["loss"]
+    shutil.move("before.json", "runs/toy/results.json")
+    assert fit(*longer) == 0
+    assert (results()["steps"], results()["loss"]) == (6, loss)
+
+
+def test_a_run_that_went_back_averages_what_it_made_itself(options: list[str]) -> None:
+    every = [*options, "--average", "3", "--trainer.max_steps"]
+    assert fit(*every, "6") == 0
+    back = shutil.copy(LAST, Path(LAST).with_name("back.ckpt"))
+    assert fit(*every, "12", "--ckpt_path", LAST) == 0
+    assert fit(*every, "10", "--ckpt_path", back, "--save_every", "5") == 0
+    assert fit(*every, "15", "--ckpt_path", LAST, "--save_every", "5") == 0
+    names = torch.load(LAST, weights_only=True)["callbacks"]["Checkpoints"]["to_average"]
+    assert names == [f"weights-step{step}.ckpt" for step in (6, 10, 15)]
+
+
+def test_copies_of_checkpoints_are_left_alone(options: list[str]) -> None:
+    assert fit(*options, "--trainer.max_steps", "3", "--average", "2") == 0
+    folder = Path(LAST).parent
+    for path in [*folder.glob("best-*"), *folder.glob("weights-*")]:
+        shutil.copy(path, folder / f"{path.stem}-keep.ckpt")
+        shutil.copy(path, folder / f"{path.stem} (copy).ckpt")
+    copies = {path.name for path in folder.glob("*[-)p].ckpt")}
+    assert fit(*options, "--ckpt_path", LAST, "--trainer.max_steps", "9", "--average", "2") == 0
+    assert {path.name for path in folder.glob("*.ckpt")} == copies | {
+        "last.ckpt", "best-step9-bleu0.00.ckpt", "weights-step6.ckpt", "weights-step9.ckpt"
+    }  # fmt: skip
+
+
+def test_there_is_an_aim_for_each_kill() -> None:
+    phases = [("preparation", 0.0), ("step", 1.0), ("validation", 2.0), ("test", 3.0)]
+    life = Life(phases=phases, ended=4.0)
+    aims = [Aims(life, 1, 1, random.Random(seed)).choose(Counter()) for seed in range(30)]
+    assert {aim.phase for aim in aims if aim} == {"preparation", "step", "validation", "test"}
+    assert None not in aims
 
 
 @pytest.mark.usefixtures("own_folder")

@@ -14,6 +14,7 @@ from toys import KillAt, datamodule, module, trainer
 
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
+from transformer.errors import UserError
 from transformer.models import ModelConfig, RNNConfig, TransformerConfig
 from transformer.training.checkpoints import LAST, Checkpoints
 from transformer.training.logging import CsvLogger, TrainingLog
@@ -98,6 +99,25 @@ def test_resumed_equals_uninterrupted(
     assert names[0] - {INTERRUPTED} == names[1], (
         "the same checkpoints to average and to choose from"
     )
+
+
+class Timer(Callback):
+    """Stops training in the middle of an optimizer step, as Lightning's `max_time` does."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.fit_loop.total_batch_idx >= 6
+
+
+@pytest.mark.parametrize("val_batches", [1.0, 0])
+def test_a_run_whose_time_is_over_finishes_its_step(
+    folder: Path, uninterrupted: Any, val_batches: float
+) -> None:
+    place = folder / f"timed-{val_batches}"
+    loop, _, _ = run(place, Timer(), average=2, limit_val_batches=val_batches)
+    saved = torch.load(place / LAST, weights_only=True)
+    assert (loop.global_step, saved["global_step"], saved["micro_batches"]) == (2, 2, 10)
+    _, weights, _ = run(place, average=2, resume=place / LAST)
+    torch.testing.assert_close(weights, uninterrupted[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -235,3 +255,14 @@ def test_metrics_of_a_killed_run_are_those_of_a_whole_one(tmp_path: Path, torn: 
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = [(int(row["step"]), row["val/bleu"] != "") for row in csv.DictReader(file)]
     assert rows == sorted([(step, False) for step in range(1, 12)] + [(4, True), (8, True)])
+
+
+def test_metrics_survive_a_folder_that_went_away(tmp_path: Path) -> None:
+    logger = CsvLogger(tmp_path / "run")
+    logger.log_metrics({"loss": 3.0}, 1)
+    logger.path.rename(tmp_path / "metrics.csv")
+    logger.log_metrics({"loss": 2.0}, 2)
+    assert logger.path.read_text().split() == ["loss,step", "2.0,2"]
+    logger.path.write_text("step;loss\n2;2.0\n")
+    with pytest.raises(UserError, match="metrics.csv has no column 'step': move it away"):
+        CsvLogger(tmp_path / "run")

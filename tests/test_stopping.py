@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -169,6 +170,18 @@ def test_a_signal_inside_of_a_del_is_not_lost(
     assert main([]) == 128 + signum
     assert lived_on == ["after __del__"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_stopped_process_does_not_wait_for_long_at_its_exit() -> None:
+    code = (
+        "import atexit, sys, time; atexit.register(time.sleep, 60)\n"
+        "from transformer.training import stopping; stopping.PATIENCE = 0.2\n"
+        "sys.exit(stopping.end_soon(15))"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == 143
+    assert "`wandb sync`" in ended.stderr
 
 
 def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

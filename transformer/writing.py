@@ -43,7 +43,8 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        growing.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that has become read-only: the first error says more
+            growing.unlink()
 
 
 def _flush(path: Path) -> None:

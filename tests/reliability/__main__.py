@@ -1,7 +1,6 @@
 """Runs the parts and prints one table; writes it into README.md beside this file when asked to."""
 
 import argparse
-import platform
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ import torch
 
 from transformer.writing import write
 
-from .table import PARTS, Row, markdown
+from .table import PARTS, Row, markdown, processor
 
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
@@ -42,7 +41,7 @@ def main() -> int:
     minutes = sum(seconds for *_, seconds in found) / 60
     text = (
         f"{tried:,} tried, {lost:,} lost, in {minutes:.0f} minutes: seed {options.seed}, "
-        f"torch {torch.__version__}, {_processor()}.\n\n{markdown(found)}"
+        f"torch {torch.__version__}, {processor()}.\n\n{markdown(found)}"
     )
     print(f"\n{text}")
     if options.write:
@@ -60,12 +59,6 @@ def _rows(part: str, seed: int, share: float) -> Iterator[Row]:
         except Exception as error:
             traceback.print_exc()
             yield Row(f"stopped with {type(error).__name__}", 1, 1)
-
-
-def _processor() -> str:
-    with Path("/proc/cpuinfo").open() as lines:
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0] if names else platform.processor()}"
 
 
 if __name__ == "__main__":  # processes may be spawned

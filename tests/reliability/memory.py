@@ -30,7 +30,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformer.__main__ import main as transformer
 from transformer.writing import write
 
-from .__main__ import _processor
+from .table import processor
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- memory -->", "<!-- end of memory -->"
@@ -230,7 +230,7 @@ def main() -> int:
                 print(one, flush=True)
         finally:
             shutil.rmtree(folder)
-    text = f"torch {torch.__version__}, {_processor()}.\n\n{table(found)}"
+    text = f"torch {torch.__version__}, {processor()}.\n\n{table(found)}"
     print(f"\n{text}")
     if options.write:
         page = Path(__file__).with_name("README.md")

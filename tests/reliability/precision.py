@@ -8,7 +8,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import torch
 
 from transformer.kernels import trains_in_bfloat16
 from transformer.writing import write
+
+from .table import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "recipes/multi30k/tiny_de_en.yaml"
@@ -55,7 +56,7 @@ def main() -> int:
         found.append(_run(options, precision, seed))
         print(json.dumps(found[-1]), flush=True)
     text, within = table(found)
-    print(f"\n{platform.processor()}, torch {torch.__version__}\n\n{text}")
+    print(f"\ntorch {torch.__version__}, {processor()}.\n\n{text}")
     return 0 if within else 1
 
 

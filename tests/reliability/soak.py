@@ -26,6 +26,8 @@ from lightning.pytorch import Callback, Trainer
 from transformer.commands.fit import lightning_errors, prepared
 from transformer.training.train import train
 
+from .table import processor
+
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = 5.0  # seconds between two samples
 MARKS = (1 / 12, 1 / 4, 1 / 2, 3 / 4, 1)  # of the time, where the table looks
@@ -118,7 +120,7 @@ def main() -> int:
         found = [json.loads(line) for line in samples.open()]
     text, grown = table(found)
     print(f"{found[-1]['step']:,} steps in {found[-1]['minute']:.0f} minutes, {options.recipe}")
-    print(f"torch {torch.__version__}, {options.threads} threads\n\n{text}\n")
+    print(f"torch {torch.__version__}, {options.threads} threads, {processor()}.\n\n{text}\n")
     print(f"grown: {', '.join(grown) or 'nothing'}; the run ended with {code} after SIGTERM")
     return 1 if grown or code not in (0, 128 + signal.SIGTERM) else 0
 

@@ -1,5 +1,6 @@
 """One line of the table for each thing that was tried."""
 
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,3 +33,10 @@ def markdown(rows: Iterable[tuple[str, Row, float]]) -> str:
             f"| {part} | {row.what} | {row.tried:,} | {row.lost:,} | {row.how} | {seconds:.0f} |"
         )
     return "\n".join(lines)
+
+
+def processor() -> str:
+    """How many cores of what kind."""
+    with Path("/proc/cpuinfo").open() as lines:
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0] if names else platform.processor()}"

@@ -140,6 +140,9 @@ def live(args: Sequence[str], ranks: int, log: Path, aim: Aim | None = None) -> 
         return _Watch(source, pids, aim).until_the_end()
     finally:
         os.close(source)
+        for pid in pids:  # those that an interrupt has left
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _fork(work: Callable[[], int]) -> int:

@@ -194,8 +194,9 @@ class Aims:
         if fell.total() >= self.kills:
             return None
         due = {p: self.quotas[p] - fell[p] for p in self.quotas if p != "test"}
-        phase = max(due, key=lambda p: (due[p], p == "preparation" and not fell, self.rng.random()))
-        if due[phase] <= 0 and "test" in self.quotas:
+        order = {p: (n, p == "preparation" and not fell, self.rng.random()) for p, n in due.items()}
+        phase = max(order, key=lambda p: order[p], default="test")
+        if due.get(phase, 0) <= 0 and "test" in self.quotas:
             phase = "test"
         # Small steps, so that a run is long enough for all of them.
         farthest = max(1, self.counts[phase] // (self.kills + 1))

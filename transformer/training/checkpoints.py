@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from transformer.training.module import SELECTION
 from transformer.writing import whole
 
 log = logging.getLogger(__name__)
+#: Of a checkpoint to average or to choose from: its kind, its step, its BLEU.
+NAME = re.compile(rf"({WEIGHTS}|{BEST})(\d+)(?:-bleu(\d+\.\d+))?\.ckpt")
 
 
 class AfterSteps(Checkpoint):
@@ -50,7 +53,9 @@ class AfterSteps(Checkpoint):
             trainer.fit_loop.reset_restart_stage()  # else Lightning would not count it
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if stepped(trainer) and not _validates_now(trainer):
+        if not stepped(trainer):
+            trainer.should_stop = False  # Lightning's timer says so again when the step is made
+        elif not _validates_now(trainer):
             self.after_step(trainer, validated=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -91,7 +96,7 @@ class Checkpoints(AfterSteps):
     def after_step(self, trainer: Any, validated: bool) -> None:
         if trainer.fast_dev_run:
             return
-        due = self._is_due(trainer, validated)
+        due = self._is_due(trainer)
         if due:
             self.due_at = trainer.global_step
         if due and self.keep_weights:
@@ -105,11 +110,12 @@ class Checkpoints(AfterSteps):
         if due:
             trainer.save_checkpoint(self.folder / LAST)
 
-    def _is_due(self, trainer: Any, validated: bool) -> bool:
+    def _is_due(self, trainer: Any) -> bool:
         if self.save_every:
             return bool(trainer.global_step % self.save_every == 0)
-        over = trainer.global_step == trainer.max_steps or (validated and trainer.should_stop)
-        return over or bool(trainer.fit_loop.epoch_loop._num_ready_batches_reached())
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        over = stops or trainer.global_step == trainer.max_steps
+        return bool(over or trainer.fit_loop.epoch_loop._num_ready_batches_reached())
 
     def _keep_best(self, trainer: Trainer) -> None:
         found = trainer.callback_metrics
@@ -135,7 +141,8 @@ class Checkpoints(AfterSteps):
 
     def state_dict(self) -> dict[str, Any]:
         """Remember names alone: the folder may be moved."""
-        return {"ranks": self.best_scores, "lives": self.lives, "due_at": self.due_at}
+        names = {"ranks": self.best_scores, "to_average": self.to_average}
+        return {**names, "lives": self.lives, "due_at": self.due_at}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -146,16 +153,22 @@ class Checkpoints(AfterSteps):
         """
         found: Any = None
         if trainer.is_global_zero:
-            files = self.folder.glob("*.ckpt")
+            files, kept = self.folder.glob("*.ckpt"), keeper_state(checkpoint)
             states = {path: state for path in files if (state := _state_of(path)) is not None}
-            steps = {_step_of(path): path.name for path in states if path.name.startswith(WEIGHTS)}
-            weights = [steps[step] for step in sorted(steps) if step <= checkpoint["global_step"]]
-            best = sorted((path for path in states if path.name.startswith(BEST)), key=_step_of)
+            ours = sorted(path for path in states if NAME.fullmatch(path.name))  # no copies
+            weights, best = (
+                sorted((path for path in ours if path.name.startswith(kind)), key=_step_of)
+                for kind in (WEIGHTS, BEST)
+            )
+            # Of a run that went back to an earlier step there are others, which it left behind.
+            known = kept.get("to_average", [path.name for path in weights])
+            done = checkpoint["global_step"]
+            names = [p.name for p in weights if p.name in known and _step_of(p) <= done]
             scores = {path.name: _score_of(path, states[path]) for path in best}
             lives = max((state.get("lives", 0) for state in states.values()), default=0)
-            found = weights if self.keep_weights else [], scores, lives + 1
+            found = names if self.keep_weights else [], scores, lives + 1
             path, last = Path(str(trainer.ckpt_path)), self.folder / LAST
-            was_due = keeper_state(checkpoint).get("due_at") == checkpoint["global_step"]
+            was_due = kept.get("due_at") == done
             if (
                 path.resolve().parent == self.folder.resolve()
                 and was_due
@@ -173,7 +186,9 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _step_of(path: Path) -> int:
-    return int(path.stem.partition("step")[2].partition("-")[0])
+    match = NAME.fullmatch(path.name)
+    assert match
+    return int(match[2])
 
 
 def _state_of(path: Path) -> dict[str, Any] | None:

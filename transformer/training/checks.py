@@ -69,7 +69,12 @@ def _numerics(config: Any) -> Iterator[str]:
         yield f"trainer.precision {precision} cannot train here: use bf16-mixed or 32-true"
     # Checkpoints of a validation inside of an optimizer step could not be resumed exactly.
     interval, window = config.trainer.val_check_interval, config.trainer.accumulate_grad_batches
-    if isinstance(interval, float) and interval < 1 < window:
+    if window > 1 and not isinstance(interval, int | float | None):
+        yield (
+            f"trainer.val_check_interval {interval} is a time and may end inside of a step of "
+            f"{window} batches: give a number of batches, such as {window * 100}"
+        )
+    elif isinstance(interval, float) and interval < 1 < window:
         yield (
             f"trainer.val_check_interval {interval:g} is a share of an epoch and may end inside of "
             f"a step of {window} batches: give a number of batches, such as {window * 100}"

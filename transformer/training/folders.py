@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -151,7 +152,8 @@ def _lock(folder: Path) -> bool:
 def release(folder: Path) -> None:
     """Release a folder, which may be gone."""
     if lock := _LOCKS.pop(folder.resolve(), None):
-        (folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that has become read-only: the lock ends all the same
+            (folder / LOCK).unlink()
         lock.close()
 
 
@@ -211,14 +213,16 @@ def resumable(config: Any) -> dict[str, Any]:
 def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:
     """Refuse to resume where nothing is left to train, unless its test is left."""
     folder = _home(config) if _is_at_home(config.ckpt_path) else None
-    ended = folder is not None and _ended_with(folder) is not None
+    before = _ended_with(folder) if folder else None
+    ended, ended_so = before is not None, before == limits(config)
     loops = checkpoint["loops"]["fit_loop"]
     # The last epoch that was begun is over when its last batch is.
     over = loops["epoch_loop.batch_progress"]["is_last_batch"]
     epochs = loops["epoch_progress"]["total"]["started"] - (not over)
     for key, done in {"max_steps": checkpoint["global_step"], "max_epochs": epochs}.items():
         limit = getattr(config.trainer, key)
-        if limit is None or limit < 0 or limit > done or (limit == done and not ended):
+        # One that was killed in its test has nothing left to train, but has not ended.
+        if limit is None or limit < 0 or limit > done or (limit == done and not ended_so):
             continue
         bundle = f"`{program()} average --help` says how to make a bundle of it"
         if ended and folder:

@@ -48,7 +48,7 @@ class Heartbeat(Callback):
         self._fellows: _Fellows | None = None
 
     def __enter__(self) -> "Heartbeat":
-        _ChildProcessObserver._terminate_all = _kill_later  # type: ignore[method-assign]
+        _ChildProcessObserver._terminate_all = _kill_later  # type: ignore[assignment, method-assign]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:

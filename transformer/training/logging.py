@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from transformer.errors import UserError
 from transformer.training.objective import Prepared
 from transformer.writing import write
 
@@ -225,6 +226,8 @@ class CsvLogger(Logger):
         super().__init__()
         self.path, self._step = folder / "metrics.csv", step
         self._columns: list[str] = []
+        if self.path.is_file() and "step" not in self._read().partition("\n")[0].split(","):
+            raise UserError(f"{self.path} has no column 'step': move it away")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml has them."""
@@ -232,7 +235,7 @@ class CsvLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         row = {"step": step, **metrics}
-        if not {*row} <= {*self._columns}:
+        if not {*row} <= {*self._columns} or not self.path.exists():
             rows = self._rows()
             self._columns = sorted({*row}.union(*rows))
             text = io.StringIO(newline="")
@@ -240,16 +243,21 @@ class CsvLogger(Logger):
             writer.writeheader()
             writer.writerows([*rows, row])
             return write(self.path, text.getvalue())
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _rows(self) -> list[dict[str, str]]:
         """What was logged up to the step; a kill may have torn the last line."""
         if not self.path.is_file():
             return []
-        whole = self.path.read_text().rpartition("\n")[0]
-        rows = list(csv.DictReader(whole.splitlines()))
+        rows = list(csv.DictReader(self._read().rpartition("\n")[0].splitlines()))
         return [row for row in rows if self._columns or int(row["step"]) <= self._step]
+
+    def _read(self) -> str:
+        return self.path.read_text(encoding="utf-8", errors="replace")
 
 
 def make_logger(kind: LoggerName, folder: Path, name: str, checkpoint: dict[str, Any]) -> Any:

@@ -1,9 +1,12 @@
 """Stopping without losing anything: on Ctrl-C, on the signals of a cluster, and early."""
 
+import atexit
 import contextlib
 import os
 import re
 import signal
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +22,7 @@ from transformer.training.module import SELECTION
 INTERRUPTED = "interrupted.ckpt"
 #: Ctrl-C, and what a cluster sends before it kills.
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+PATIENCE = 15  # seconds at the exit of a run that was stopped: a cluster kills soon
 #: How far a validation has come that Lightning shall repeat: its first batch was begun.
 BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
@@ -152,6 +156,22 @@ class StopSafely(AfterSteps):
             # Not print(): the handler may have interrupted one.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
+
+
+def end_soon(signum: int) -> int:
+    """Lets a stopped process end even if W&B still waits for the network; gives its exit code."""
+    exits = threading.Event()
+
+    def end() -> None:
+        exits.wait()
+        time.sleep(PATIENCE)
+        line = b"transformer: not all of W&B's records are uploaded: `wandb sync` does it later\n"
+        os.write(2, line)
+        os._exit(128 + signum)
+
+    threading.Thread(target=end, daemon=True).start()  # none can be started at the exit
+    atexit.register(exits.set)
+    return 128 + signum
 
 
 class EarlyStopping(callbacks.EarlyStopping):

@@ -46,12 +46,10 @@ class TrackingLogger(WandbLogger):
 
     def attempt(self, record: Callable[[], None]) -> None:
         """Record something, unless W&B is lost."""
-        from wandb.errors import Error
-
         try:
             if not self.lost:
                 record()
-        except (OSError, Error) as error:
+        except Exception as error:  # of many kinds: its process, the disk, the network
             self.lost = True
             log.warning("warning: W&B records no more: %s: %s", type(error).__name__, error)
 
@@ -115,9 +113,14 @@ class WandbTracker(Callback):
             return
         columns = ["step", "source", "reference", "translation"]
         table: list[Any] = [[step, *row] for row in rows]
-        logger.log_text("val/translations", columns, table, step=step)
-        if figure := attention_figure(pl_module.model, pl_module.data, rows):
-            logger.log_image("val/attention", [figure], step=step)
+        figure = attention_figure(pl_module.model, pl_module.data, rows)
+
+        def record() -> None:
+            logger.log_text("val/translations", columns, table, step=step)
+            if figure:
+                logger.log_image("val/attention", [figure], step=step)
+
+        attempt(logger, record)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -132,10 +135,14 @@ def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any
     logger = trainer.logger
     if not isinstance(logger, WandbLogger) or not trainer.is_global_zero:
         return
-    record = partial(_log_bundle, logger, folder, name, results)
+    attempt(logger, partial(_log_bundle, logger, folder, name, results))
+
+
+def attempt(logger: WandbLogger, record: Callable[[], None]) -> None:
+    """Record something with our logger, or with Lightning's own, which a recipe may name."""
     if isinstance(logger, TrackingLogger):
         logger.attempt(record)
-    else:  # Lightning's own, which a recipe may name
+    else:
         record()
 
 

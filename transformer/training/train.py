@@ -34,6 +34,7 @@ from transformer.training.stopping import (
     EarlyStopping,
     Interrupted,
     StopSafely,
+    end_soon,
     is_of_a_lost_process,
 )
 from transformer.training.tracking import WandbTracker, log_bundle
@@ -149,6 +150,10 @@ class AnnounceRun(Callback):
     def __init__(self, run: Run, text: str) -> None:
         self.run, self.text = run, text
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Know the folder of the first process, which may have taken another one."""
+        self.run.folder = trainer.strategy.broadcast(self.run.folder)
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
@@ -187,15 +192,16 @@ def train(run: Run) -> int:
     except BadStep as error:
         raise run.diverged(error) from error
     except Interrupted as stop:
-        if not run.trainer.is_global_zero:
-            return 0  # else Lightning kills the first process, which may still be printing
-        print(run.goodbye(stop), flush=True)
-        return 128 + stop.signum
+        if run.trainer.is_global_zero:
+            print(run.goodbye(stop), flush=True)
+        code = end_soon(stop.signum)
+        # On a machine the first process speaks for all: one that fails may take the others along.
+        return 0 if run.trainer.local_rank else code
     except (KeyboardInterrupt, SystemExit):  # the second is Lightning's answer to the first
         print(f"\nStopped at once; {run.what_is_left()}.", flush=True)
-        return 128 + (run.stop.signum or signal.SIGINT)
+        return end_soon(run.stop.signum or signal.SIGINT)
     except Exception as error:  # after the beginning of training it says how to go on
-        if run.stop.began is None or isinstance(error, MisconfigurationException):
+        if run.stop.began is None or isinstance(error, MisconfigurationException | BrokenPipeError):
             raise
         raise run.failed(error) from error
     return FORGOTTEN if forgotten else 0
