@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from lightning.pytorch.loggers import WandbLogger
-from toys import recipe, start
+from toys import ROOT, recipe, start
 
 from transformer.training.logging import make_logger
 from transformer.training.tracking import has_wandb_key, log_bundle, wandb_logger
@@ -146,6 +149,27 @@ def test_a_process_of_wandb_that_died_is_done_without(
     assert tried == [({"train/loss": 1.0}, 3)]
     (said,) = caplog.messages
     assert said == "warning: W&B records no more: ConnectionResetError: Connection lost"
+
+
+def test_a_process_of_wandb_that_died_leaves_no_traceback_at_the_exit(tmp_path: Path) -> None:
+    code = """
+import pathlib, psutil, sys, time
+from transformer.training.tracking import wandb_logger
+logger = wandb_logger(pathlib.Path(sys.argv[1]), "toy", None)
+logger.log_metrics({"loss": 3.0}, step=1)
+[child.kill() for child in psutil.Process().children()]
+while not logger.lost:
+    logger.log_metrics({"loss": 2.0}, step=2)
+    time.sleep(0.05)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    ended = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert ended.stderr.startswith("warning: W&B records no more: ")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_logger_of_lightning_that_a_recipe_names_is_tracked_too(

@@ -1,10 +1,12 @@
 """Weights & Biases: the run, sample translations, a picture of attention, the bundle."""
 
+import atexit
 import logging
 import netrc
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ class TrackingLogger(WandbLogger):
                 record()
         except Exception as error:  # of many kinds: its process, the disk, the network
             self.lost = True
+            atexit.register(_end)  # before W&B's own hook, which raises where its process is gone
             log.warning("warning: W&B records no more: %s: %s", type(error).__name__, error)
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -58,6 +61,13 @@ class TrackingLogger(WandbLogger):
 
     def log_hyperparams(self, params: Any) -> None:
         self.attempt(lambda: super(TrackingLogger, self).log_hyperparams(params))
+
+
+def _end() -> None:
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
 
 
 def wandb_logger(folder: Path, name: str, run_id: str | None) -> TrackingLogger:
