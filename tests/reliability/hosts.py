@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from safetensors.torch import load_file
 
 from .network import Hosts, two_hosts
-from .processes import write_run
+from .processes import same_weights, write_run
 from .table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,15 +108,6 @@ def _until_trained(folder: Path, rng: random.Random) -> None:
     time.sleep(rng.uniform(0, 0.3))
 
 
-def _same_weights(folder: Path, name: str) -> bool:
-    files = [folder / run / "bundle/model.safetensors" for run in ("whole", name)]
-    if not all(file.exists() for file in files):
-        print(f"{folder / name}: no bundle", file=sys.stderr)
-        return False
-    one, other = map(load_file, files)
-    return all(bool((one[key] == other[key]).all()) for key in one)
-
-
 def _dies(hosts: Hosts, name: str, rng: random.Random, host: int | None) -> int:
     """A process is killed on a host, or the cable is cut; 1 if anything is not as promised."""
     run = _Torchrun(hosts, name)
@@ -133,7 +123,7 @@ def _dies(hosts: Hosts, name: str, rng: random.Random, host: int | None) -> int:
     said = re.search("process.* of this run.* is gone", run.output())
     again = _Torchrun(hosts, name).ended(START)
     fine = 0 not in codes and seconds < AT_MOST and said and again
-    if fine and _same_weights(hosts.folder, name):
+    if fine and same_weights(hosts.folder, name):
         return 0
     print(f"{name}: {codes} after {seconds:.0f} s\n{run.output()}", file=sys.stderr)
     return 1
@@ -157,7 +147,7 @@ def _slurm(hosts: Hosts, rng: random.Random) -> int:
         codes.append(_wait(job, time.monotonic() + START))
     asked = folder / "scontrol.txt"
     requeued = asked.exists() and asked.read_text() == f"requeue {os.getpid()}\n"
-    if codes == [143, 0] and requeued and _same_weights(folder, "slurm"):
+    if codes == [143, 0] and requeued and same_weights(folder, "slurm"):
         return 0
     print(f"slurm: {codes}, {requeued}\n{(folder / 'slurm.txt').read_text()}", file=sys.stderr)
     return 1
