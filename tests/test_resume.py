@@ -263,6 +263,7 @@ def test_metrics_survive_a_folder_that_went_away(tmp_path: Path) -> None:
     logger.path.rename(tmp_path / "metrics.csv")
     logger.log_metrics({"loss": 2.0}, 2)
     assert logger.path.read_text().split() == ["loss,step", "2.0,2"]
+    CsvLogger(tmp_path / "run", 2)
     logger.path.write_text("step;loss\n2;2.0\n")
     with pytest.raises(UserError, match="metrics.csv has no column 'step': move it away"):
         CsvLogger(tmp_path / "run")

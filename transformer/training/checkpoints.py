@@ -153,36 +153,38 @@ class Checkpoints(AfterSteps):
         """
         found: Any = None
         if trainer.is_global_zero:
-            files, kept = self.folder.glob("*.ckpt"), keeper_state(checkpoint)
+            files = self.folder.glob("*.ckpt")
             states = {path: state for path in files if (state := _state_of(path)) is not None}
-            ours = sorted(path for path in states if NAME.fullmatch(path.name))  # no copies
-            weights, best = (
-                sorted((path for path in ours if path.name.startswith(kind)), key=_step_of)
-                for kind in (WEIGHTS, BEST)
-            )
-            # Of a run that went back to an earlier step there are others, which it left behind.
-            known = kept.get("to_average", [path.name for path in weights])
-            done = checkpoint["global_step"]
-            names = [p.name for p in weights if p.name in known and _step_of(p) <= done]
-            scores = {path.name: _score_of(path, states[path]) for path in best}
-            lives = max((state.get("lives", 0) for state in states.values()), default=0)
-            found = names if self.keep_weights else [], scores, lives + 1
-            path, last = Path(str(trainer.ckpt_path)), self.folder / LAST
-            was_due = kept.get("due_at") == done
-            if (
-                path.resolve().parent == self.folder.resolve()
-                and was_due
-                and (last not in states or age(mapped(last)) < age(checkpoint))
-            ):
-                _copy(path, last)
+            found = self._found(states, checkpoint)
+            self._make_up(Path(str(trainer.ckpt_path)), checkpoint, self.folder / LAST in states)
         self.to_average, self.best_scores, self.lives = trainer.strategy.broadcast(found)
         trainer.strategy.barrier()  # others may still read what is removed
         self._remove_others(trainer)
 
+    def _found(
+        self, states: dict[Path, dict[str, Any]], checkpoint: dict[str, Any]
+    ) -> tuple[list[str], dict[str, float], int]:
+        """Names to average, scores of the best, and the number of this life."""
+        ours = [path for path in states if NAME.fullmatch(path.name)]  # no copies by hand
+        ours.sort(key=_step_of)
+        weights, best = (
+            [path for path in ours if path.name.startswith(kind)] for kind in (WEIGHTS, BEST)
+        )
+        # A run that went back to an earlier step left others behind.
+        known = keeper_state(checkpoint).get("to_average", [path.name for path in weights])
+        done = [p.name for p in weights if _step_of(p) <= checkpoint["global_step"]]
+        names = [name for name in done if name in known] if self.keep_weights else []
+        lives = max((state.get("lives", 0) for state in states.values()), default=0)
+        return names, {path.name: _score_of(path, states[path]) for path in best}, lives + 1
 
-def _copy(path: Path, to: Path) -> None:
-    with path.open("rb") as saved, whole(to) as copy:
-        shutil.copyfileobj(saved, copy)
+    def _make_up(self, path: Path, checkpoint: dict[str, Any], has_last: bool) -> None:
+        """Copy the run's own checkpoint to last.ckpt, if that was due when a kill came before."""
+        last, is_ours = self.folder / LAST, path.resolve().parent == self.folder.resolve()
+        if not is_ours or keeper_state(checkpoint).get("due_at") != checkpoint["global_step"]:
+            return
+        if not has_last or age(mapped(last)) < age(checkpoint):
+            with path.open("rb") as saved, whole(last) as copy:
+                shutil.copyfileobj(saved, copy)
 
 
 def _step_of(path: Path) -> int:

@@ -226,7 +226,8 @@ class CsvLogger(Logger):
         super().__init__()
         self.path, self._step = folder / "metrics.csv", step
         self._columns: list[str] = []
-        if self.path.is_file() and "step" not in self._read().partition("\n")[0].split(","):
+        header = self._read().partition("\n")[0].strip().split(",")
+        if self.path.is_file() and "step" not in header:
             raise UserError(f"{self.path} has no column 'step': move it away")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -251,13 +252,12 @@ class CsvLogger(Logger):
 
     def _rows(self) -> list[dict[str, str]]:
         """What was logged up to the step; a kill may have torn the last line."""
-        if not self.path.is_file():
-            return []
         rows = list(csv.DictReader(self._read().rpartition("\n")[0].splitlines()))
         return [row for row in rows if self._columns or int(row["step"]) <= self._step]
 
     def _read(self) -> str:
-        return self.path.read_text(encoding="utf-8", errors="replace")
+        is_there = self.path.is_file()
+        return self.path.read_text(encoding="utf-8", errors="replace") if is_there else ""
 
 
 def make_logger(kind: LoggerName, folder: Path, name: str, checkpoint: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from transformer.training.results import (
 )
 from transformer.training.runs import SameStart, program
 from transformer.training.stopping import (
+    PATIENCE,
     EarlyStopping,
     Interrupted,
     StopSafely,
@@ -195,7 +197,9 @@ def train(run: Run) -> int:
         if run.trainer.is_global_zero:
             print(run.goodbye(stop), flush=True)
         code = end_soon(stop.signum)
-        # On a machine the first process speaks for all: one that fails may take the others along.
+        if run.trainer.node_rank:  # a cluster may end all tasks with the first one that fails
+            time.sleep(PATIENCE)
+        # On a machine the first process speaks for all, for Lightning ends it with another one.
         return 0 if run.trainer.local_rank else code
     except (KeyboardInterrupt, SystemExit):  # the second is Lightning's answer to the first
         print(f"\nStopped at once; {run.what_is_left()}.", flush=True)
