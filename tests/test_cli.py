@@ -164,18 +164,23 @@ def test_interrupt_has_its_exit_code(command: Callable[[BaseException], None]) -
     assert main(["score"]) == 130
 
 
-def test_closed_pipe_is_quiet() -> None:
+def test_an_output_that_takes_no_more() -> None:
+    """A closed pipe is quiet, a full disk is one line."""
     code = (
         "import sys, types; from transformer.__main__ import main\n"
         "module = types.ModuleType('x'); module.main = lambda args: print('line\\n' * 100_000)\n"
         "sys.modules['transformer.commands.score'] = module; sys.exit(main(['score']))"
     )
-    command = f'"{sys.executable}" -c "$CODE" | head -n 1'
     environment = {**os.environ, "CODE": code}
-    done = subprocess.run(
-        command, shell=True, capture_output=True, text=True, cwd=ROOT, env=environment
-    )
-    assert (done.stdout, done.stderr) == ("line\n", "")
+    found = {}
+    for where in ("| head -n 1", "> /dev/full; echo $?"):
+        done = subprocess.run(
+            f'"{sys.executable}" -c "$CODE" {where}', shell=True, capture_output=True, text=True,
+            cwd=ROOT, env=environment,
+        )  # fmt: skip
+        found[where[0]] = done.stdout, done.stderr
+    full = "transformer: error: No space left on device\n"
+    assert found == {"|": ("line\n", ""), ">": ("2\n", full)}
 
 
 def test_the_help_of_fit_is_about_its_own_keys_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,6 +327,8 @@ def test_errors_on_the_command_line(args: list[str], message: str) -> None:
         ),
         ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
         ("network: 3", "recipe.yaml:1: network is 3, not a group of settings: indent settings"),
+        ("seed: 2024-25-12", "recipe.yaml:1: seed: expected int or null, got '2024-25-12'"),
+        ("network: 2024-25-12", "recipe.yaml:1: network is '2024-25-12', not a group of settings"),
         ("seed: [", "recipe.yaml:1: expected the node content, but found"),
         ("a: b: c", "recipe.yaml:1: mapping values are not allowed here: this is no YAML"),
         ("", "recipe.yaml is no recipe: it must hold keys and values"),

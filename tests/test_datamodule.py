@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from transformer.data import loaders
 from transformer.data.mixture import ExtraCorpus
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
+from transformer.errors import UserError
 
 
 def test_validation_ids_count_into_the_texts(corpus: Path) -> None:
@@ -262,6 +265,62 @@ def test_no_validation_set_is_no_validation(corpus: Path) -> None:
     watch = run(make(corpus, val=None), corpus, max_epochs=1)
     assert watch.seen
     assert not watch.validations
+
+
+def test_text_that_is_changed_during_a_run_is_found_out(corpus: Path) -> None:
+    data, late = ready(corpus), ready(corpus)
+    before = data.texts("val")
+    for name in ("val.de", "train.de"):
+        lines = (corpus / name).read_text().splitlines()
+        (corpus / name).write_text("\n".join(reversed(lines)) + "\n")
+    assert data.texts("val") == before, "read once"
+    with pytest.raises(UserError, match=r"data.val: .*/val was changed while the run went on"):
+        late.texts("val")
+    with pytest.raises(UserError, match=r"data.train: .*/train was changed while the run went on"):
+        late.training_pairs([3])
+
+
+def test_the_test_after_training_needs_no_training_text(corpus: Path) -> None:
+    data = ready(corpus)
+    for path in corpus.glob("train.*"):
+        path.unlink()
+    data.prepare_data()
+    data.setup("test")
+    assert len(data.test_dataloader()) > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_line_of_a_stream_is_one_line(corpus: Path, workers: int) -> None:
+    lines = (corpus / "train.de").read_bytes().splitlines()
+    tokenizer = ready(corpus).tokenizer
+    (corpus / "train.de").write_bytes(b"\n".join([*lines[:-1], b"\xff"]) + b"\n")
+    data = make(corpus, streaming=True, num_workers=workers)
+    data.tokenizer = tokenizer
+    data.prepare_data()
+    data.setup()
+    line = r"^data.train: .*/train.de, line 400: not UTF-8 [^\n]*; convert it to UTF-8$"
+    with pytest.raises(UserError, match=line):
+        list(data.train_dataloader())
+
+
+def test_a_worker_that_is_killed_is_one_line(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    data = ready(corpus, streaming=True, num_workers=1)
+    monkeypatch.setattr(loaders, "table_in_memory", die)
+    with pytest.raises(UserError, match=r"data.train: a process that reads it was killed; .*mem"):
+        list(data.train_dataloader())
+
+
+def test_lines_that_each_validation_would_search_for_hours(corpus: Path) -> None:
+    with (corpus / "val.en").open("a") as en, (corpus / "val.de").open("a") as de:
+        en.write("1 " * 500 + "\n")
+        de.write("1\n")
+    data = ready(corpus, max_length=50)
+    data.check_lengths(501)
+    with pytest.raises(UserError, match=r"data.val: .*/val, line 31: 501 tokens of en, the long"):
+        data.check_lengths(None)
 
 
 def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:

@@ -18,6 +18,7 @@ from test_corpus import PAIRS, fails, hub, read, rows
 
 from transformer import hub as hub_under_test
 from transformer.data.corpus import Pair, open_corpus
+from transformer.data.files import file_digest
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -88,6 +89,40 @@ def test_a_bad_row_of_a_parquet_file_or_a_hub_data_set(
         assert next(corpus.pairs(1100)) == Pair("fine", "x")
         with pytest.raises(ValueError, match="row 1201: column 'en' is null"):
             list(corpus.pairs(1100))
+
+
+def test_a_network_that_vanishes_is_one_line_with_the_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Vanishes(Exception):
+        """As httpx has them."""
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"de": "eins", "en": "one"}
+        raise Vanishes("Server disconnected")
+
+    data = datasets.IterableDataset.from_generator(rows)
+    monkeypatch.setattr("transformer.data.corpus.load", lambda *_: data)
+    corpus = open_corpus("hub:org/name:train", "de", "en", streaming=True)
+    fails(corpus, "hub:org/name:train, row 1: cannot be read (Server disconnected)")
+
+
+def test_a_stream_of_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    file = folder / "train.jsonl"
+    file.write_text('{"de": "eins", "en": "one"}\n')
+    corpora = [
+        open_corpus(f"hub:{folder}:train", "de", "en", streaming=streaming)
+        for streaming in (True, False)
+    ]
+    before = [corpus.identity() for corpus in corpora]
+    file.write_text('{"de": "zwei", "en": "two"}\n')
+    assert [corpus.identity() == old for corpus, old in zip(corpora, before, strict=True)] == [
+        False, False
+    ]  # fmt: skip
+    assert corpora[0].digests() == [file_digest(file)]
+    assert not open_corpus("hub:org/name:train", "de", "en", streaming=True).digests()
 
 
 @pytest.fixture

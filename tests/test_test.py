@@ -14,6 +14,7 @@ from toys import write_lines
 
 from transformer import kernels
 from transformer.bundle import TRAINING, load_bundle, save_bundle
+from transformer.commands.test import save as save_test
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
 from transformer.inference.translator import Translator
@@ -172,6 +173,13 @@ def test_test_finds_a_folder_and_never_overwrites_it(
     assert "tok:char" in numbers["signature"]
     assert "exists already: choose another --run_dir" in refused(*args)
     assert "option '--sample' does not exist" in refused(*args, "--sample")
+
+
+def test_a_name_that_was_taken_during_the_work_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "test-x").mkdir()
+    numbers = {"loss": 1.0, "perplexity": 2.7, "bleu": 1.0, "chrf": 2.0, "signature": "s"}
+    save_test(tmp_path / "test-x", {0: "eins"}, numbers)
+    assert (tmp_path / "test-x-2/hypotheses.txt").read_text() == "eins\n"
 
 
 def test_test_asks_for_a_corpus_that_is_there(refused: Any, bundle: str, tmp_path: Path) -> None:

@@ -25,11 +25,32 @@ def test_a_killed_writer_leaves_the_file_of_before(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     assert file.read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 2
-    part(tmp_path / "folder").mkdir()
-    (part(tmp_path / "folder") / "file").touch()
+    growing = part(tmp_path / "folder")
+    growing.mkdir()
+    (growing / "file").touch()
     (tmp_path / ".hidden").touch()
     clear(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "file"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Their process numbers are equal in containers that share the folder."""
+    with whole(tmp_path / "file") as one:
+        one.write(b"one")
+        with whole(tmp_path / "file") as other:
+            other.write(b"the other")
+        one.write(b" and all")
+    assert (tmp_path / "file").read_text() == "one and all"
+
+
+def test_a_full_disk_names_the_folder(tmp_path: Path) -> None:
+    def save() -> None:
+        with whole_folder(tmp_path / "bundle"), Path("/dev/full").open("w") as stream:
+            stream.write("text")
+
+    with pytest.raises(OSError, match="No space left on device: '.*/bundle'"):
+        save()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,14 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has had enough; Python must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has had enough
+        give_up_output()
         return PIPE_CLOSED
     except Exception as error:
         if os.environ.get("TRANSFORMER_DEBUG", "0") not in ("", "0") or not is_for_the_user(error):
             raise
+        give_up_output()
         return fail(message(error))
+
+
+def give_up_output() -> None:
+    """Writes what is left for the standard output, or forgets it: Python would complain at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

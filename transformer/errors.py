@@ -1,7 +1,11 @@
 """Errors that the user can mend are one line; all others keep their traceback."""
 
+import errno
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+
+#: Errors of the system that name no file when it is open already.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE}
 
 
 class UserError(ValueError):
@@ -13,12 +17,13 @@ class Done(Exception):
 
 
 def is_for_the_user(error: BaseException) -> bool:
-    """Says whether the user can mend it: one of ours, or the system's about a file it names.
+    """Says whether the user can mend it: one of ours, or the system's about a file or a disk.
 
     No such file, no permission or a full disk is nobody's bug; a library's error may be one.
     """
     return isinstance(error, UserError) or (
-        isinstance(error, OSError) and bool(error.filename and error.strerror)
+        isinstance(error, OSError)
+        and bool(error.strerror and (error.filename or error.errno in OF_THE_DISK))
     )
 
 
@@ -41,6 +46,6 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def message(error: Exception) -> str:
     """Puts what an error says on one line; for a file that is its name and the reason."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ PART = ".part"
 
 def part(path: Path) -> Path:
     """The name under which a file or a folder grows, beside the place where it shall be."""
-    return path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    # Not the number of the process: in two containers that share a folder it may be the same.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
 
 
 def is_part(path: Path) -> bool:
@@ -34,7 +36,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     growing = part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with growing.open("wb") as stream:
+        with growing.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -80,8 +82,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     except BaseException as error:
         shutil.rmtree(growing, ignore_errors=True)
-        if told := re.search(r"\(os error (\d+)\)", str(error)):  # so says safetensors
-            raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
+        told = re.search(r"\(os error (\d+)\)", str(error))  # so says safetensors
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number and not getattr(error, "filename", None):  # a full disk does not say which file
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 

@@ -50,7 +50,7 @@ def outcome(case: Callable[[], object]) -> str:
             text = message(error)
             return REFUSED if "\n" not in text and len(text) < 2000 else f"a long error: {text}"
         return traceback.format_exc()
-    except BaseException:  # a panic of Rust
+    except BaseException:  # a hang, or a panic of Rust
         return traceback.format_exc()
     return READ
 
@@ -124,8 +124,12 @@ def _process(
         sys.stderr.write(errors.read().decode(errors="replace"))
 
 
+class Hang(BaseException):
+    """A case takes too long; no `except Exception` takes it for a damaged file."""
+
+
 def hung(*_: Any) -> None:
-    raise TimeoutError(f"no end after {SECONDS} seconds")
+    raise Hang(f"no end after {SECONDS} seconds")
 
 
 def some(module: str, kind: str, seed: int, first: int, end: int, folder: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from toys import FixedData, module, recipe, start, trainer, write_corpus
 from transformer.kernels import trains_in_bfloat16
 from transformer.training import bad_steps
 
+from .forks import free_port
 from .table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,11 +124,9 @@ def _result(run: Path, numbers: bool) -> list[Any]:
 def _injected(folder: Path, seed: int, count: int, processes: int) -> int:
     """Tries so many cases in processes of their own; how many went wrong."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": port,
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": str(free_port()),
         "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(processes), "NODE_RANK": "0",
     }  # fmt: skip
     arguments = [str(number) for number in (folder, seed, count, processes)]

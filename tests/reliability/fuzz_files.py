@@ -33,7 +33,7 @@ COUNTS = {
     "bundles": (1900, "network, weights and tokenizer with those saved"),
     "checkpoints": (800, "weights with those saved"),
     "caches": (400, "ids with those of the text"),
-    "results": (300, "the table's rows"),
+    "results": (300, "nothing: a page, or one line"),
     "marians": (60, "translations with those of Hugging Face"),
 }
 
@@ -156,7 +156,7 @@ def checkpoints(rng: random.Random, place: Path, shared: Path) -> Case:
 
 
 def caches(rng: random.Random, place: Path, shared: Path) -> Case:
-    """The ids of a corpus, or its vocabulary, in a damaged file of the cache."""
+    """The ids of a corpus in a damaged file of the cache."""
     tokenizer = load_bundle(shared / "run" / "bundle").tokenizer
     corpora = [open_corpus(str(shared / "train"), "de", "en")]
     right = open_table(shared / "cache", corpora, tokenizer)

@@ -25,6 +25,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from . import fuzz_corpora, fuzz_score, fuzz_serve, fuzz_tokens, fuzz_translate
+from .cases import Hang
 from .table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +131,7 @@ def _stopped(limit: bool) -> Iterator[None]:
     """Ends a case that takes too long; and the process, where it does not listen."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"{SECONDS} seconds are over")
+        raise Hang(f"{SECONDS} seconds are over")
 
     if not limit:
         yield

@@ -90,6 +90,7 @@ def options(data: Any, folder: Path) -> None:
     content, pipe = "\n".join(lines).encode(), data.draw(st.booleans())
     found = called("translate", bundle(tags), *given, given=content, pipe=pipe)
     if not checked(found):
+        assert given, "refused without options"
         return
     value = dict(pairwise(given))
     lines = lines[int(value.get("--skip", 0)) :]

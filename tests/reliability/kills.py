@@ -19,16 +19,18 @@ from typing import Any
 import torch
 from toys import recipe, write_corpus
 
-from transformer.commands.lives import live
+from transformer.commands.lives import BATCH, PHASES, live
 from transformer.commands.verify_resume import verify
 from transformer.data import loaders
 from transformer.errors import UserError
 from transformer.training.checkpoint_files import WholeFiles, newest_checkpoint
 from transformer.writing import clear
 
+from .cases import Hang
 from .table import Row
 
 STEPS, KILLS, WRITES = 40, 20, 1000
+SECONDS = 600  # after which a cell hangs; it takes half a minute
 CORPUS = {"train": 300, "val": 12, "test": 10}
 #: Pairs of a pool: an epoch has several of them.
 POOL = 90
@@ -71,22 +73,33 @@ def rows(folder: Path, seed: int, share: float) -> Iterator[Row]:
         yield written.result()
 
 
+def hung(*_: Any) -> None:
+    raise Hang(f"no end after {SECONDS} seconds")
+
+
 def cell(folder: Path, seed: int, kills: int, name: str) -> Row:
     """Kills the runs of one cell."""
     loaders.POOL = loaders.STREAM_POOL = POOL
     options = [option.replace("{}", str(folder)) for option in CELLS[name]]
     place = folder / name.replace(" ", "-")
-    if name.startswith("TMPDIR"):
-        os.environ["TMPDIR"] = tempfile.tempdir = elsewhere(folder)
+    signal.signal(signal.SIGALRM, hung)
+    signal.alarm(SECONDS)
     try:
+        if name.startswith("TMPDIR"):
+            os.environ["TMPDIR"] = tempfile.tempdir = elsewhere(folder)
         args = [f"--config={folder}/toy.yaml", *ALWAYS, *options]
         verdict = verify(args, place, STEPS, kills, seed)
-    except UserError as error:
+    except (UserError, Hang) as error:
         print(f"kills: {name}: {error}", file=sys.stderr, flush=True)
         return Row(f"processes of a run: {name}", 1, 1)
     finally:
+        signal.alarm(0)
         os.environ.pop("TMPDIR", None)
         tempfile.tempdir = None
+    phases = [phase for phase in PHASES if phase != BATCH or "accumulated" in name]
+    missing = [phase for phase in phases if not verdict.kills[phase] and kills == KILLS]
+    if missing or verdict.kills.total() < kills:
+        verdict.difference = verdict.difference or f"too few kills, none in {missing}"
     if verdict.difference:
         print(f"kills: {name}: seed {seed}: {verdict}", file=sys.stderr, flush=True)
     fell = ", ".join(f"{number} {phase}" for phase, number in verdict.kills.items())
@@ -101,8 +114,7 @@ def elsewhere(folder: Path) -> str:
     for place in map(Path, ("/dev/shm", "/run/user", "/var/tmp", "/tmp")):
         if os.access(place, os.W_OK) and place.stat().st_dev != folder.stat().st_dev:
             return str(place)
-    print("kills: there is no other file system: TMPDIR stays", file=sys.stderr)
-    return tempfile.gettempdir()
+    raise UserError("there is no other file system for TMPDIR")
 
 
 def writes(folder: Path, seed: int, kills: int) -> Row:

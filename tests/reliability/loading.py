@@ -24,7 +24,7 @@ from transformer.errors import UserError
 from transformer.training.runs import recipe_name
 
 from .cases import READ, REFUSED, command, outcome
-from .fuzz_files import prepare
+from .fuzz_files import _marian, prepare
 from .table import Row
 
 Case = Callable[[], object]
@@ -263,12 +263,6 @@ def folders(folder: Path) -> Iterator[tuple[str, Case]]:
     yield "a data set with code", data_set
 
 
-def _marian(folder: Path) -> Path:
-    from .fuzz_files import _marian
-
-    return _marian(folder)
-
-
 def paths(folder: Path) -> Iterator[tuple[str, Case]]:
     """Names that lead out of the folder in which they belong."""
     parts = ["..", "../..", "a/../..", "/etc", "a/b/../../..", "..%2f..", "a/..", "../a", "..\\.."]
@@ -287,7 +281,8 @@ def paths(folder: Path) -> Iterator[tuple[str, Case]]:
 
         def named(name: str = name) -> None:
             stored = {"recipe": {"name": name}}
-            if not (folder / "runs" / recipe_name(None, stored)).resolve().is_relative_to(folder):
+            runs = (folder / "runs").resolve()
+            if not (runs / recipe_name(None, stored)).resolve().is_relative_to(runs):
                 canary(folder).touch()
 
         yield f"recipe {name}", named

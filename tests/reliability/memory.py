@@ -194,9 +194,7 @@ def table(found: Sequence[Phase]) -> str:
     ]
     smallest = {one.name: one for one in found if one.pairs == min(p.pairs for p in found)}
     for one in found:
-        base = smallest[one.name]
-        grown = (one.peak - base.peak) * 2**20 / max(one.pairs - base.pairs, 1)
-        growth = f"{grown:.0f}" if one is not base else ""
+        growth = f"{grown(one, smallest[one.name]):.0f}" if one is not smallest[one.name] else ""
         rate = f"{one.pairs / one.seconds:,.0f}" if one.first_step is None else ""
         first = f"{one.first_step:.1f}" if one.first_step else ""
         lines.append(
@@ -206,6 +204,24 @@ def table(found: Sequence[Phase]) -> str:
     return "\n".join(lines)
 
 
+def grown(one: Phase, base: Phase) -> float:
+    """Bytes a pair by which the peak of a phase grows between two corpora."""
+    return (one.peak - base.peak) * 2**20 / max(one.pairs - base.pairs, 1)
+
+
+def too_much(found: Sequence[Phase]) -> Iterator[str]:
+    """What breaks a promise: bytes a pair, a peak, a warm start."""
+    smallest = {one.name: one for one in found if one.pairs == min(p.pairs for p in found)}
+    for one in found:
+        where = f"{one.pairs:,} pairs, {one.name}"
+        if grown(one, smallest[one.name]) > 64:
+            yield f"{where}: more than 64 bytes a pair"
+        if one.peak > 3000:
+            yield f"{where}: more than 3 GB"
+        if one.name.startswith("resume") and (one.first_step or 99) > 10:
+            yield f"{where}: the first step takes more than 10 seconds"
+
+
 def fit(options: list[str]) -> int:
     """`transformer fit`, which says when the optimizer takes each step."""
     register_optimizer_step_post_hook(lambda *_: print(STEP, flush=True))
@@ -213,7 +229,7 @@ def fit(options: list[str]) -> int:
 
 
 def main() -> int:
-    """Prints the table."""
+    """Prints the table; returns 1 where a promise is broken."""
     if sys.argv[1:2] == ["--fit"]:
         return fit(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
@@ -236,7 +252,9 @@ def main() -> int:
         page = Path(__file__).with_name("README.md")
         head, _, rest = page.read_text().partition(BEGIN)
         write(page, f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
-    return 0
+    broken = list(too_much(found))
+    print(*broken, sep="\n")
+    return int(bool(broken))
 
 
 if __name__ == "__main__":  # processes may be spawned

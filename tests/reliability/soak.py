@@ -29,6 +29,7 @@ from transformer.training.train import train
 from .table import processor
 
 ROOT = Path(__file__).resolve().parents[2]
+STOPPED = 128 + signal.SIGTERM
 EVERY = 5.0  # seconds between two samples
 MARKS = (1 / 12, 1 / 4, 1 / 2, 3 / 4, 1)  # of the time, where the table looks
 #: What is sampled: its heading, its unit, and by how much of its mean it may grow in an hour.
@@ -114,7 +115,7 @@ def main() -> int:
     parser.add_argument("--read", type=Path, help="samples of a run that was made before")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        samples, code = options.read or Path(folder) / "samples.jsonl", 0
+        samples, code = options.read or Path(folder) / "samples.jsonl", STOPPED
         if not options.read:
             code = _run(options, Path(folder), samples)
         found = [json.loads(line) for line in samples.open()]
@@ -122,7 +123,7 @@ def main() -> int:
     print(f"{found[-1]['step']:,} steps in {found[-1]['minute']:.0f} minutes, {options.recipe}")
     print(f"torch {torch.__version__}, {options.threads} threads, {processor()}.\n\n{text}\n")
     print(f"grown: {', '.join(grown) or 'nothing'}; the run ended with {code} after SIGTERM")
-    return 1 if grown or code not in (0, 128 + signal.SIGTERM) else 0
+    return int(bool(grown) or code != STOPPED)
 
 
 def _run(options: argparse.Namespace, folder: Path, samples: Path) -> int:
@@ -148,7 +149,7 @@ def _run(options: argparse.Namespace, folder: Path, samples: Path) -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             code = process.wait(300)
-    if code != 128 + signal.SIGTERM:
+    if code != STOPPED:
         print((folder / "log").read_text()[-3000:], file=sys.stderr)
     return code
 

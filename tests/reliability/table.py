@@ -1,11 +1,12 @@
 """One line of the table for each thing that was tried."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-#: The parts in their order; each is a module beside this one with a function `rows`.
+#: The parts in their order; each is a module beside this one with a function `rows`, which gets an
+#: empty folder, a seed, and the share of the full number of cases (1 in the run of record).
 PARTS = ("kills", "faults", "processes", "hosts", "loading", "fuzz_text", "fuzz_files", "drift")
 
 
@@ -16,10 +17,6 @@ class Row(NamedTuple):
     tried: int
     lost: int
     how: str = ""  # what was compared, in a few words
-
-
-#: Gets an empty folder, a seed, and the share of the full number of cases (1 in the run of record).
-Part = Callable[[Path, int, float], Iterator[Row]]
 
 
 def markdown(rows: Iterable[tuple[str, Row, float]]) -> str:

@@ -47,6 +47,7 @@ class Life:
         phases: Of rank 0: each phase that began, and when it did, in seconds.
         moments: Each micro-batch, with the digest of its pair ids and its loss, and each
             validation, with its scores, in their order.
+        first: The number of its first micro-batch; None if it had none.
         device: Where it trained: cpu or cuda.
         killed: The phase in which a kill fell; None if it ended before.
         code: The exit code of the process that ended badly first; 0 if none did.
@@ -55,6 +56,7 @@ class Life:
 
     phases: list[tuple[str, float]] = field(default_factory=list)
     moments: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    first: int | None = None
     device: str = ""
     killed: str | None = None
     code: int = 0
@@ -64,6 +66,8 @@ class Life:
         """Keeps what a process told."""
         if kind == "batch":
             number, ids, loss = values
+            if self.first is None:
+                self.first = number + 1
             found = {"pairs": ids, "loss": float.fromhex(loss)}
             self.moments.append((f"{BATCH} {number + 1} of rank {rank}", found))
         elif kind == "validation" and not rank:
@@ -122,6 +126,10 @@ class Tell(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._phase("test")
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.phase != "test":  # a life that had only the test left did not train
+            self._phase("test")
 
 
 def live(args: Sequence[str], ranks: int, log: Path, aim: Aim | None = None) -> Life:

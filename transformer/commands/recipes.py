@@ -84,7 +84,10 @@ def look_up(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:
 
 def content(node: yaml.Node) -> Any:
     """Returns what a node holds."""
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except (ValueError, AttributeError, IndexError):  # 2024-25-12 looks like a date
+        return node.value
 
 
 def place(key: str, files: Iterable[str], given: str | None = None) -> str:

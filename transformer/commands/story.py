@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ class Story:
                 yield from differences(name, straight.moments[name], found, self.tolerance)
             else:
                 yield f"{name} is not in the straight run"
+
+    def saved(self) -> int:
+        """Micro-batches of the farthest checkpoint, from which the next life has to go on."""
+        found = [0]
+        for file in (self.folder / "checkpoints").glob("[bil]*.ckpt"):  # not of weights alone
+            with suppress(Exception):  # of many kinds: a damaged one
+                found.append(mapped(file)["micro_batches"])
+        return max(found)
 
     def compare(self, killed: Story) -> Iterator[str]:
         """Says what a run that came to its end has left out, and what it left otherwise."""
@@ -84,7 +93,7 @@ def same(one: Any, other: Any, tolerance: float) -> bool:
         if not tolerance:
             one, other = (tensor.reshape(-1).view(torch.uint8) for tensor in (one, other))
             return torch.equal(one, other)
-        return bool((one - other).norm() <= tolerance * (1 + one.norm()))
+        return bool((one - other).norm() <= tolerance * max(one.norm(), other.norm()))
     if tolerance and isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
     return bool(one == other)

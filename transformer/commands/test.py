@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
 from transformer.training.results import score_lines, versions, write_results
 from transformer.training.runs import set_up_libraries
-from transformer.writing import write
+from transformer.writing import whole_folder, write
 
 DESCRIPTION = """Score a bundle on a test set: loss and perplexity of the references, BLEU and chrF
 of the bundle's translations. Writes results.json and hypotheses.txt into a run folder. What is not
@@ -98,10 +99,13 @@ def score_bundle(
 
 def save(folder: Path, translations: dict[int, str], numbers: dict[str, Any]) -> None:
     """Writes the run folder, and says what is in it."""
-    folder.mkdir()
+    # Another test may have taken its name meanwhile.
+    names = chain([folder], (Path(f"{folder}-{n}") for n in count(2)))
+    folder = next(name for name in names if not name.exists())
     lines = (" ".join(translations[index].splitlines()) for index in sorted(translations))
-    write(folder / "hypotheses.txt", "".join(f"{line}\n" for line in lines))
-    write_results(folder, numbers)
+    with whole_folder(folder) as growing:
+        write(growing / "hypotheses.txt", "".join(f"{line}\n" for line in lines))
+        write_results(growing, numbers)
     print(f"loss {numbers['loss']:.4f}", *score_lines(numbers), sep="\n")
     print(f"Translations and scores: {folder}")
 

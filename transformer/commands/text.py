@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import secrets
 import shlex
 import signal
 import stat
@@ -49,6 +50,8 @@ class Source:
     def __init__(self, name: str) -> None:
         self.name = STANDARD_INPUT if name == "-" else name
         self.path = None if name == "-" else Path(name)
+        if not self.path and sys.stdin is None:
+            raise UserError("the standard input is closed: give texts, or --input with a file")
         mode = (self.path.stat() if self.path else os.fstat(sys.stdin.fileno())).st_mode
         #: Whether it can be read more than once, which a pipe or a terminal cannot.
         self.is_file = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
@@ -184,6 +187,8 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
     go on. Pipes and devices are written to as they are. `skip` rows of the input were done before.
     """
     if file in (None, "-"):
+        if sys.stdout is None:
+            raise UserError("the standard output is closed: give --output with a file")
         yield Output(sys.stdout.buffer, skip)
         return
     path = Path(str(file))
@@ -195,7 +200,7 @@ def writing(file: str | None, skip: int = 0) -> Iterator[Output]:
         raise UserError(f"{file} exists already: choose another --output, or move it away")
     if not path.parent.is_dir():
         raise UserError(f"--output {file}: there is no folder {path.parent}: make it first")
-    partial = Path(f"{file}.partial-{os.getpid()}")
+    partial = Path(f"{file}.partial-{secrets.token_hex(4)}")
     stream = partial.open("xb")
     output = Output(stream, skip, zipped=path.suffix == ".gz")
     try:

@@ -158,7 +158,10 @@ class _Trial:
     def _killed(self, story: Story, straight: Story, aims: Aims, verdict: Verdict) -> Iterator[str]:
         """Lets a run live until it ends, killed as often as there is an aim."""
         while True:
+            saved = story.saved()
             life = self._live(story, aims.choose(verdict.kills))
+            if life.first not in (None, saved + 1):
+                yield f"a life begins with micro-batch {life.first}, {saved} were saved before"
             yield from story.add(life, straight)
             if life.killed is None:
                 if life.code:
@@ -193,13 +196,15 @@ class Aims:
         """The next aim, after so many kills in each phase; None when that is enough."""
         if fell.total() >= self.kills:
             return None
-        due = {p: self.quotas[p] - fell[p] for p in self.quotas if p != "test"}
+        left, tests = self.kills - fell.total(), self.quotas["test"] - fell["test"]
+        # Kills that fell into another phase than they were to leave the test its own.
+        due = {p: self.quotas[p] - fell[p] for p in self.quotas if p != "test" and left > tests}
         order = {p: (n, p == "preparation" and not fell, self.rng.random()) for p, n in due.items()}
         phase = max(order, key=lambda p: order[p], default="test")
         if due.get(phase, 0) <= 0 and "test" in self.quotas:
             phase = "test"
-        # Small steps, so that a run is long enough for all of them.
-        farthest = max(1, self.counts[phase] // (self.kills + 1))
+        # Small steps, so that a run is long enough for most of them; another one has the rest.
+        farthest = max(min(3, self.counts[phase]), self.counts[phase] // (self.kills + 1))
         delay = self.rng.uniform(0, self.rng.choice(self.spans[phase]))
         ranks = self.rng.choice([*((r,) for r in range(self.ranks)), tuple(range(self.ranks))])
         return Aim(phase, self.rng.randint(1, farthest), delay, ranks)

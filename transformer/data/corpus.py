@@ -62,9 +62,13 @@ class Corpus:
     def __str__(self) -> str:
         return f"{self.key}: {self.spec}"
 
+    def digests(self) -> list[str]:
+        """Of its files, wherever they lie; none of a data set that comes from the hub."""
+        return [file_digest(path) for path in self.files]
+
     def identity(self) -> list[Any]:
         """What changes when the text changes, and does not when it lies somewhere else."""
-        return [file_digest(path) for path in self.files]
+        return self.digests()
 
     def content(self) -> list[Any]:
         """What changes when the pairs do."""
@@ -88,8 +92,8 @@ class Corpus:
             raise self._wrong(number, f"not JSON ({error})") from None
         except UserError:
             raise
-        except (ValueError, RecursionError) as error:  # beyond Python: digits, depth, dates
-            raise self._wrong(number, f"cannot be read ({error})") from error
+        except (ValueError, RecursionError, OSError) as error:  # digits, depth, dates; a disk
+            raise self._wrong(number, f"cannot be read ({message(error)})") from error
         if number == 0:
             raise UserError(f"{self} is empty; it needs at least one pair")
 
@@ -229,7 +233,12 @@ class Hub(Corpus):
     def identity(self) -> list[Any]:
         names = [self.name, self.config, self.split]
         names += [self.revision] if self.revision else []
+        names += self.digests()
         return names if self.streaming else [*names, self._load()._fingerprint]
+
+    def digests(self) -> list[str]:
+        files = Path(self.name).rglob("*") if Path(self.name).is_dir() else ()
+        return [file_digest(path) for path in sorted(files) if path.is_file()]
 
     def where(self, index: int) -> str:
         return f"{self.spec}, row {index + 1}"
@@ -248,7 +257,12 @@ class Hub(Corpus):
 
     def _rows(self, start: int) -> Iterator[Any]:
         rest = self._load().skip(start) if start else self._load()  # without reading, if it can
-        return _rows_of(rest.with_format("arrow").iter(batch_size=1000))
+        try:
+            yield from _rows_of(rest.with_format("arrow").iter(batch_size=1000))
+        except (OSError, ValueError, UserError):
+            raise
+        except Exception as error:  # of many kinds: the network may vanish
+            raise OSError(message(error)) from error
 
 
 def _rows_of(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:

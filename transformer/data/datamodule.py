@@ -33,6 +33,7 @@ from transformer.writing import clear
 
 Split = Literal["train", "val", "test"]
 log = logging.getLogger(__name__)
+FARTHEST = 8  # times data.max_length: the longest line to validate or test on
 ABANDONED = 3600  # seconds: a file that grew for so long by nothing has no writer any more
 
 
@@ -112,7 +113,10 @@ class DataModule(LightningDataModule):
         self.max_length, self.too_long = max_length, too_long
         self.streaming, self.num_workers = streaming, num_workers
         self.cache = Path(cache).expanduser()
+        self._is_set_up = False
         self._tables: dict[Split, TokenTable] = {}
+        self._contents: dict[Split, list[Any]] = {}  # of the text of the tables
+        self._texts: dict[Split, tuple[list[str], list[str]]] = {}
         self._mixture: Mixture
         self._counts = Counts()
         self._loader: TrainLoader | None = None
@@ -156,12 +160,16 @@ class DataModule(LightningDataModule):
 
         Of several nodes the first trains it; the others tokenise in `setup`, when they have it.
         """
+        if self._is_set_up:  # a test after the training: its corpora may be gone
+            return
         clear(self.cache, ABANDONED)
         if hasattr(self, "tokenizer") or not self._processes()[0]:
             self._open(getattr(self, "tokenizer", None) or self._learned)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what `prepare_data` made, with the tokenizer of the first process."""
+        if self._is_set_up:
+            return
         rank, world = self._processes()
         if not hasattr(self, "tokenizer") and world > 1:  # two nodes may have learned two of them
             trainer: Any = self.trainer
@@ -175,10 +183,11 @@ class DataModule(LightningDataModule):
         self._open(self.tokenizer)
         if world > 1:
             self._refuse_others()
+        self._is_set_up = True
 
     def _refuse_others(self) -> None:
         """Stops all processes where one has other text: their batches would not fit together."""
-        about = [corpus.identity() if corpus.files else corpus.spec for corpus in self.corpora()]
+        about = [corpus.digests() or corpus.spec for corpus in self.corpora()]
         every = self._gather([int(json_digest(about)[:15], 16)])[:, 0]
         if others := np.flatnonzero(every != every[0]).tolist():
             raise UserError(
@@ -215,8 +224,19 @@ class DataModule(LightningDataModule):
         """The whole test set."""
         return self.val_dataloader("test")
 
-    def check_lengths(self, longest: int) -> None:
-        """Refuses lines of validation and test of more than `longest` tokens, the end included."""
+    def check_lengths(self, positions: int | None) -> None:
+        """Refuses lines of validation and test that a model cannot read or write, the end included.
+
+        One without learned positions could, but each validation would search for hours.
+        """
+        longest = positions or FARTHEST * self.max_length
+        why = (
+            f"the model has {positions} learned positions; shorten the line, or train with a "
+            "larger model.network.max_positions"
+            if positions
+            else f"the longest may have {FARTHEST} times data.max_length, {longest}; shorten the "
+            "line, or raise data.max_length"
+        )
         for split, table in self._tables.items():
             sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}
             for language, side in sides.items():
@@ -225,18 +245,35 @@ class DataModule(LightningDataModule):
                     row = int(np.argmax(lengths > longest))
                     raise UserError(
                         f"data.{split}: {self.corpora(split)[0].where(row)}: {lengths[row]} tokens "
-                        f"of {language}, the model has {longest} learned positions; shorten the "
-                        "line, or train with a larger model.network.max_positions"
+                        f"of {language}, {why}"
                     )
 
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
-        """Source and reference lines of a set; `Batch.indices` counts into them."""
-        pairs = list(self.corpora(split)[0].pairs())
-        return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
+        """Source and reference lines of a set; `Batch.indices` counts into them.
+
+        Raises:
+            UserError: The set is no longer the one that was tokenised.
+        """
+        if split not in self._texts:
+            pairs = list(self._unchanged(split)[0].pairs())
+            self._texts[split] = [pair.src for pair in pairs], [pair.tgt for pair in pairs]
+        return self._texts[split]
+
+    def _unchanged(self, split: Split) -> list[Corpus]:
+        """The corpora of a split, as they were when their table was opened."""
+        corpora = self.corpora(split)
+        if split in self._contents and [c.content() for c in corpora] != self._contents[split]:
+            specs = ", ".join(corpus.spec for corpus in corpora)
+            raise UserError(f"data.{split}: {specs} was changed while the run went on: begin anew")
+        return corpora
 
     def training_pairs(self, indices: Sequence[int]) -> list[dict[str, str]]:
-        """The place and the text of training pairs, whose numbers `Batch.indices` has."""
-        corpora, found = self.corpora("train"), dict[int, dict[str, str]]()
+        """The place and the text of training pairs, whose numbers `Batch.indices` has.
+
+        Raises:
+            UserError: The text is no longer the one that was tokenised.
+        """
+        corpora, found = self._unchanged("train"), dict[int, dict[str, str]]()
         firsts = [0] if self.streaming else self._tables["train"].bounds[:-1].tolist()
         corpus_of = np.searchsorted(firsts, indices, "right") - 1
         for number in set(corpus_of.tolist()):
@@ -293,6 +330,7 @@ class DataModule(LightningDataModule):
                 continue
             corpora, before = self.corpora(split), self._tables.get(split)
             table = self._tables[split] = open_table(self.cache, corpora, tokenizer)
+            self._contents[split] = [corpus.content() for corpus in corpora]
             if before and before.source == table.source:
                 continue
             if split == "train":

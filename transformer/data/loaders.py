@@ -219,8 +219,16 @@ class StreamLoader(TrainLoader):
             _Tokenised(self.corpus, self.tokenizer, self.plan, self.rank, start), batch_size=None,
             num_workers=self.num_workers, generator=torch.Generator(),
         )  # fmt: skip
-        for number, table in enumerate(tables, start):
-            yield table, self._batches(table, epoch, number)
+        try:
+            for number, table in enumerate(tables, start):
+                if isinstance(table, UserError):
+                    raise table
+                yield table, self._batches(table, epoch, number)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            key = f"{self.corpus.key}: a process that reads it was killed"
+            raise UserError(f"{key}; is there enough memory for data.num_workers?") from error
         self.counts.check(self.corpus)
 
     def _batches(self, table: TokenTable, epoch: int, number: int) -> list[Ints]:
@@ -238,7 +246,7 @@ class StreamLoader(TrainLoader):
 
 
 @dataclass
-class _Tokenised(IterableDataset[TokenTable]):
+class _Tokenised(IterableDataset[TokenTable | UserError]):
     """The share of a process in a stream from a pool on; a worker takes some of the pools."""
 
     corpus: Corpus
@@ -247,7 +255,13 @@ class _Tokenised(IterableDataset[TokenTable]):
     rank: int
     start: int
 
-    def __iter__(self) -> Iterator[TokenTable]:
+    def __iter__(self) -> Iterator[TokenTable | UserError]:
+        try:
+            yield from self._tables()
+        except UserError as error:  # torch would put the traceback of a worker into it
+            yield error
+
+    def _tables(self) -> Iterator[TokenTable]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         size = STREAM_POOL * self.plan.world
