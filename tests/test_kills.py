@@ -71,20 +71,33 @@ def lose_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Strategy, "load_optimizer_state_dict", lambda self, checkpoint: None)
 
 
+def lose_the_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run begins anew, and comes to the same end."""
+    monkeypatch.setattr("transformer.training.folders.look_through", lambda folder: (None, []))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [lose_the_position, lose_the_moments])
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (lose_the_position, "(pairs|loss) differs"),
+        (lose_the_moments, "(pairs|loss) differs"),
+        (lose_the_checkpoints, "a life begins with micro-batch 1, [1-9] were saved before"),
+    ],
+)
 def test_a_run_that_loses_something_is_found_out(
     tmp_path: Path,
     toy: list[str],
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[pytest.MonkeyPatch], None],
+    found: str,
 ) -> None:
     """It is killed in its second validation, when there are checkpoints."""
     fault(monkeypatch)
     begun = Aim("validation", nth=2, delay=0.0, ranks=(0,))
     monkeypatch.setattr(verify_resume.Aims, "choose", lambda self, fell: None if fell else begun)
     verdict = verify(toy, tmp_path / "runs", steps=8, kills=1, seed=1)
-    assert re.search("(pairs|loss) differs", str(verdict.difference))
+    assert re.search(found, str(verdict.difference))
     assert str(verdict).startswith("did not resume exactly after 1 kill (")
 
 
