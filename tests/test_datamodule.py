@@ -317,10 +317,15 @@ def test_lines_that_each_validation_would_search_for_hours(corpus: Path) -> None
     with (corpus / "val.en").open("a") as en, (corpus / "val.de").open("a") as de:
         en.write("1 " * 500 + "\n")
         de.write("1\n")
-    data = ready(corpus, max_length=50)
-    data.check_lengths(501)
-    with pytest.raises(UserError, match=r"data.val: .*/val, line 31: 501 tokens of en, the long"):
-        data.check_lengths(None)
+    for length, stage in ((50, "test"), (63, "fit")):
+        data = make(corpus, max_length=length)
+        data.prepare_data()
+        data.setup(stage)
+    data = make(corpus, max_length=62)
+    data.prepare_data()
+    said = r"data.val: .*/val, line 31: 501 tokens of en, at most 496 may be .* 8 times data.max_l"
+    with pytest.raises(UserError, match=said):
+        data.setup("fit")
 
 
 def test_a_stream_leaves_no_copy_and_counts(corpus: Path) -> None:

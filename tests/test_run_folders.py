@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from toys import fit, recipe
 
 from transformer.training.folders import resumable, take_folder
@@ -138,10 +138,11 @@ def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path) -> No
         ckpt_path="runs/toy/checkpoints/last.ckpt",
         data=Namespace(tokenizer=tokenizer),
         model=model,
-        trainer=Namespace(max_steps=-1, max_epochs=2),
+        trainer=Namespace(max_steps=-1, max_epochs=2, max_time=None),
+        patience=None,
     )
     kept = resumable(given)
-    assert kept.keys() == {"recipe", "bundle", "wandb_id"}
+    assert kept.keys() == {"global_step", "recipe", "bundle", "wandb_id"}
     assert kept["recipe"]["name"] == "toy"
 
 

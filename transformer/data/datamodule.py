@@ -183,6 +183,10 @@ class DataModule(LightningDataModule):
         self._open(self.tokenizer)
         if world > 1:
             self._refuse_others()
+        if stage == "fit":  # each validation would search for hours
+            most = FARTHEST * self.max_length
+            why = f"at most {most} may be validated on, {FARTHEST} times data.max_length"
+            self.check_lengths(most, f"{why}; shorten the line, or raise data.max_length")
         self._is_set_up = True
 
     def _refuse_others(self) -> None:
@@ -224,18 +228,16 @@ class DataModule(LightningDataModule):
         """The whole test set."""
         return self.val_dataloader("test")
 
-    def check_lengths(self, positions: int | None) -> None:
-        """Refuses lines of validation and test that a model cannot read or write, the end included.
+    def check_lengths(self, longest: int, why: str | None = None) -> None:
+        """Refuses lines of validation and test of more tokens, the end included.
 
-        One without learned positions could, but each validation would search for hours.
+        Args:
+            longest: How many tokens a line may have.
+            why: What the error says about it; that a model has so many positions if None.
         """
-        longest = positions or FARTHEST * self.max_length
-        why = (
-            f"the model has {positions} learned positions; shorten the line, or train with a "
+        why = why or (
+            f"the model has {longest} learned positions; shorten the line, or train with a "
             "larger model.network.max_positions"
-            if positions
-            else f"the longest may have {FARTHEST} times data.max_length, {longest}; shorten the "
-            "line, or raise data.max_length"
         )
         for split, table in self._tables.items():
             sides = {self.src: table.src, self.tgt: table.tgt} if split != "train" else {}

@@ -169,7 +169,8 @@ class Seq2SeqModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse a line that the model cannot read or write before anything is learned."""
-        self.data.check_lengths(self.model.max_length)
+        if self.model.max_length is not None:
+            self.data.check_lengths(self.model.max_length)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Prepared:
         """Count tokens on the host, where it costs the device nothing."""
