@@ -23,7 +23,7 @@ PUREPYTHON = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 help:
 	@echo "make train [RECIPE=$(RECIPE)] [ARGS=...]   set up, train, translate"
-	@echo "make test      set up, linter, types, every test (13 minutes on two cores)"
+	@echo "make test      set up, linter, types, every test (9 to 13 minutes on two cores)"
 	@echo "make check     set up, linter, types, fast tests (under 4 minutes after set-up)"
 	@echo "make bench [ARGS=...] [DEVICE=cuda]   set up, measure speed beside other packages (ARGS=--help)"
 	@echo "make reliability [ARGS=...]   set up, try kills, faults, hosts and bad files for 30 minutes (ARGS=--help)"
