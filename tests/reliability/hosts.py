@@ -159,6 +159,8 @@ def _write_cluster(hosts: Hosts) -> None:
     (text,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
     ours = "--config recipe.yaml --run_dir slurm --save_every 10 --trainer.max_steps"
     text = re.sub(r"--config \S+", f"{ours} {STEPS}", text)
+    text, changed = re.subn(r"--data.max_tokens \d+", "", text)  # of the page's recipe
+    assert changed == 1
     (hosts.folder / "train.sbatch").write_text(text)
     numbers = "SLURM_PROCID={0} SLURM_NODEID={0} SLURM_LOCALID=0"
     tasks = (
