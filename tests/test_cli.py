@@ -327,6 +327,8 @@ def test_errors_on_the_command_line(args: list[str], message: str) -> None:
         ),
         ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
         ("network: 3", "recipe.yaml:1: network is 3, not a group of settings: indent settings"),
+        ("config: {a: 1}", "recipe.yaml:1: config is {'a': 1}: name a recipe, or leave it out"),
+        ("config: 3", "recipe.yaml:1: config is 3: name a recipe, or leave it out"),
         ("seed: 2024-25-12", "recipe.yaml:1: seed: expected int or null, got '2024-25-12'"),
         ("network: 2024-25-12", "recipe.yaml:1: network is '2024-25-12', not a group of settings"),
         ("seed: [", "recipe.yaml:1: expected the node content, but found"),

@@ -108,8 +108,14 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
 
 
 def check_groups(file: str, groups: Iterable[str]) -> None:
-    """Refuses a recipe in which `model` or another group of settings is something else."""
+    """Refuses a recipe in which `model` or another group of settings is something else.
+
+    So it does where `config`, the recipe that one is built on, is no name.
+    """
     root = read(file)
+    line, node = look_up(root, "config") or (0, None)
+    if node and not isinstance(value := content(node), str | list | None):
+        raise UserError(f"{file}:{line}: config is {value!r}: name a recipe, or leave it out")
     for key in groups:
         found = look_up(root, key)
         if found and not isinstance(found[1], yaml.MappingNode):
