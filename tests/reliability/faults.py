@@ -242,7 +242,9 @@ def read_only(rng: random.Random) -> int:
     # A mount of its own: one with a file that is open, as the run's lock is, stays as it is.
     subprocess.run(["mount", "--bind", "runs", "runs"], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", "runs"], check=True)
+        remount = ["mount", "-o", "remount,bind,ro", "runs"]
+        while subprocess.run(remount, check=False, stderr=subprocess.DEVNULL).returncode:
+            pass  # it is busy while a file is being written
         late = life.is_over() or RESULTS.exists()
         end = life.end()
         one_line(end, 0 if late else 2)
