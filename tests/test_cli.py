@@ -179,6 +179,12 @@ def test_an_output_that_takes_no_more() -> None:
             cwd=ROOT, env=environment,
         )  # fmt: skip
         found[where[0]] = done.stdout, done.stderr
+    closed = "import sys; from transformer.__main__ import main; sys.exit(main(['translate', 'x']))"
+    done = subprocess.run(
+        f'"{sys.executable}" -c "$CODE" <&- >&-', shell=True, capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, "CODE": closed},
+    )  # fmt: skip
+    assert done.stderr.startswith("transformer: error: ") and done.stderr.count("\n") == 1
     full = "transformer: error: No space left on device\n"
     assert found == {"|": ("line\n", ""), ">": ("2\n", full)}
 

@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interrupts_everywhere():
             code = run(args)
-        sys.stdout.flush()
+        if sys.stdout:  # not where it is closed
+            sys.stdout.flush()
         return code
     except Done as done:
         print(done, end="\n" if str(done) else "", flush=True)
@@ -83,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def give_up_output() -> None:
     """Writes what is left for the standard output, or forgets it: Python would complain at exit."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
