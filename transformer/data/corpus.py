@@ -259,7 +259,7 @@ class Hub(Corpus):
         rest = self._load().skip(start) if start else self._load()  # without reading, if it can
         try:
             yield from _rows_of(rest.with_format("arrow").iter(batch_size=1000))
-        except (OSError, ValueError, UserError):
+        except (OSError, ValueError):
             raise
         except Exception as error:  # of many kinds: the network may vanish
             raise OSError(message(error)) from error
