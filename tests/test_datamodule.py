@@ -274,9 +274,10 @@ def test_text_that_is_changed_during_a_run_is_found_out(corpus: Path) -> None:
         lines = (corpus / name).read_text().splitlines()
         (corpus / name).write_text("\n".join(reversed(lines)) + "\n")
     assert data.texts("val") == before, "read once"
-    with pytest.raises(UserError, match=r"data.val: .*/val was changed while the run went on"):
+    with pytest.raises(UserError, match=r"data.val: .*/val was changed or removed while the run"):
         late.texts("val")
-    with pytest.raises(UserError, match=r"data.train: .*/train was changed while the run went on"):
+    (corpus / "train.de").unlink()
+    with pytest.raises(UserError, match=r"data.train: .*/train was changed or removed while"):
         late.training_pairs([3])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from transformer.data.mixture import (
     check_tags,
     choose,
 )
+from transformer.data.texts import Texts
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import open_tokenizer
 from transformer.errors import UserError
@@ -115,8 +115,7 @@ class DataModule(LightningDataModule):
         self.cache = Path(cache).expanduser()
         self._is_set_up = False
         self._tables: dict[Split, TokenTable] = {}
-        self._contents: dict[Split, list[Any]] = {}  # of the text of the tables
-        self._texts: dict[Split, tuple[list[str], list[str]]] = {}
+        self._texts: dict[Split, Texts] = {}
         self._mixture: Mixture
         self._counts = Counts()
         self._loader: TrainLoader | None = None
@@ -251,40 +250,12 @@ class DataModule(LightningDataModule):
                     )
 
     def texts(self, split: Literal["val", "test"]) -> tuple[list[str], list[str]]:
-        """Source and reference lines of a set; `Batch.indices` counts into them.
-
-        Raises:
-            UserError: The set is no longer the one that was tokenised.
-        """
-        if split not in self._texts:
-            pairs = list(self._unchanged(split)[0].pairs())
-            self._texts[split] = [pair.src for pair in pairs], [pair.tgt for pair in pairs]
-        return self._texts[split]
-
-    def _unchanged(self, split: Split) -> list[Corpus]:
-        """The corpora of a split, as they were when their table was opened."""
-        corpora = self.corpora(split)
-        if split in self._contents and [c.content() for c in corpora] != self._contents[split]:
-            specs = ", ".join(corpus.spec for corpus in corpora)
-            raise UserError(f"data.{split}: {specs} was changed while the run went on: begin anew")
-        return corpora
+        """Source and reference lines of a set; `Batch.indices` counts into them."""
+        return self._texts[split].sides
 
     def training_pairs(self, indices: Sequence[int]) -> list[dict[str, str]]:
-        """The place and the text of training pairs, whose numbers `Batch.indices` has.
-
-        Raises:
-            UserError: The text is no longer the one that was tokenised.
-        """
-        corpora, found = self._unchanged("train"), dict[int, dict[str, str]]()
-        firsts = [0] if self.streaming else self._tables["train"].bounds[:-1].tolist()
-        corpus_of = np.searchsorted(firsts, indices, "right") - 1
-        for number in set(corpus_of.tolist()):
-            corpus, first = corpora[number], firsts[number]
-            wanted = {i - first for i, n in zip(indices, corpus_of, strict=True) if n == number}
-            for row, pair in enumerate(islice(corpus.pairs(), max(wanted) + 1)):
-                if row in wanted:
-                    found[first + row] = {"where": corpus.where(row), **pair._asdict()}
-        return [found[index] for index in indices]
+        """The place and the text of training pairs, whose numbers `Batch.indices` has."""
+        return self._texts["train"].pairs(indices)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training data."""
@@ -328,11 +299,14 @@ class DataModule(LightningDataModule):
         self._check()
         check_tags(self._named, self.tags, tokenizer)
         for split, spec in self.specs.items():
-            if not spec or (split == "train" and self.streaming):
+            if not spec:
                 continue
             corpora, before = self.corpora(split), self._tables.get(split)
+            if split == "train" and self.streaming:
+                self._texts[split] = Texts(split, corpora, [0])
+                continue
             table = self._tables[split] = open_table(self.cache, corpora, tokenizer)
-            self._contents[split] = [corpus.content() for corpus in corpora]
+            self._texts[split] = Texts(split, corpora, table.bounds[:-1].tolist())
             if before and before.source == table.source:
                 continue
             if split == "train":
