@@ -35,7 +35,7 @@ MARKS = (1 / 12, 1 / 4, 1 / 2, 3 / 4, 1)  # of the time, where the table looks
 #: What is sampled: its heading, its unit, and by how much of its mean it may grow in an hour.
 COLUMNS = {
     "memory": ("anonymous memory", "MiB", 0.02),
-    "children_memory": ("that of children", "MiB", 0.05),
+    "children_memory": ("that of children", "MiB", None),  # W&B's, of which see tracker.py
     "handles": ("file handles", "", 0.0),
     "threads": ("threads", "", 0.0),
     "children": ("children", "", 0.0),
