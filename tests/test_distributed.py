@@ -153,6 +153,18 @@ def test_fit_with_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_of_two_processes_leaves_nothing(tmp_path: Path) -> None:
+    options = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.fast_dev_run=true"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start("--config", recipe(tmp_path), *options, TMPDIR=str(temporary))
+    said, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert "nothing was kept" in said
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.slow
 def test_two_nodes_train_with_one_vocabulary(tmp_path: Path) -> None:
     """Each has a cache of its own, and the second one holds another vocabulary already."""
     data = datamodule(tmp_path / "1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformer.errors import UserError
 from transformer.evaluation.plots import attention_heatmap
 from transformer.training import train
 from transformer.training.checkpoint_files import read_checkpoint
+from transformer.training.scoring import attention_figure
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -125,3 +127,13 @@ def test_a_picture_of_a_long_sentence_has_a_size(tmp_path: Path) -> None:
         file.write_text("".join(f"{'haus ' * 100}\n" for _ in file.read_text().splitlines()))
     assert fit("--config", path, "--model.search.max_extra", "5") == 0
     assert not Path("runs/toy/attention.png").exists()
+
+
+def test_stray_bytes_that_no_position_is_left_for_have_no_picture(tmp_path: Path) -> None:
+    """A bad model writes them; read again, each is three bytes."""
+    learned = ["--model.network.positions", "learned", "--model.network.max_positions", "64"]
+    assert fit("--config", recipe(tmp_path), *learned, "--data.max_length", "64") == 0
+    bundle = load_bundle("runs/toy/bundle")
+    data: Any = SimpleNamespace(tokenizer=bundle.tokenizer, tgt="en")
+    assert attention_figure(bundle.model, data, [("haus", "", "house")]) is not None
+    assert attention_figure(bundle.model, data, [("haus", "", "\ufffd" * 100)]) is None

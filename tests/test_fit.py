@@ -123,18 +123,19 @@ def test_an_architecture_brings_its_own_settings(
         (["--patience", "3", "--data.val", "null"], "patience 3 counts validations, but there is"),
         (
             ["--trainer.val_check_interval=5", "--trainer.accumulate_grad_batches=2"],
-            "trainer.val_check_interval 5 counts batches and is not a multiple of "
-            "trainer.accumulate_grad_batches 2: use 6",
+            "trainer.val_check_interval 5 may end inside of an optimizer step, which has "
+            "trainer.accumulate_grad_batches 2: give a multiple of it, such as 6",
         ),
         (["--trainer.devices", "0"], "transformer: error: `Trainer(devices='0')` value is not"),
         (["--trainer.devices", "2,3"], "error: trainer: "),
         (
             ["--trainer.val_check_interval=0.3", "--trainer.accumulate_grad_batches=4"],
-            "trainer.val_check_interval 0.3 is a share of an epoch",
+            "trainer.val_check_interval 0.3 may end inside of an optimizer step",
         ),
         (
             ["--trainer.val_check_interval=00:00:10:00", "--trainer.accumulate_grad_batches=4"],
-            "trainer.val_check_interval 00:00:10:00 is a time and may end inside of a step of 4",
+            "trainer.val_check_interval 00:00:10:00 may end inside of an optimizer step, which has "
+            "trainer.accumulate_grad_batches 4: give a multiple of it, such as 400",
         ),
         (
             ["--trainer.accumulate_grad_batches=2", "--trainer.check_val_every_n_epoch=null"],

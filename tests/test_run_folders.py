@@ -14,7 +14,9 @@ import yaml
 from jsonargparse import Namespace
 from toys import fit, recipe
 
+from transformer.training import bad_steps
 from transformer.training.folders import resumable, take_folder
+from transformer.training.train import Run
 from transformer.writing import part
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -175,6 +177,15 @@ def test_fast_dev_run_goes_all_the_way_and_leaves_nothing(
     assert "test BLEU" in said
     assert "nothing was kept" in said
     assert not Path("runs").exists()
+
+
+def test_the_file_that_a_bad_first_step_names_stays(tmp_path: Path) -> None:
+    for name, stays in {"started": False, bad_steps.FILE: True}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).touch()
+        Run(None, "toy", folder, is_new=True, is_trial=False, again=None).tidy()
+        assert folder.exists() == stays
 
 
 def test_what_a_run_without_steps_wrote_stays(

@@ -21,7 +21,7 @@ from toys import fit, recipe, start, table
 from transformer.__main__ import main
 from transformer.commands import text
 from transformer.data.datamodule import DataModule
-from transformer.training.runs import program
+from transformer.training.runs import program, speaks_for_its_machine
 from transformer.training.stopping import Interrupted, StopSafely
 from transformer.training.train import Run
 
@@ -184,6 +184,15 @@ def test_a_stopped_process_does_not_wait_for_long_at_its_exit() -> None:
     assert "`wandb sync`" in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "SLURM_LOCALID"])
+def test_one_process_of_a_machine_speaks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """`torchrun` numbers them in one way, a bare `srun` in another."""
+    monkeypatch.setenv("SLURM_PROCID", "8")
+    assert speaks_for_its_machine()
+    monkeypatch.setenv(name, "1")
+    assert not speaks_for_its_machine()
+
+
 def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--logger", "none", "--model.learning_rate", "1e38", "--model.schedule", "constant"]
     assert fit("--config", recipe(tmp_path), *options, "--model.warmup_steps", "0") == 2
@@ -191,6 +200,6 @@ def test_nan_stops_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert said.count("\n") == 1
     # Every pair of this toy fits one batch; the first ones are shown.
     assert re.search(r"NaN or infinite at step \d \(loss .*\) with \d+ pairs: .*corpus/train", said)
-    assert "bad_steps.jsonl: training stopped, no good checkpoint was replaced" in said
-    assert "none was saved before" in said
+    assert "bad_steps.jsonl: try a lower model.learning_rate, more model.warmup_steps" in said
+    assert re.search(r"; training stopped after step \d; nothing was saved before$", said)
     assert not list(Path("runs/toy").glob("checkpoints/*"))

@@ -147,11 +147,11 @@ def test_nan_stops_with_step_and_last_good_checkpoint(
         assert checkpoint["global_step"] == 3
         assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
     toy = Run(None, "toy", tmp_path, is_new=True, is_trial=False, again=None)
-    toy.module = module(learning_rate=0.5)
-    message = str(toy.diverged(caught.value))
+    toy.trainer = run
+    message = str(toy.failed(caught.value))
     assert f"NaN or infinite at step {step}" in message
-    assert f"the last good checkpoint is {folder / 'last.ckpt'}" in message
-    assert "model.learning_rate (now 0.5)" in message
+    assert f"--ckpt_path {folder / 'last.ckpt'}" in message
+    assert "try a lower model.learning_rate" in message
 
 
 def test_nan_weights_are_not_saved_for_the_average_either(tmp_path: Path) -> None:

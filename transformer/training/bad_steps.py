@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from transformer.errors import UserError
+from transformer.training.logging import of_all_processes
 from transformer.training.objective import Prepared
 
 OnBadStep = Literal["stop", "skip"]
@@ -33,7 +34,10 @@ class BadStep(UserError):
     """The loss or the gradient of an optimizer step is NaN, infinite or a spike."""
 
     def __init__(self, step: int, what: str) -> None:
-        super().__init__(what)
+        super().__init__(
+            f"{what}: try a lower model.learning_rate, more model.warmup_steps, "
+            "trainer.gradient_clip_val: 1.0, or model.on_bad_step: skip"
+        )
         self.step = step
 
 
@@ -101,7 +105,9 @@ class StepGuard:
         numbers = torch.stack([loss, norm.to(loss.dtype)])
         bad = ~numbers.isfinite().all()
         if self.sigmas is not None:
-            history = self._history(numbers)
+            if self.history is None:
+                self.history = numbers.new_full((WINDOW, 2), math.nan)
+            history = self.history.to(numbers)
             limit = history.mean(0) + self.sigmas * history.std(0)
             bad = bad | (numbers > limit).any()
             self.history = torch.where(bad, history, torch.cat([history[1:], numbers[None]]))
@@ -111,11 +117,6 @@ class StepGuard:
         if norm.device.type == "cpu":
             self.look(module)
         return bad.float()
-
-    def _history(self, numbers: Tensor) -> Tensor:
-        if self.history is None:
-            return numbers.new_full((WINDOW, 2), float("nan"))
-        return self.history.to(numbers)
 
     def look(self, module: Any) -> None:
         """Read the verdict that is on its way, if any; all processes have to call it.
@@ -167,10 +168,7 @@ def _describe(module: Any, verdict: _Verdict, loss: float, norm: float) -> str:
         {"loss": loss.item(), "rank": trainer.global_rank, "pairs": _pairs(module.data, indices)}
         for loss, indices in verdict.batches
     ]
-    parts = [mine] * trainer.world_size
-    if trainer.world_size > 1:
-        dist.all_gather_object(parts, mine)
-    every = [batch for part in parts for batch in part]
+    every = [batch for part in of_all_processes(trainer, mine) for batch in part]
     # A micro-batch whose own loss is broken is to blame; of a gradient nobody can tell.
     guilty = [batch for batch in every if not math.isfinite(batch["loss"])] or every
     pairs = [{"rank": batch["rank"], **pair} for batch in guilty for pair in batch["pairs"]]

@@ -131,10 +131,10 @@ def check_sums(path: str | Path) -> None:
             raise zipfile.BadZipFile(f"{name} has another checksum")
 
 
-def name_newest(folder: Path, sentence: str, otherwise: str = "") -> str:
+def name_newest(folder: Path, sentence: str) -> str:
     """A hint for a message: the sentence with the newest checkpoint of a folder in place of {}."""
     newest = newest_checkpoint(folder)
-    return sentence.format(shlex.quote(str(newest))) if newest else otherwise
+    return sentence.format(shlex.quote(str(newest))) if newest else ""
 
 
 def mapped(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformer.training.checkpoint_files import (
     check_sums,
     keeper_state,
     mapped,
-)  # fmt: skip
+)
 from transformer.training.logging import of_training, stepped
 from transformer.training.module import SELECTION
 from transformer.writing import whole
@@ -154,28 +154,29 @@ class Checkpoints(AfterSteps):
         found: Any = None
         if trainer.is_global_zero:
             files = self.folder.glob("*.ckpt")
-            states = {path: state for path in files if (state := _state_of(path)) is not None}
+            states = {file.name: state for file in files if (state := _state_of(file)) is not None}
             found = self._found(states, checkpoint)
-            self._make_up(Path(str(trainer.ckpt_path)), checkpoint, self.folder / LAST in states)
+            self._make_up(Path(str(trainer.ckpt_path)), checkpoint, LAST in states)
         self.to_average, self.best_scores, self.lives = trainer.strategy.broadcast(found)
         trainer.strategy.barrier()  # others may still read what is removed
         self._remove_others(trainer)
 
     def _found(
-        self, states: dict[Path, dict[str, Any]], checkpoint: dict[str, Any]
+        self, states: dict[str, dict[str, Any]], checkpoint: dict[str, Any]
     ) -> tuple[list[str], dict[str, float], int]:
         """Names to average, scores of the best, and the number of this life."""
-        ours = [path for path in states if NAME.fullmatch(path.name)]  # no copies by hand
-        ours.sort(key=_step_of)
-        weights, best = (
-            [path for path in ours if path.name.startswith(kind)] for kind in (WEIGHTS, BEST)
-        )
+        ours = [match for name in states if (match := NAME.fullmatch(name))]  # no copies by hand
+        ours.sort(key=lambda match: int(match[2]))
         # A run that went back to an earlier step left others behind.
-        known = keeper_state(checkpoint).get("to_average", [path.name for path in weights])
-        done = [p.name for p in weights if _step_of(p) <= checkpoint["global_step"]]
+        known = keeper_state(checkpoint).get("to_average", states)
+        done = [m[0] for m in ours if m[1] == WEIGHTS and int(m[2]) <= checkpoint["global_step"]]
         names = [name for name in done if name in known] if self.keep_weights else []
+        # A best one says by which score it was chosen; the name of one of version 0.1 has its BLEU.
+        best = {
+            m[0]: float(states[m[0]].get("ranks", {}).get(m[0], m[3])) for m in ours if m[1] == BEST
+        }
         lives = max((state.get("lives", 0) for state in states.values()), default=0)
-        return names, {path.name: _score_of(path, states[path]) for path in best}, lives + 1
+        return names, best, lives + 1
 
     def _make_up(self, path: Path, checkpoint: dict[str, Any], has_last: bool) -> None:
         """Copy the run's own checkpoint to last.ckpt, if that was due when a kill came before."""
@@ -187,12 +188,6 @@ class Checkpoints(AfterSteps):
                 shutil.copyfileobj(saved, copy)
 
 
-def _step_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
-    assert match
-    return int(match[2])
-
-
 def _state_of(path: Path) -> dict[str, Any] | None:
     """What `Checkpoints` remembers in a file, nothing in one of weights alone; None if damaged."""
     try:
@@ -202,11 +197,3 @@ def _state_of(path: Path) -> dict[str, Any] | None:
         if path.name.startswith((WEIGHTS, BEST)):
             log.warning("warning: %s cannot be read: the final model does without it", path)
         return None
-
-
-def _score_of(path: Path, state: dict[str, Any]) -> float:
-    """The score by which a best checkpoint was chosen.
-
-    It says so itself; one of version 0.1 has its BLEU in its name.
-    """
-    return float(state.get("ranks", {}).get(path.name, path.stem.partition("bleu")[2]))

@@ -69,26 +69,18 @@ def _numerics(config: Any) -> Iterator[str]:
         yield f"trainer.precision {precision} cannot train here: use bf16-mixed or 32-true"
     # Checkpoints of a validation inside of an optimizer step could not be resumed exactly.
     interval, window = config.trainer.val_check_interval, config.trainer.accumulate_grad_batches
-    if window > 1 and not isinstance(interval, int | float | None):
+    counts = isinstance(interval, int)
+    if window > 1 and (interval % window if counts else interval not in (None, 1.0)):
+        near = -(-interval // window) * window if counts else window * 100
         yield (
-            f"trainer.val_check_interval {interval} is a time and may end inside of a step of "
-            f"{window} batches: give a number of batches, such as {window * 100}"
-        )
-    elif isinstance(interval, float) and interval < 1 < window:
-        yield (
-            f"trainer.val_check_interval {interval:g} is a share of an epoch and may end inside of "
-            f"a step of {window} batches: give a number of batches, such as {window * 100}"
+            f"trainer.val_check_interval {interval} may end inside of an optimizer step, which has "
+            f"trainer.accumulate_grad_batches {window}: give a multiple of it, such as {near}"
         )
     elif window > 1 and config.trainer.check_val_every_n_epoch is None:
         yield (
             "trainer.check_val_every_n_epoch null counts batches beyond the end of an epoch, whose "
             f"last step may have less than trainer.accumulate_grad_batches {window} of them: leave "
             "it out"
-        )
-    elif isinstance(interval, int) and interval % window:
-        yield (
-            f"trainer.val_check_interval {interval} counts batches and is not a multiple of "
-            f"trainer.accumulate_grad_batches {window}: use {-(-interval // window) * window}"
         )
 
 

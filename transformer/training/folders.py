@@ -73,20 +73,18 @@ def take_folder(config: Any, name: str) -> tuple[Path, bool]:
     Raises:
         UserError: when another run has it.
     """
-    folder = Path(config.run_dir or Path("runs", name))
-    if goes_on := _is_at_home(config.ckpt_path):
-        folder = _home(config)
+    home = _home(config)
+    folder = home or Path(config.run_dir or Path("runs", name))
     if not is_first_process():
         return Path(os.environ.get(RUN_DIR, folder)), False
-    if not goes_on and _take_new(folder):
+    if not home and _take_new(folder):
         return folder, True
-    if not goes_on and config.existing == "number":
+    if not home and config.existing == "number":
         return next(f for n in count(2) if _take_new(f := Path(f"{folder}-{n}"))), True
     # One that was killed before its first checkpoint is begun anew.
-    if goes_on or (config.existing == "resume" and (folder / "config.yaml").exists()):
+    if home or (config.existing == "resume" and (folder / "config.yaml").exists()):
         if not _lock(folder):
             raise UserError(f"{folder} belongs to a process that is running: wait for its end")
-        _clear(folder)
         return folder, False
     resume = name_newest(
         folder / "checkpoints", "resume it with --existing resume or --ckpt_path {}, "
@@ -97,13 +95,12 @@ def take_folder(config: Any, name: str) -> tuple[Path, bool]:
     )
 
 
-def _is_at_home(checkpoint: str | None) -> bool:
-    """Whether a checkpoint lies in the folder of its run."""
-    return bool(checkpoint) and Path(str(checkpoint)).parent.name == "checkpoints"
-
-
-def _home(config: Any) -> Path:
-    folder = Path(config.ckpt_path).parent.parent
+def _home(config: Any) -> Path | None:
+    """The folder of the run that is resumed, if its checkpoint lies in one."""
+    checkpoints = Path(config.ckpt_path or "").parent
+    if checkpoints.name != "checkpoints":
+        return None
+    folder = checkpoints.parent
     if config.run_dir and Path(config.run_dir).resolve() != folder.resolve():
         raise UserError(
             f"run_dir is {config.run_dir}, but --ckpt_path {config.ckpt_path} is resumed in its "
@@ -121,14 +118,14 @@ def _take_new(folder: Path) -> bool:
     if not _is_free(folder):
         release(folder)
         return False
-    _clear(folder)
     return True
 
 
 def _lock(folder: Path) -> bool:
-    """Lock a folder; the lock goes away with the process, however that ends.
+    """Lock a folder, and clear it of what killed processes have begun to write.
 
-    It is one of `lockf`: with `flock` the workers of a process that was killed would keep it.
+    The lock goes away with the process, however that ends. It is one of `lockf`: with `flock` the
+    workers of a process that was killed would keep it.
     """
     if folder.resolve() in _LOCKS:
         return False
@@ -144,6 +141,8 @@ def _lock(folder: Path) -> bool:
         mine = True
     if mine:
         _LOCKS[folder.resolve()] = lock
+        for place in (folder, folder / "checkpoints"):
+            clear(place)
     else:
         lock.close()
     return mine
@@ -165,11 +164,6 @@ def _is_free(folder: Path) -> bool:
         for path in folder.glob(pattern)
     }
     return all(path in (LOCK, LOCK.parent) or is_part(path) for path in found)
-
-
-def _clear(folder: Path) -> None:
-    for place in (folder, folder / "checkpoints"):
-        clear(place)
 
 
 def limits(config: Any) -> dict[str, str]:
@@ -212,7 +206,7 @@ def resumable(config: Any) -> dict[str, Any]:
 
 def _check_rest(config: Any, checkpoint: dict[str, Any]) -> None:
     """Refuse to resume where nothing is left to train, unless its test is left."""
-    folder = _home(config) if _is_at_home(config.ckpt_path) else None
+    folder = _home(config)
     before = _ended_with(folder) if folder else None
     ended, ended_so = before is not None, before == limits(config)
     loops = checkpoint["loops"]["fit_loop"]

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from transformer.bundle import read_config
 from transformer.data.corpus import open_corpus
 from transformer.evaluation.metrics import SAMPLES, TranslationScore, paired_bootstrap
@@ -36,9 +34,9 @@ class ParentPair:
 class ForgettingGate:
     """Translates the parent's pair with the parent, a bundle, and with the model begun from it."""
 
-    def __init__(self, config: ParentPair, folder: str) -> None:
+    def __init__(self, config: ParentPair, folder: str, search: SearchConfig) -> None:
         assert config.test
-        self.config, self.folder = config, folder
+        self.config = config
         _, parent = read_config(folder)
         languages = config.src or parent["src"], config.tgt or parent["tgt"]
         self.corpus = open_corpus(config.test, *languages, config.columns, key="parent.test")
@@ -46,17 +44,14 @@ class ForgettingGate:
         self.sources, self.references = [p.src for p in pairs], [p.tgt for p in pairs]
         how = parent["evaluation"]
         self.score = TranslationScore(how["score_tokenize"], how["score_lowercase"])
-        self.before: list[str] = []
-        self.device = torch.device("cpu")
         self.named = {"pair": f"{self.corpus.src}-{self.corpus.tgt}", "test": config.test}
-
-    def score_before(self, search: SearchConfig) -> str:
-        """Translates with the parent, and with the search of the run; BLEU in words."""
-        translator = Translator.load(self.folder, precision="float32")  # as that of after
-        self.device = translator.device
+        translator = Translator.load(folder, precision="float32")  # as that of after
         translator.encode([], self.corpus.tgt)  # says so if it knows no such language
         translator.tgt = self.corpus.tgt
+        self.device = translator.device
         self.before = self._translate(translator, search)
+
+    def __str__(self) -> str:
         bleu = self.score.once(list(zip(self.before, self.references, strict=True)))
         return f"parent's pair {self.named['pair']} ({self.config.test}): BLEU {bleu:.2f} before"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -71,14 +72,17 @@ class Meter:
         return Reading(loss, nll, *map(round, counts))
 
 
+def of_all_processes(trainer: Trainer, value: Any) -> list[Any]:
+    """The value of each process, all of which must call this."""
+    values = [value] * trainer.world_size
+    if trainer.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def sum_over_processes(trainer: Trainer, values: list[float]) -> list[float]:
     """Sums of numbers over all processes, each of which must call this."""
-    if trainer.world_size == 1:
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-    reduced = trainer.strategy.reduce(tensor, reduce_op="sum")
-    assert isinstance(reduced, Tensor)
-    return reduced.tolist()
+    return [math.fsum(column) for column in zip(*of_all_processes(trainer, values), strict=True)]
 
 
 def perplexity(nll: float) -> float:

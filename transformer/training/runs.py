@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
 from transformer.errors import UserError
 from transformer.kernels import refuse_emulated, trains_in_bfloat16
+from transformer.training.logging import of_all_processes
 
 #: Environment variables, in some of which whoever starts the processes numbers them.
 PROCESS_NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
@@ -23,6 +23,11 @@ PROCESS_NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 def is_first_process() -> bool:
     """Whether this is the process that writes, as far as can be known before they meet."""
     return all(os.environ.get(name, "0") == "0" for name in PROCESS_NUMBERS)
+
+
+def speaks_for_its_machine() -> bool:
+    """Whether this is the first process of its machine, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
 
 
 def recipe_name(config: Any, checkpoint: dict[str, Any]) -> str:
@@ -72,10 +77,7 @@ class SameStart(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Compare them, as soon as the processes know each other."""
-        if trainer.world_size == 1:
-            return
-        found: list[Any] = [None] * trainer.world_size
-        dist.all_gather_object(found, (str(trainer.precision), self.checkpoint))
+        found = of_all_processes(trainer, (str(trainer.precision), self.checkpoint))
         precisions, checkpoints = ({*values} for values in zip(*found, strict=True))
         if len(precisions) > 1:
             raise UserError(
@@ -110,7 +112,7 @@ def set_up_libraries() -> None:
     torch.set_float32_matmul_precision("high")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # our own messages, such as what takes long
+    if speaks_for_its_machine():  # our own messages, such as what takes long
         ours = logging.getLogger("transformer")
         ours.setLevel(logging.INFO)
         ours.handlers = [logging.StreamHandler(sys.stdout)]

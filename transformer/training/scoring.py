@@ -4,29 +4,27 @@ import random
 from dataclasses import replace
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from transformer.data.datamodule import DataModule
 from transformer.data.tokenizer import is_blank
 from transformer.evaluation.metrics import TranslationScore, moses_detokenizer
 from transformer.inference.guard import flaw_rates, probes
+from transformer.inference.lines import LineError
 from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models import Seq2Seq
-from transformer.training.logging import perplexity, sum_over_processes
+from transformer.training.logging import of_all_processes, perplexity, sum_over_processes
 
-DRAWN = 200  # characters, at most as many pieces: a picture can show them
+DRAWN = 200  # characters: a picture can show their pieces
 
 
 class Scorer:
     """Loss, scores and translations of the last evaluation."""
 
     def __init__(self, tokenize: str, lowercase: bool, detokenized: bool) -> None:
-        # Each process has all translations at the end: there is nothing to add up.
-        self.text = TranslationScore(tokenize, lowercase, sync_on_compute=False)
-        plain = TranslationScore(lowercase=lowercase, sync_on_compute=False)
-        self.detokenized = plain if detokenized else None
+        self.text = TranslationScore(tokenize, lowercase)
+        self.detokenized = TranslationScore(lowercase=lowercase) if detokenized else None
         self.begin([], [], "")
 
     def begin(self, sources: list[str], references: list[str], tgt: str) -> None:
@@ -50,10 +48,8 @@ class Scorer:
 
     def finish(self, trainer: Trainer) -> None:
         """Compute `scores` of the translations of all processes, which each of them then has."""
-        if trainer.world_size > 1:
-            parts: list[dict[int, str]] = [{}] * trainer.world_size
-            dist.all_gather_object(parts, self.translations)
-            self.translations = {index: text for part in parts for index, text in part.items()}
+        parts = of_all_processes(trainer, self.translations)
+        self.translations = {index: text for part in parts for index, text in part.items()}
         loss, nll, tokens = sum_over_processes(trainer, self._sums)
         tokens = max(tokens, 1.0)
         _, references, hypotheses = self.texts()
@@ -61,11 +57,11 @@ class Scorer:
             "loss": loss / tokens,
             "nll": nll / tokens,
             "perplexity": perplexity(nll / tokens),
-            **_scores(self.text, hypotheses, references),
+            **self.text(hypotheses, references),  # by themselves; each process has all of them
         }
         if self.detokenized:
             plain = map(moses_detokenizer(self._tgt), (hypotheses, references))
-            self.scores["bleu_detokenized"] = _scores(self.detokenized, *plain)["bleu"]
+            self.scores["bleu_detokenized"] = self.detokenized(*plain)["bleu"]
 
     def results(self) -> dict[str, Any]:
         """The scores and their signatures, for `results.json`; null where nothing was scored."""
@@ -88,14 +84,6 @@ class Scorer:
         return random.Random(0).sample(rows, min(count, len(rows)))
 
 
-def _scores(
-    score: TranslationScore, hypotheses: list[str], references: list[str]
-) -> dict[str, float]:
-    score.reset()
-    score.update(hypotheses, references)
-    return score.compute()
-
-
 def probe(model: Seq2Seq, data: DataModule, config: SearchConfig) -> dict[str, float]:
     """The share of translations of `probes` with each flaw; every process decodes them all."""
     about: dict[str, Any] = {"max_length": data.max_length, "tgt": data.tgt}
@@ -116,6 +104,9 @@ def attention_figure(model: Seq2Seq, data: DataModule, rows: list[tuple[str, str
     if (row := next(short, None)) is None:
         return None
     translator = Translator(model, data.tokenizer, tgt=data.tgt)
-    weights, src_pieces, tgt_pieces = translator.attention(row[0], row[2])
+    try:
+        weights, src_pieces, tgt_pieces = translator.attention(row[0], row[2])
+    except LineError:  # stray bytes of a poor model are more pieces when they are read again
+        return None
     title = model.describe() + (", last layer" if len(weights) > 1 else "")
     return attention_heatmap(weights[-1].cpu(), src_pieces, tgt_pieces, title)

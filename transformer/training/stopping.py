@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer, callbacks
 from transformer.training.checkpoints import AfterSteps
 from transformer.training.logging import of_training
 from transformer.training.module import SELECTION
+from transformer.training.runs import speaks_for_its_machine
 
 INTERRUPTED = "interrupted.ckpt"
 #: Ctrl-C, and what a cluster sends before it kills.
@@ -52,7 +53,6 @@ class StopSafely(AfterSteps):
         self._originals: dict[int, Any] = {}
         self._training = False
         self._process = os.getpid()
-        self._votes: _Votes | None = None
         self._left_validation = False
         self._max_steps: int | None = None  # while Lightning must not see that they are done
 
@@ -81,22 +81,19 @@ class StopSafely(AfterSteps):
         super().on_train_start(trainer, pl_module)
         self._training = True
         self.began = trainer.global_step
-        if trainer.world_size > 1:
-            self._votes = _Votes()
-            # Lightning asks the GPUs before every batch whether it saw the SIGTERM that it does
-            # not get any more, and waits for the answer until they have nothing left to do.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self._votes = _Votes(trainer.world_size)
+        # Lightning asks the GPUs before every batch whether it saw the SIGTERM that it does not get
+        # any more, and waits for the answer until they have nothing left to do.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def after_step(self, trainer: Trainer, validated: bool) -> None:
-        if signum := self._votes.cast(self.signum) if self._votes else self.signum:
+        if signum := self._votes.cast(self.signum):
             self._stop(trainer, signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stops for a signal during the last validation: no final model is made."""
         self._training = False
-        if self._votes:
-            self._votes.cast(self.signum)
-        if signum := self._votes.count() if self._votes else self.signum:
+        if signum := self._votes.cast(self.signum, now=True):
             self._stop(trainer, signum)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -110,11 +107,7 @@ class StopSafely(AfterSteps):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop before anything is computed of a validation that any process has left."""
-        if not of_training(trainer):
-            return
-        if self._votes:
-            self._votes.cast(self.signum)
-        if signum := self._votes.count() if self._votes else self.signum:
+        if of_training(trainer) and (signum := self._votes.cast(self.signum, now=True)):
             self._left_validation = True
             self._stop(trainer, signum)
 
@@ -152,7 +145,7 @@ class StopSafely(AfterSteps):
         # Data workers get Ctrl-C, too, but must outlive the step.
         if again or (here and not self._training):
             raise KeyboardInterrupt
-        if here and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        if here and speaks_for_its_machine():
             # Not print(): the handler may have interrupted one.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nStopping after this step (a second Ctrl-C stops at once) ...\n")
@@ -196,22 +189,23 @@ class _Votes:
     They vote on the hosts, where nobody waits for a GPU; a vote travels during the next step.
     """
 
-    def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo")
+    def __init__(self, processes: int) -> None:
+        self._group = dist.new_group(backend="gloo") if processes > 1 else None
         self._vote = torch.tensor(0, device="cpu")
         self._travelling: dist.Work | None = None
 
-    def cast(self, signum: int) -> int:
-        """Vote; returns the outcome of the vote before this one."""
-        before = self.count()
-        self._vote = torch.tensor(signum, device="cpu")
+    def cast(self, signum: int, now: bool = False) -> int:
+        """Vote; returns the outcome of the vote before this one, or waits for that of this one."""
+        if self._group is None:
+            return signum
+        before, self._vote = self._outcome(), torch.tensor(signum, device="cpu")
         self._travelling = dist.all_reduce(
             self._vote, dist.ReduceOp.MAX, self._group, async_op=True
         )
-        return before
+        return self._outcome() if now else before
 
-    def count(self) -> int:
-        """The outcome of the last vote: the highest number of all processes."""
+    def _outcome(self) -> int:
+        """The highest number of all processes in the last vote."""
         if self._travelling:
             self._travelling.wait()
         return int(self._vote)

@@ -46,21 +46,22 @@ class TrackingLogger(WandbLogger):
             self._wandb_init["mode"] = "offline"
             return super().experiment
 
-    def attempt(self, record: Callable[[], None]) -> None:
-        """Record something, unless W&B is lost."""
-        try:
-            if not self.lost:
-                record()
-        except Exception as error:  # of many kinds: its process, the disk, the network
-            self.lost = True
-            atexit.register(_end)  # before W&B's own hook, which raises where its process is gone
-            log.warning("warning: W&B records no more: %s: %s", type(error).__name__, error)
-
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        self.attempt(lambda: super(TrackingLogger, self).log_metrics(metrics, step))
+        attempt(self, lambda: super(TrackingLogger, self).log_metrics(metrics, step))
 
     def log_hyperparams(self, params: Any) -> None:
-        self.attempt(lambda: super(TrackingLogger, self).log_hyperparams(params))
+        attempt(self, lambda: super(TrackingLogger, self).log_hyperparams(params))
+
+
+def attempt(logger: Any, record: Callable[[], None]) -> None:
+    """Record something, unless W&B is lost; a recipe may have named Lightning's own logger."""
+    try:
+        if not getattr(logger, "lost", False):
+            record()
+    except Exception as error:  # of many kinds: its process, the disk, the network
+        logger.lost = True
+        atexit.register(_end)  # before W&B's own hook, which raises where its process is gone
+        log.warning("warning: W&B records no more: %s: %s", type(error).__name__, error)
 
 
 def _end() -> None:
@@ -146,14 +147,6 @@ def log_bundle(trainer: Trainer, folder: Path, name: str, results: dict[str, Any
     if not isinstance(logger, WandbLogger) or not trainer.is_global_zero:
         return
     attempt(logger, partial(_log_bundle, logger, folder, name, results))
-
-
-def attempt(logger: WandbLogger, record: Callable[[], None]) -> None:
-    """Record something with our logger, or with Lightning's own, which a recipe may name."""
-    if isinstance(logger, TrackingLogger):
-        logger.attempt(record)
-    else:
-        record()
 
 
 def _log_bundle(logger: WandbLogger, folder: Path, name: str, results: dict[str, Any]) -> None:

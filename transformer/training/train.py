@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError, is_for_the_user, message
-from transformer.training.bad_steps import BadStep
-from transformer.training.checkpoint_files import name_newest, newest_checkpoint
+from transformer.training.bad_steps import FILE
+from transformer.training.checkpoint_files import newest_checkpoint
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
@@ -68,7 +68,8 @@ class Run:
     def tidy(self) -> None:
         """Removes a new folder in which nothing was trained: it would be in the way."""
         trainer: Trainer | None = getattr(self, "trainer", None)  # None: it was not even built
-        begun = trainer and (trainer.global_step or (self.folder / "results.json").exists())
+        kept = any((self.folder / name).exists() for name in ("results.json", FILE))
+        begun = kept or (trainer and trainer.global_step)
         if self.is_new and (self.is_trial or not begun):
             shutil.rmtree(self.folder, ignore_errors=True)
         release(self.folder)
@@ -114,27 +115,17 @@ class Run:
 
     def what_is_left(self) -> str:
         """Gives the command that goes on after a stop in the middle of something, if any can."""
-        newest = newest_checkpoint(self.folder / "checkpoints")
+        newest = newest_checkpoint(self.stop.folder)
         if newest is None:
             return "nothing was saved before"
         return f"to resume from what was saved before: {self._resume(newest)}"
 
     def _resume(self, checkpoint: Path) -> str:
-        again = self.again or f"fit --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        config = shlex.quote(str(checkpoint.parents[1] / "config.yaml"))
+        again = self.again or f"fit --config {config}"
         if self.again and self.config.existing == "resume":
             return f"{program()} {again}"
         return f"{program()} {again} --ckpt_path {shlex.quote(str(checkpoint))}"
-
-    def diverged(self, error: BadStep) -> UserError:
-        """Says what to do about a loss that became NaN or jumped."""
-        good = name_newest(
-            self.folder / "checkpoints", "the last good checkpoint is {}", "none was saved before"
-        )
-        return UserError(
-            f"{error}: training stopped, no good checkpoint was replaced, {good}; try a lower "
-            f"model.learning_rate (now {self.module.learning_rate:g}), more model.warmup_steps, or "
-            "trainer.gradient_clip_val: 1.0, or model.on_bad_step: skip"
-        )
 
     def failed(self, error: Exception) -> Exception:
         """Names the checkpoint to resume from in an error that stops training on its way."""
@@ -151,10 +142,6 @@ class AnnounceRun(Callback):
 
     def __init__(self, run: Run, text: str) -> None:
         self.run, self.text = run, text
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Know the folder of the first process, which may have taken another one."""
-        self.run.folder = trainer.strategy.broadcast(self.run.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -186,13 +173,12 @@ def train(run: Run) -> int:
         with run.stop, run.heartbeat:
             gate = None
             if run.parent.test and run.trainer.is_global_zero:
-                gate = ForgettingGate(run.parent, run.config.model.init_from)
-                print(gate.score_before(run.module.search_config), flush=True)
+                search = run.module.search_config
+                gate = ForgettingGate(run.parent, run.config.model.init_from, search)
+                print(gate, flush=True)
             path = run.config.ckpt_path
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=path, weights_only=True)
             forgotten = finish(run, gate)
-    except BadStep as error:
-        raise run.diverged(error) from error
     except Interrupted as stop:
         if run.trainer.is_global_zero:
             print(run.goodbye(stop), flush=True)
