@@ -17,7 +17,7 @@ from toys import raising
 
 import transformer
 from transformer.__main__ import COMMANDS, main, module_of
-from transformer.commands.arguments import RENAMED, Parser, Recipe
+from transformer.commands.arguments import RENAMED, Parser, Recipe, given
 from transformer.commands.keys import parser_of
 from transformer.commands.recipes import find_recipe
 from transformer.errors import UserError, message
@@ -250,6 +250,19 @@ def test_a_whole_number_of_batches_is_no_share(given: str, read: type, tmp_path:
         assert (found, type(found)) == (read(float(given)), read)
 
 
+def test_an_option_wins_over_a_recipe_wherever_it_stands(tmp_path: Path) -> None:
+    recipe, later = tmp_path / "recipe.yaml", tmp_path / "later.yaml"
+    recipe.write_text("average: 3\nmodel: {init_from: parent}")
+    later.write_text("model: {init_from: null}")
+    parser, option = parser_of(TransformerConfig()), ["--average", "5"]
+    for args in ([*option, "--config", str(recipe)], ["-c", str(recipe), *option]):
+        assert parser.parse_args(args).average == 5
+    both = ["--config", str(recipe), "--config", str(later)]
+    assert parser.parse_args(both).model.init_from is given(both, "model.init_from")[0] is None
+    assert given([*both, "--model.init_from", "other"], "model.init_from") == ("other", "--")
+    assert given(["--config", str(recipe)], "model.init_from") == ("parent", f"{recipe}: ")
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [*RENAMED.items(), ("old_pair.max_drop", "parent.max_drop")]
 )
@@ -333,8 +346,11 @@ def test_errors_on_the_command_line(args: list[str], message: str) -> None:
         ),
         ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
         ("network: 3", "recipe.yaml:1: network is 3, not a group of settings: indent settings"),
-        ("config: {a: 1}", "recipe.yaml:1: config is {'a': 1}: name a recipe, or leave it out"),
-        ("config: 3", "recipe.yaml:1: config is 3: name a recipe, or leave it out"),
+        (
+            "config: {a: 1}",
+            "recipe.yaml:1: config is not read in a recipe: give both, the one",
+        ),
+        ("config: base.yaml", "recipe.yaml:1: config is not read in a recipe: give both, the one"),
         ("seed: 2024-25-12", "recipe.yaml:1: seed: expected int or null, got '2024-25-12'"),
         ("network: 2024-25-12", "recipe.yaml:1: network is '2024-25-12', not a group of settings"),
         ("seed: [", "recipe.yaml:1: expected the node content, but found"),

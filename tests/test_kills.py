@@ -19,8 +19,10 @@ from lightning.pytorch.strategies import Strategy
 from toys import fit, recipe
 
 from transformer.commands import verify_resume
+from transformer.commands.fit import default_network
+from transformer.commands.keys import parser_of
 from transformer.commands.lives import PHASES, Aim, Life, live
-from transformer.commands.verify_resume import Aims, verify
+from transformer.commands.verify_resume import Aims, short, verify
 from transformer.data.loaders import TrainLoader
 from transformer.training.module import Seq2SeqModule
 from transformer.training.scoring import TranslationScore
@@ -35,6 +37,14 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("transformer.training.results.attention_figure", lambda *_: None)
     saved = ["--save_every=2", "--average=2", "--keep_best=2", "--data.max_tokens=110"]
     return [f"--config={recipe(tmp_path)}", *saved]
+
+
+@pytest.mark.parametrize(("devices", "used"), [("3", 3), ("-1", 1), ("auto", 1), ("[0, 1]", 2)])
+def test_a_killed_run_has_as_many_processes(toy: list[str], devices: str, used: int) -> None:
+    """Of all devices Lightning would start the command itself on each."""
+    args = [*toy, f"--trainer.devices={devices}"]
+    config = parser_of(default_network(args)).parse_args(args)
+    assert short(args, config, 8)[-1] == f"--trainer.devices={used}"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
-from toys import recipe, write_corpus
+from toys import raising, recipe, write_corpus
 
 from transformer.__main__ import main
 from transformer.commands.reproduce import (
@@ -22,10 +22,11 @@ from transformer.commands.reproduce import (
     add_row,
     changes,
     mean_curve,
+    moved,
     read_rows,
     where,
 )
-from transformer.commands.table import by_length, groups
+from transformer.commands.table import by_length, groups, pictures
 from transformer.training.stopping import StopSafely
 
 
@@ -210,6 +211,22 @@ def test_an_interrupted_run_goes_on_and_is_noted(
     assert row["changes"] == [] and len(row["validation_bleu"]) == 2
 
 
+def test_a_run_that_is_stopped_while_it_uploads_is_noted(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformer.training.train.log_bundle", raising(KeyboardInterrupt()))
+    assert reproduce(toy) == 130
+    assert len(rows(tmp_path / "runs/results.jsonl")) == 1
+
+
+def test_files_elsewhere_of_a_recipe_with_an_odd_entry(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text("data: {train: a/b, extra_corpora: [{train: 3}, 4]}")
+    assert moved(path, Path("c")) == [
+        "--data.train=c/b", '--data.extra_corpora=[{"train": "c/3"}, 4]'
+    ]  # fmt: skip
+
+
 def test_a_file_in_place_of_the_hub_must_be_named(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,3 +308,26 @@ def test_runs_that_differ_in_their_seed_are_one_line_and_one_curve() -> None:
         [seeds[0], {**seeds[1], "test": "b/t"}], [other],
     ]  # fmt: skip
     assert by_length(seeds) == [[1, 5, 2, 13.0], [6, 10, 3, 20.5]]
+
+
+def test_two_machines_are_two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+
+    def draw(curves: dict[str, Any], title: str) -> Any:
+        drawn.append([*curves])
+        return SimpleNamespace(savefig=lambda file: None)
+
+    monkeypatch.setattr("transformer.evaluation.plots.draw_bleu_by_length", draw)
+    row: dict[str, Any] = {
+        "recipe": "r",
+        "test": "t",
+        "src": "a",
+        "tgt": "b",
+        "changes": [],
+        "signature": "",
+    }
+    row["bleu_by_length"] = [[1, 5, 2, 10.0]]
+    machines = [{**row, "machine": letter, "letter": letter} for letter in "AB"]
+    pictures(machines, tmp_path, tmp_path)
+    pictures([machines[0], {**machines[0], "recipe": "s"}], tmp_path, tmp_path)
+    assert drawn == [["r (A)", "r (B)"], ["r", "s"]]

@@ -14,6 +14,7 @@ from toys import write_lines
 
 from transformer import kernels
 from transformer.bundle import TRAINING, load_bundle, save_bundle
+from transformer.commands.test import new_folder
 from transformer.commands.test import save as save_test
 from transformer.data.tokenizer import TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
@@ -173,6 +174,15 @@ def test_test_finds_a_folder_and_never_overwrites_it(
     assert "tok:char" in numbers["signature"]
     assert "exists already: choose another --run_dir" in refused(*args)
     assert "option '--sample' does not exist" in refused(*args, "--sample")
+
+
+def test_scores_of_a_bundle_that_one_stands_in_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new_folder("..", "x", None) == tmp_path.parent.parent / "test-x"
+    assert new_folder(".", "x", None) == tmp_path.parent / "test-x"
+    assert new_folder("./sub/bundle", "x", None) == Path("test-x"), "one of the hub"
 
 
 def test_a_name_that_was_taken_during_the_work_costs_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from transformer.bundle import Bundle, load_bundle
-from transformer.commands.fit import lightning_errors, prepared
+from transformer.commands.fit import prepared
 from transformer.data.corpus import open_corpus
 from transformer.data.dataset import open_table
 from transformer.inference.translator import Translator
@@ -86,7 +86,7 @@ def recipes(rng: random.Random, place: Path, shared: Path) -> Case:
 
     def case() -> None:
         args = ["--config", str(file), f"--run_dir={place / 'run'}", *options]
-        with lightning_errors(), prepared(args) as run:
+        with prepared(args) as run:
             config = run.config
         given = {} if options else dict(_leaves(yaml.safe_load(file.read_text())))
         given.pop("run_dir", None)  # the option wins
@@ -147,7 +147,7 @@ def checkpoints(rng: random.Random, place: Path, shared: Path) -> Case:
         if what == "resume":
             args = ["--config", str(shared / "recipe.yaml"), "--ckpt_path", str(bad)]
             more = ["--trainer.max_epochs=2", f"--run_dir={place / 'run'}"]
-            with lightning_errors(), prepared([*args, *more]):
+            with prepared([*args, *more]):
                 return
         files = [bad, good] if what == "two" else [bad]
         command("average", *files, place / "bundle")

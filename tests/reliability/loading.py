@@ -18,7 +18,7 @@ import torch
 
 from transformer import hub
 from transformer.bundle import load_bundle
-from transformer.commands.fit import lightning_errors, prepared
+from transformer.commands.fit import prepared
 from transformer.data.corpus import open_corpus
 from transformer.errors import UserError
 from transformer.training.runs import recipe_name
@@ -184,7 +184,7 @@ def _empty(folder: Path) -> Path:
 
 def _fit(folder: Path, *args: str) -> None:
     runs = [] if any("run_dir" in arg for arg in args) else [f"--run_dir={folder / 'new'}"]
-    with lightning_errors(), prepared(["--config", str(folder / "recipe.yaml"), *runs, *args]):
+    with prepared(["--config", str(folder / "recipe.yaml"), *runs, *args]):
         pass
 
 

@@ -23,7 +23,7 @@ import psutil
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from transformer.commands.fit import lightning_errors, prepared
+from transformer.commands.fit import prepared
 from transformer.training.train import train
 
 from .table import processor
@@ -98,7 +98,7 @@ def anonymous(pid: int) -> float:
 
 def fit(samples: str, args: list[str]) -> int:
     """`transformer fit` with a sampler."""
-    with lightning_errors(), prepared(args) as run:
+    with prepared(args) as run:
         callbacks: Any = run.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.append(Sampler(samples))
         return train(run)

@@ -275,15 +275,22 @@ def given(args: Sequence[str], key: str) -> tuple[str | None, str]:
         The value on the command line, or else in the last of its recipes, None if there is none;
         and the beginning of a message about it.
     """
+    recipes, others = apart(args)
     parser = Peek(prog="transformer fit", add_help=False, allow_abbrev=False)
     parser.add_argument(f"--{key}", dest="value")
-    parser.add_argument(*CONFIG_OPTIONS, action="append", default=[])
-    option, _ = parser.parse_known_args(args)
+    option, _ = parser.parse_known_args(others)
     if option.value is not None:  # null takes back what a recipe sets
         return None if option.value == "null" else option.value, "--"
-    for file in map(find_recipe, reversed(option.config)):
-        found = look_up(read(file), key)
-        value = found and content(found[1])
-        if value is not None:
-            return str(value), f"{file}: "
+    for file in map(find_recipe, reversed(recipes)):
+        if found := look_up(read(file), key):
+            value = content(found[1])
+            return (None, "") if value is None else (str(value), f"{file}: ")
     return None, ""
+
+
+def apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The recipes among the arguments of `fit`, and all other arguments."""
+    parser = Peek(prog="transformer fit", add_help=False, allow_abbrev=False)
+    parser.add_argument(*CONFIG_OPTIONS, dest="recipes", action="append", default=[])
+    found, others = parser.parse_known_args(args)
+    return found.recipes, others

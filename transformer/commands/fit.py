@@ -36,28 +36,21 @@ BEGUN = Namespace(ckpt_path=None, existing="refuse")
 
 def main(args: Sequence[str]) -> int:
     """Trains a model; returns the exit code."""
-    with lightning_errors(), prepared(args) as run:
+    with prepared(args) as run:
         return train(run)
-
-
-@contextlib.contextmanager
-def lightning_errors() -> Iterator[None]:
-    """Turns what Lightning finds wrong with settings into errors of ours, and keeps it quiet."""
-    set_up_libraries()
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager
 def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
     """Builds a run; a folder in which nothing is trained does not stay.
 
+    What Lightning finds wrong with its settings, here or later, becomes an error of ours.
+
     Args:
         args: The arguments after `fit`.
         again: The command that begins it, to be printed when it is stopped; `fit` if None.
     """
+    set_up_libraries()
     parser = parser_of(default_network(args))
     config = parser.parse_args(args)
     check(config)
@@ -85,6 +78,8 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
             run.data.tokenizer = Tokenizer(checkpoint["bundle"]["tokenizer"])
         run.make_trainer(built.trainer, text, checkpoint)
         yield run
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
     finally:
         run.tidy()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from transformer.commands.arguments import Parser, Recipe, explained
+from transformer.commands.arguments import Parser, Recipe, apart, explained
 from transformer.commands.recipes import CONFIG_OPTIONS
 from transformer.data.datamodule import DataModule
 from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
@@ -59,45 +60,43 @@ https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-flags
 """
 
 
+#: Options of a run that belong to no group: type, default, and what they are for.
+RUN: dict[str, tuple[Any, Any, str]] = {
+    "seed_everything": (int, 1, "Seed of weights, dropout and batches."),
+    "architecture": (
+        str, "", "Kind of model, which decides about the settings of model.network: "
+        f"{', '.join(ARCHITECTURES)}.",
+    ),
+    "run_dir": (str | None, None, "Run folder; runs/<recipe's path> when left out."),
+    "existing": (
+        Literal["refuse", "number", "resume"], "refuse", "When the run folder exists: refuse; take "
+        "the next free <folder>-2, -3, ... (number); go on where its run stopped, which can be "
+        "repeated until it has ended (resume).",
+    ),
+    "logger": (LoggerName, "wandb", "Where the curves go."),
+    "ckpt_path": (
+        str | None, None, "Checkpoint to resume, in its own run folder; `last` is the newest whole "
+        "one.",
+    ),
+    "average": (int, 0, "Final model = mean of the last N checkpoints."),
+    "save_every": (
+        int | None, None, "Optimizer steps between checkpoints; once an epoch when left out."
+    ),
+    "keep_best": (int, 1, "Checkpoints to keep by validation BLEU."),
+    "patience": (
+        int | None, None, "Stop after this many validations without a higher BLEU; never when left "
+        "out.",
+    ),
+}  # fmt: skip
+
+
 def parser_of(network: ModelConfig) -> Parser:
     """Makes the parser of all settings: the model, the data, the run, and Lightning's Trainer."""
     parser = FitParser(prog="transformer fit")
     add = parser.add_argument
     add(*CONFIG_OPTIONS, action=Recipe, help="Recipe; a later one overrides it.")
-    add("--seed_everything", type=int, default=1, help="Seed of weights, dropout and batches.")
-    add(
-        "--architecture",
-        type=str,
-        default=architecture_of(network),
-        help=f"Kind of model, which decides about the settings of model.network: "
-        f"{', '.join(ARCHITECTURES)}.",
-    )
-    add("--run_dir", type=str | None, help="Run folder; runs/<recipe's path> when left out.")
-    add(
-        "--existing",
-        type=Literal["refuse", "number", "resume"],
-        default="refuse",
-        help="When the run folder exists: refuse; take the next free <folder>-2, -3, ... (number); "
-        "go on where its run stopped, which can be repeated until it has ended (resume).",
-    )
-    add("--logger", type=LoggerName, default="wandb", help="Where the curves go.")
-    add(
-        "--ckpt_path",
-        type=str | None,
-        help="Checkpoint to resume, in its own run folder; `last` is the newest whole one.",
-    )
-    add("--average", type=int, default=0, help="Final model = mean of the last N checkpoints.")
-    add(
-        "--save_every",
-        type=int | None,
-        help="Optimizer steps between checkpoints; once an epoch when left out.",
-    )
-    add("--keep_best", type=int, default=1, help="Checkpoints to keep by validation BLEU.")
-    add(
-        "--patience",
-        type=int | None,
-        help="Stop after this many validations without a higher BLEU; never when left out.",
-    )
+    for name, (kind, default, about) in RUN.items():
+        add(f"--{name}", type=kind, default=default, help=about)
     options: dict[str, Any] = {"fail_untyped": False, "sub_configs": True}
     parser.add_class_arguments(module_of(network), "model", **options)
     parser.add_class_arguments(DataModule, "data", **options)
@@ -107,12 +106,18 @@ def parser_of(network: ModelConfig) -> Parser:
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, skip={*LIMITS}, **options)
     for name in LIMITS:
         add(f"--trainer.{name}", type=int | float | None, help="Batches, or a share of them.")
-    parser.set_defaults({f"trainer.{name}": value for name, value in DEFAULTS.items()})
+    defaults = {f"trainer.{name}": value for name, value in DEFAULTS.items()}
+    parser.set_defaults({"architecture": architecture_of(network), **defaults})
     return parser
 
 
 class FitParser(Parser):
-    """A parser whose help is about the keys of recipes."""
+    """A parser of recipes, over which options win, and whose help is about their keys."""
+
+    def parse_args(self, args: Sequence[str], *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Reads recipes first, wherever they stand: jsonargparse goes from left to right."""
+        recipes, others = apart(args)
+        return super().parse_args([*(f"--config={r}" for r in recipes), *others], *rest, **kwargs)
 
     def format_help(self, *_: Any) -> str:
         """Lists keys by group, without most of Lightning's."""

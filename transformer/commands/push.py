@@ -25,4 +25,5 @@ def push(bundle: str, name: str, *, private: bool = False, revision: str | None 
         revision: Branch, which is made if it is not there; the main one if left out.
     """
     load_bundle(bundle)  # a damaged one stays here
-    print(hub.push(bundle, name, private, revision, f"Bundle of transformer {__version__}"))
+    note = f"Bundle of transformer {__version__}"
+    print(hub.push(hub.local_folder(bundle), name, private, revision, note))

@@ -108,14 +108,17 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
 
 
 def check_groups(file: str, groups: Iterable[str]) -> None:
-    """Refuses a recipe in which `model` or another group of settings is something else.
+    """Refuses a recipe that takes in another one, or whose groups of settings are something else.
 
-    So it does where `config`, the recipe that one is built on, is no name.
+    Another one could have another architecture, on which the options depend.
     """
     root = read(file)
     line, node = look_up(root, "config") or (0, None)
-    if node and not isinstance(value := content(node), str | list | None):
-        raise UserError(f"{file}:{line}: config is {value!r}: name a recipe, or leave it out")
+    if node and content(node) is not None:
+        raise UserError(
+            f"{file}:{line}: config is not read in a recipe: give both, the one that it is built "
+            f"on first, as in --config <that one> --config {file}"
+        )
     for key in groups:
         found = look_up(root, key)
         if found and not isinstance(found[1], yaml.MappingNode):

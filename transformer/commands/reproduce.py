@@ -13,14 +13,14 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from transformer.commands.arguments import Peek
-from transformer.commands.fit import lightning_errors, prepared
+from transformer.commands.fit import prepared
 from transformer.commands.recipes import CONFIG_OPTIONS, content, find_recipe, read, recipes_folder
 from transformer.data.corpus import Corpus
 from transformer.data.files import UNZIP_ERRORS, lines, sha256, unzipped
 from transformer.errors import UserError
 from transformer.settings import parsed
 from transformer.training.logging import TrainingLog, of_training
-from transformer.training.train import FORGOTTEN, Run, train
+from transformer.training.train import Run, train
 
 DESCRIPTION = """Train a recipe as `transformer fit` does, after comparing the text with the
 checksums beside it; say after each validation whether the run is on the curve of the measured
@@ -51,18 +51,13 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("recipe", help="such as recipes/multi30k/rnn_dot_de_en.yaml")
     parser.add_argument("--corpus", type=Path, help="folder of the text; the recipe's if left out")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=Path("runs", "results.jsonl"),
-        help="file to append to (%(default)s)",
-    )
+    its = Path("runs", "results.jsonl")
+    parser.add_argument("--results", type=Path, default=its, help="file to append to (%(default)s)")
     parser.add_argument("--ckpt_path", help="checkpoint of a stopped run, to resume it")
     given, options = parser.parse_known_args(args)
     if args[0] != given.recipe:  # an option of fit may stand before it, and its value be taken
         raise UserError("the recipe must come first: transformer reproduce <recipe> [options]")
-    with lightning_errors():
-        return reproduce(Path(find_recipe(given.recipe)), given, options)
+    return reproduce(Path(find_recipe(given.recipe)), given, options)
 
 
 def reproduce(recipe: Path, given: argparse.Namespace, options: list[str]) -> int:
@@ -80,10 +75,19 @@ def reproduce(recipe: Path, given: argparse.Namespace, options: list[str]) -> in
             print(compared)
             if why:
                 print(f"Nothing will be appended to {given.results}: {why}", flush=True)
+        before = tested(run)
         code = train(run)
-        if code in (0, FORGOTTEN) and is_first and not why:
-            append(run, given.results, changed)
+        # A run that was stopped while its bundle was on its way to W&B has its results.
+        if is_first and not why and (row := tested(run)) != before:
+            append(run, row, given.results, changed)
     return code
+
+
+def tested(run: Run) -> Any:
+    """What is in the results of a run, if they are of its test."""
+    file = run.folder / "results.json"
+    row = parsed(file.read_bytes(), file) if file.exists() else {}
+    return None if row.get("bleu") is None else row
 
 
 def compare(run: Run, recipe: Path, changed: list[str]) -> str:
@@ -111,9 +115,8 @@ def no_row(run: Run) -> str | None:
     return None
 
 
-def append(run: Run, results: Path, changed: list[str]) -> None:
+def append(run: Run, row: dict[str, Any], results: Path, changed: list[str]) -> None:
     """Appends the row of a run, and keeps its heatmap, unless there is that of another seed."""
-    row = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
     add_row(results, {**row, "changes": changed})
     print(f"\nAppended to {results}")
     drawn = run.folder / "attention.png"
@@ -141,7 +144,7 @@ def moved(recipe: Path, corpus: Path | None) -> list[str]:
     if isinstance(extra := data.get("extra_corpora"), list):
         for entry in extra:
             if isinstance(entry, dict) and ":" not in str(entry.get("train", ":")):
-                entry["train"] = str(corpus / Path(entry["train"]).name)
+                entry["train"] = str(corpus / Path(str(entry["train"])).name)
         options.append(f"--data.extra_corpora={json.dumps(extra)}")
     return options
 
@@ -225,11 +228,9 @@ def mean_curve(rows: list[dict[str, Any]]) -> list[float]:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The measured runs in a file, if it exists: `results.json`, and `changes` of the recipe."""
-    rows = []
-    for number, line in enumerate(lines(file, "results") if file.exists() else (), 1):
-        where = f"{file}, line {number}"
-        rows.append(_checked(parsed(line, where), where))
-    return rows
+    found = enumerate(lines(file, "results") if file.exists() else (), 1)
+    placed = ((f"{file}, line {number}", line) for number, line in found)
+    return [_checked(parsed(line, place), place) for place, line in placed]
 
 
 def add_row(file: Path, row: dict[str, Any]) -> None:
@@ -240,13 +241,13 @@ def add_row(file: Path, row: dict[str, Any]) -> None:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    if isinstance(row, dict) and "old_pair" in row:  # its name before
+def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+    if "old_pair" in row:  # its name before
         row["parent"] = row.pop("old_pair")
     for key in NEEDED:
-        if not isinstance(row, dict) or row.get(key) is None:
+        if row.get(key) is None:
             raise UserError(
                 f"{where}: no {key!r}: it must be a row that `transformer reproduce` wrote, of a "
                 "recipe with a test set"
             )
-    return dict(row)
+    return row

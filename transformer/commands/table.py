@@ -183,7 +183,11 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
         by_test.setdefault(test, []).append(group)
     shown = []
     for test, systems in by_test.items():
-        curves: dict[str, Any] = {Path(g[0]["recipe"]).name: by_length(g) for g in systems}
+        names = [Path(group[0]["recipe"]).name for group in systems]
+        curves: dict[str, Any] = {
+            name if names.count(name) == 1 else f"{name} ({group[0]['letter']})": by_length(group)
+            for name, group in zip(names, systems, strict=True)
+        }
         if len(curves) < 2:
             continue
         file = folder / "pictures" / f"bleu_by_length-{test}.png"

@@ -30,6 +30,8 @@ of the bundle's translations. Writes results.json and hypotheses.txt into a run 
 given is the bundle's: languages, search, and how its recipe computes scores."""
 #: Settings of the data that matter for a test.
 OF_DATA = {"test", "src", "tgt", "columns", "eval_max_tokens", "cache"}
+#: Settings of how scores are computed.
+OF_SCORES = {"score_tokenize", "score_lowercase", "score_detokenized"}
 #: Settings of the search that do not: the best translation is scored, and no random one.
 NOT_OF_SEARCH = {"n_best", "sample", "temperature", "top_k", "top_p"}
 
@@ -38,8 +40,8 @@ def main(args: Sequence[str]) -> None:
     """Runs the command."""
     parser = OptionParser(prog="transformer test", description=DESCRIPTION)
     parser.add(score_bundle, skip={"data"})
-    others = {*signature(DataModule).parameters} - OF_DATA
-    parser.add_class_arguments(DataModule, "data", skip=others)
+    for kind, group, ours in ((DataModule, "data", OF_DATA), (Seq2SeqModule, None, OF_SCORES)):
+        parser.add_class_arguments(kind, group, skip={*signature(kind).parameters} - ours)
     parser.add(SearchConfig, skip=NOT_OF_SEARCH)
     # Without defaults, so that those of the bundle apply.
     score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})
@@ -49,13 +51,10 @@ def score_bundle(
     bundle: str,
     data: dict[str, Any],
     run_dir: str | None = None,
-    score_tokenize: str | None = None,
-    score_lowercase: bool | None = None,
-    score_detokenized: bool | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     engine: EngineName = "torch",
-    **search: Any,
+    **given: Any,
 ) -> None:
     """Scores a bundle.
 
@@ -65,24 +64,16 @@ def score_bundle(
         data: Arguments of DataModule.
         run_dir: Folder to write, which must not exist; `test-<corpus>` beside the bundle if left
             out.
-        score_tokenize: sacreBLEU's tokenizer: 13a for most languages, zh, ja-mecab, ko-mecab, char.
-        score_lowercase: Ignore case in BLEU and chrF.
-        score_detokenized: Also give BLEU of the text without the tokenisation of Moses.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto is bfloat16 on a GPU that computes in it, float32 elsewhere; of another
             engine than torch it is that of the translations, and the loss is in auto.
         engine: What searches: torch is this package's own search; ctranslate2 must be installed.
-        search: Fields of SearchConfig.
+        given: Fields of SearchConfig, and OF_SCORES of Seq2SeqModule.
     """
     set_up_libraries()
     folder = new_folder(bundle, data.get("test"), run_dir)
-    scores = {
-        "score_tokenize": score_tokenize,
-        "score_lowercase": score_lowercase,
-        "score_detokenized": score_detokenized,
-    }
     read = load_bundle(bundle)
-    module, datamodule = load(read, Path(bundle), data, scores, search)
+    module, datamodule = load(read, Path(bundle), data, given)
     seconds = run(module, datamodule, read, engine, find_device(device), precision)
     numbers = {
         **module.scorer.results(),
@@ -114,16 +105,15 @@ def load(
     bundle: Bundle,
     folder: Path,
     data: dict[str, Any],
-    scores: dict[str, Any],
-    search: dict[str, Any],
+    given: dict[str, Any],
 ) -> tuple[Seq2SeqModule, DataModule]:
     """Makes the module and the data for a bundle; what is not given is as in its recipe."""
     model, tokenizer, config = bundle
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
     its = settings(SearchConfig, config["search"], folder / "config.json", "search")
-    evaluation = config["evaluation"] | {k: v for k, v in scores.items() if v is not None}
-    module = Seq2SeqModule(model.config, search=replace(its, **search), **evaluation)
+    scores = config["evaluation"] | {key: given.pop(key) for key in OF_SCORES & given.keys()}
+    module = Seq2SeqModule(model.config, search=replace(its, **given), **scores)
     module.network = model
     return module, datamodule
 
@@ -133,7 +123,10 @@ def new_folder(bundle: str, corpus: str | None, run_dir: str | None) -> Path:
     if not corpus:
         raise UserError("data.test is missing: name a corpus, such as --data.test corpus/test")
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus).strip("-.")
-    beside = Path(bundle).parent if Path(bundle).exists() else Path()  # it may be of the hub
+    here = Path(bundle)
+    if not here.name.strip("."):  # "." or ".."
+        here = here.resolve()
+    beside = here.parent if here.exists() else Path()  # it may be of the hub
     folder = Path(run_dir) if run_dir else beside / f"test-{name}"
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another --run_dir, or move it away")

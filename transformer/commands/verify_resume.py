@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -90,10 +90,48 @@ def verify(args: Sequence[str], folder: Path, steps: int, kills: int, seed: int)
     # A unigram vocabulary is learned a little differently each time: the runs share one.
     cache = folder / "cache" if config.data.tokenizer.kind == "unigram" else None
     options = [*args, *short(args, config, steps)]
-    trial = _Trial(options, folder, _processes(config), seed, cache)
-    verdict = Verdict(steps)
-    verdict.difference = next(trial.differences(kills, verdict), None)
+    ranks, log = _processes(config), folder / "log.txt"
+
+    def lived(story: Story, aim: Aim | None = None) -> Life:
+        where = cache or story.folder.with_name("cache")
+        places = [f"--run_dir={story.folder}", f"--data.cache={where}", "--existing=resume"]
+        return live([*options, *places], ranks, log, aim)
+
+    verdict, straight = Verdict(steps), Story(folder / "straight" / "run")
+    life = lived(straight)
+    if life.code:
+        raise UserError(f"the run stops when nobody kills it: {life.words}")
+    straight.tolerance = verdict.tolerance = 0.0 if life.device == "cpu" else ON_GPU
+    straight.moments.update(life.moments)
+    verdict.batches = sum(name.startswith(BATCH) for name in straight.moments)
+    verdict.tensors = count_tensors(straight.outcome())
+    aims = Aims(life, kills, ranks, random.Random(seed))
+    verdict.difference = next(_differences(lived, straight, aims, verdict), None)
     return verdict
+
+
+def _differences(
+    lived: Callable[..., Life], straight: Story, aims: Aims, verdict: Verdict
+) -> Iterator[str]:
+    """Lets runs live until so many lives were killed, and says what became different."""
+    for number in range(1, aims.kills + 1):
+        place = straight.folder.parents[1] / f"killed-{number}" / "run"
+        killed = Story(place, straight.tolerance)
+        while True:
+            saved = killed.saved()
+            life = lived(killed, aims.choose(verdict.kills))
+            if life.first not in (None, saved + 1):
+                yield f"a life begins with micro-batch {life.first}, {saved} were saved before"
+            yield from killed.add(life, straight)
+            if life.killed is None:
+                break
+            verdict.kills[life.killed] += 1
+            aims.learn(life)
+        if life.code:
+            yield f"a run that goes on stops with {life.code}: {life.words}"
+        yield from straight.compare(killed)
+        if verdict.kills.total() >= aims.kills:
+            return
 
 
 def short(args: Sequence[str], config: Any, steps: int) -> list[str]:
@@ -107,76 +145,22 @@ def short(args: Sequence[str], config: Any, steps: int) -> list[str]:
         "trainer.val_check_interval": 1.0,
         "trainer.check_val_every_n_epoch": 1,
         "trainer.enable_progress_bar": False,
-        # Of all devices Lightning would start this command on each.
-        "trainer.devices": _processes(config),
         "save_every": max(1, steps // 8),
         "logger": "none",
     }
     there = {arg.partition("=")[0] for arg in args}
-    return [f"--{key}={value}" for key, value in ours.items() if f"--{key}" not in there]
+    options = [f"--{key}={value}" for key, value in ours.items() if f"--{key}" not in there]
+    # Of all devices Lightning would start this command on each.
+    return [*options, f"--trainer.devices={_processes(config)}"]
 
 
 def _processes(config: Any) -> int:
     devices = config.trainer.devices
     if isinstance(devices, str) and devices.isdigit():
         devices = int(devices)
-    return len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
-
-
-@dataclass
-class _Trial:
-    """A run that is not killed, and runs that are."""
-
-    args: list[str]
-    folder: Path
-    ranks: int
-    seed: int
-    cache: Path | None  # of all runs; None for one of each run
-
-    def __post_init__(self) -> None:
-        self.rng = random.Random(self.seed)
-        self.log = self.folder / "log.txt"
-
-    def differences(self, kills: int, verdict: Verdict) -> Iterator[str]:
-        """Lets runs live until so many lives were killed, and says what became different."""
-        straight = Story(self.folder / "straight" / "run")
-        life = self._live(straight)
-        if life.code:
-            raise UserError(f"the run stops when nobody kills it: {self._last_words()}")
-        straight.tolerance = verdict.tolerance = 0.0 if life.device == "cpu" else ON_GPU
-        straight.moments.update(life.moments)
-        verdict.batches = sum(name.startswith(BATCH) for name in straight.moments)
-        verdict.tensors = count_tensors(straight.outcome())
-        aims = Aims(life, kills, self.ranks, self.rng)
-        for number in range(1, kills + 1):
-            killed = Story(self.folder / f"killed-{number}" / "run", straight.tolerance)
-            yield from self._killed(killed, straight, aims, verdict)
-            yield from straight.compare(killed)
-            if verdict.kills.total() >= kills:
-                return
-
-    def _killed(self, story: Story, straight: Story, aims: Aims, verdict: Verdict) -> Iterator[str]:
-        """Lets a run live until it ends, killed as often as there is an aim."""
-        while True:
-            saved = story.saved()
-            life = self._live(story, aims.choose(verdict.kills))
-            if life.first not in (None, saved + 1):
-                yield f"a life begins with micro-batch {life.first}, {saved} were saved before"
-            yield from story.add(life, straight)
-            if life.killed is None:
-                if life.code:
-                    yield f"a run that goes on stops with {life.code}: {self._last_words()}"
-                return
-            verdict.kills[life.killed] += 1
-            aims.learn(life)
-
-    def _live(self, story: Story, aim: Aim | None = None) -> Life:
-        cache = self.cache or story.folder.with_name("cache")
-        places = [f"--run_dir={story.folder}", f"--data.cache={cache}", "--existing=resume"]
-        return live([*self.args, *places], self.ranks, self.log, aim)
-
-    def _last_words(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    if isinstance(devices, list):
+        return len(devices)
+    return max(devices, 1) if isinstance(devices, int) else 1  # -1 and auto are all
 
 
 class Aims:

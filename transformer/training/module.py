@@ -46,7 +46,7 @@ class Seq2SeqModule(LightningModule):
         weight_decay: decoupled weight decay (AdamW); 0 is the paper's Adam.
         search: how validation, test and the bundle look for translations.
         score_tokenize: sacreBLEU's, `13a` for most languages, `zh`, `ja-mecab`, `ko-mecab`, `char`.
-        score_lowercase: ignore case in BLEU.
+        score_lowercase: ignore case in BLEU and chrF.
         score_detokenized: the text is tokenised as Moses does it: also give BLEU of the
             detokenised text with `13a`, the field's usual, as `bleu_detokenized`.
         init_from: bundle, or org/name of the hub, whose weights and network a new run begins with;
