@@ -11,6 +11,7 @@ from transformer.__main__ import main
 from transformer.commands import text
 from transformer.data.tokenizer import BOS, EOS, UNK, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
+from transformer.inference.engines import TorchEngine
 from transformer.inference.guard import (
     PERIOD,
     count_repeats,
@@ -19,7 +20,7 @@ from transformer.inference.guard import (
     least_bad,
     stricter,
 )
-from transformer.inference.search import Hypothesis, SearchConfig, search_all
+from transformer.inference.search import Hypothesis, SearchConfig
 from transformer.inference.translator import Translator
 from transformer.models.attention import padding_mask
 from transformer.models.seq2seq import Memory, Seq2Seq
@@ -175,11 +176,12 @@ def test_flaws_are_found_and_decoded_again() -> None:
 def test_only_what_has_a_flaw_is_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def counted(model: Any, ids: Any, *rest: Any) -> Any:
+    def counted(self: TorchEngine, ids: Any, *rest: Any) -> Any:
         sizes.append(len(ids))
-        return search_all(model, ids, *rest)
+        return searched(self, ids, *rest)
 
-    monkeypatch.setattr("transformer.inference.engines.search_all", counted)
+    searched = TorchEngine.search
+    monkeypatch.setattr(TorchEngine, "search", counted)
     ours().translate(LINES)
     ours().translate(LINES, guard=True)
     assert sizes == [5, 5, 3]
@@ -191,7 +193,8 @@ def test_the_first_translation_stays_unless_there_is_a_better_one(
 ) -> None:
     results = iter([[[[SALAD] * 9]], [again]])  # of the two searches, for one line
     monkeypatch.setattr(
-        "transformer.inference.engines.search_all",
+        TorchEngine,
+        "search",
         lambda *args: [[Hypothesis(ids, 0.0, 0.0) for ids in found] for found in next(results)],
     )
     found = ours().n_best(["loops"], guard=True)[0]

@@ -286,7 +286,7 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(corpus: Path) -> None
             {"extra_corpora": [{}], "streaming": True},
             "data.streaming: true does not go with data.extra_corpora",
         ),
-        ({"temperature": 0.0}, "data.temperature: 0 must be more than 0"),
+        ({"temperature": 0.9}, "data.temperature: 0.9 must be at least 1"),
         ({"tokenizer": TokenizerConfig(vocab_size=260)}, "data.tokenizer.vocab_size: 260 is too"),
     ],
 )

@@ -109,7 +109,7 @@ def test_batches_side_by_side_give_the_same_translations(monkeypatch: pytest.Mon
         return in_threads(function, items, workers)
 
     monkeypatch.setattr("transformer.inference.batches.in_threads", watched)
-    monkeypatch.setattr("transformer.inference.search.count_workers", lambda device: 2)
+    monkeypatch.setattr("transformer.inference.engines.count_workers", lambda device: 2)
     found = translator(max_tokens=300).n_best(lines, n_best=2)
     for line, others in zip(found, expected, strict=True):
         assert [t.text for t in line] == [t.text for t in others]

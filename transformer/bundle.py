@@ -99,7 +99,20 @@ def save_bundle(
     Raises:
         UserError: when the folder exists already, or a key is unknown or missing.
     """
-    folder = Path(folder)
+    with whole_folder(Path(folder)) as growing:
+        write_bundle(growing, model, tokenizer, training=training, card=card, **about)
+
+
+def write_bundle(
+    folder: Path,
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    *,
+    training: dict[str, Any],
+    card: str,
+    **about: Any,
+) -> None:
+    """Write the files of a bundle into a folder; as `save_bundle` describes them."""
     config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "architecture": architecture_of(model.config),
@@ -110,13 +123,6 @@ def save_bundle(
         "training": training,
     }
     settings(Config, config, folder / "config.json")
-    with whole_folder(folder) as growing:
-        _write(growing, model, tokenizer, config, card)
-
-
-def _write(
-    folder: Path, model: Seq2Seq, tokenizer: Tokenizer, config: dict[str, Any], card: str
-) -> None:
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")

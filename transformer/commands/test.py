@@ -17,9 +17,8 @@ from transformer.commands.arguments import OptionParser
 from transformer.data.datamodule import DataModule
 from transformer.errors import UserError
 from transformer.inference.engines import EngineName, make_engine
-from transformer.inference.search import SearchConfig
+from transformer.inference.search import SearchConfig, search_of
 from transformer.kernels import Precision, find_device, find_precision
-from transformer.settings import settings
 from transformer.training.module import Seq2SeqModule
 from transformer.training.results import score_lines, versions, write_results
 from transformer.training.runs import set_up_libraries
@@ -111,9 +110,9 @@ def load(
     model, tokenizer, config = bundle
     datamodule = DataModule(**{"src": config["src"], "tgt": config["tgt"], **data})
     datamodule.tokenizer = tokenizer
-    its = settings(SearchConfig, config["search"], folder / "config.json", "search")
     scores = config["evaluation"] | {key: given.pop(key) for key in OF_SCORES & given.keys()}
-    module = Seq2SeqModule(model.config, search=replace(its, **given), **scores)
+    search = replace(search_of(config, folder), **given)
+    module = Seq2SeqModule(model.config, search=search, **scores)
     module.network = model
     return module, datamodule
 

@@ -305,6 +305,7 @@ def open_corpus(
                 "name perhaps with @<revision>"
             )
         parts: dict[str, Any] = match.groupdict()
+        parts["name"] = str(Path(parts["name"]).expanduser())
         return Hub(spec, src, tgt, key, **parts, streaming=streaming, limit=limit)
     if spec.startswith("grammar:"):
         now = f"recipes/quickstart/{spec.removeprefix('grammar:')}.tsv.gz"

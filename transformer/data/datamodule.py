@@ -53,7 +53,7 @@ class DataModule(LightningDataModule):
         extra_corpora: Further corpora to train on, of any languages, each with `train`, `src`,
             `tgt` and, if need be, `share` (of the training pairs; by its size when left out) and
             `limit`.
-        temperature: Of corpora without a share: n pairs count as n^(1/temperature).
+        temperature: Of corpora without a share: n pairs count as n^(1/temperature), 1 as n.
         tags: Put a tag of the target language (`<2en>`) before each source sentence, so that one
             model translates into several.
         columns: Names of the columns of TSV files that have no header.
@@ -272,8 +272,8 @@ class DataModule(LightningDataModule):
         check_corpora(self._named, self.tags)
         if not any(self.specs.values()):
             raise UserError("data.train, data.val and data.test are all missing: name a corpus")
-        if not self.temperature > 0:
-            raise UserError(f"data.temperature: {self.temperature:g} must be more than 0")
+        if not self.temperature >= 1:
+            raise UserError(f"data.temperature: {self.temperature:g} must be at least 1")
         if self.extra_corpora and self.streaming:
             raise UserError(
                 "data.streaming: true does not go with data.extra_corpora, which are read from the "

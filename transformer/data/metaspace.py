@@ -44,7 +44,6 @@ class Metaspace(Vocabulary):
             library.normalizer = normalizers.Sequence(steps[1:])
 
     def encode(self, lines: list[str]) -> list[list[int]]:
-        """The ids of each line, EOS last."""
         lines = [self._characters(line) for line in lines]
         ids = super().encode(lines)
         odd = [n for n, line in enumerate(ids) if UNK in line or max(line) >= self.size]
@@ -54,11 +53,9 @@ class Metaspace(Vocabulary):
         return ids
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The texts, of which most words begin with a space."""
         return [self.specials.get(i) or self.spelled(i).decode() for i in ids]
 
     def spelled(self, i: int) -> bytes:
-        """The text of a piece."""
         return self.piece(i).replace(SPACE, " ").encode()
 
     def piece(self, i: int) -> str:
@@ -69,7 +66,6 @@ class Metaspace(Vocabulary):
         return self._characters(text)
 
     def cut(self, piece: bytes) -> list[int]:
-        """The pieces of the text, if it is whole characters that this side knows."""
         try:
             text = piece.decode().replace(" ", SPACE)
         except UnicodeDecodeError:

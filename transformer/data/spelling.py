@@ -3,9 +3,7 @@
 Fine-tuning (`training.transfer`) uses it; it lies here because it needs no tensors.
 """
 
-from collections.abc import Callable
-
-from transformer.data.tokenizer import Side, Tokenizer, Vocabulary
+from transformer.data.tokenizer import Side, Tokenizer
 
 
 def spellings(new: Tokenizer, old: Tokenizer, side: Side) -> list[list[int]]:
@@ -24,27 +22,16 @@ def spellings(new: Tokenizer, old: Tokenizer, side: Side) -> list[list[int]]:
         that make it up, else (a special token or a word that the old one does not know) none.
     """
     pieces, others = new.side(side), old.side(side)
-    specials = {written: i for i, written in others.specials.items()}
-    spell = _speller(others)
-    return [
-        spell(pieces.spelled(i))
-        if i not in pieces.specials
-        else [specials[name] for name in (pieces.specials[i],) if name in specials]
-        for i in range(pieces.size)
-    ]
+    specials = {written: [i] for i, written in others.specials.items()}
+    known = {others.spelled(i): [i] for i in range(others.size) if i not in others.specials}
 
+    def spell(i: int) -> list[int]:
+        if i in pieces.specials:
+            return specials.get(pieces.specials[i], [])
+        piece = pieces.spelled(i)
+        if found := known.get(piece) or known.get(piece := others.normalized(piece)):
+            return found
+        parts = others.cut(piece)
+        return [] if others.specials.keys() & {*parts} else parts
 
-def _speller(old: Vocabulary) -> Callable[[bytes], list[int]]:
-    """A function from what a piece writes to old ids."""
-    ids = {old.spelled(i): i for i in range(old.size) if i not in old.specials}
-
-    def spell(piece: bytes) -> list[int]:
-        if piece in ids:
-            return [ids[piece]]
-        piece = old.normalized(piece)
-        if piece in ids:
-            return [ids[piece]]
-        parts = old.cut(piece)
-        return [] if old.specials.keys() & {*parts} else parts
-
-    return spell
+    return [spell(i) for i in range(pieces.size)]

@@ -80,7 +80,6 @@ class Words(Vocabulary):
     """Words, which spaces separate."""
 
     def encode(self, lines: list[str]) -> list[list[int]]:
-        """The ids of each line, EOS last."""
         # The special tokens are words of this vocabulary: as text they are unknown words.
         words = len(self.specials)
         return [
@@ -91,18 +90,15 @@ class Words(Vocabulary):
         ]
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The words."""
         return [self.entry(i) for i in ids]
 
     def _words(self, ids: list[int]) -> list[int]:
         return list(range(len(ids)))
 
     def spelled(self, i: int) -> bytes:
-        """The word after a space, as most words come."""
         return f" {self.entry(i)}".encode()
 
     def cut(self, piece: bytes) -> list[int]:
-        """Nothing: a word has no parts."""
         return []
 
 
@@ -135,7 +131,6 @@ class ByteLevel(Vocabulary):
         return pieces
 
     def spelled(self, i: int) -> bytes:
-        """The bytes of a piece."""
         return bytes(BYTE_OF[character] for character in self.entry(i))
 
     def cut(self, piece: bytes) -> list[int]:

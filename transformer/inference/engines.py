@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from threading import Event
 from typing import Literal, Protocol, get_args
 
 import torch
 
 from transformer.bundle import Bundle
 from transformer.errors import UserError, nearest
-from transformer.inference.search import Hypothesis, SearchConfig, search_all
+from transformer.inference.batches import of_sources, pad
+from transformer.inference.search import Hypothesis, SearchConfig, search
 from transformer.kernels import Precision, find_precision
+from transformer.kernels.process import count_workers
 from transformer.kernels.tensors import transpose_weights
 from transformer.models import Seq2Seq
 
@@ -36,7 +39,13 @@ class Engine(Protocol):
         prefix: Sequence[int] = (),
         generator: torch.Generator | None = None,
     ) -> list[list[Hypothesis]]:
-        """The `n_best` hypotheses of each source, best first; as `search_all` describes it.
+        """The `n_best` hypotheses of each source, best first.
+
+        Args:
+            ids: of each source, EOS last.
+            config: beam, length normalisation, sampling.
+            prefix: target ids with which every hypothesis begins.
+            generator: source of randomness of the sampling.
 
         Raises:
             UserError: for a setting that the engine does not have.
@@ -44,7 +53,7 @@ class Engine(Protocol):
 
 
 class TorchEngine(Engine):
-    """The house's own search.
+    """The house's own search, in batches; CPU cores work on a batch each.
 
     Args:
         model: in evaluation mode.
@@ -63,7 +72,14 @@ class TorchEngine(Engine):
         prefix: Sequence[int] = (),
         generator: torch.Generator | None = None,
     ) -> list[list[Hypothesis]]:
-        return search_all(self.model, ids, config, self.max_tokens, prefix, generator)
+        def search_batch(rows: list[list[int]], stop: Event) -> list[list[Hypothesis]]:
+            src, lengths = pad(rows, self.model.device)
+            forced = [prefix] * len(rows)
+            return search(self.model, src, lengths, config, forced, generator, stop)
+
+        # Samples are drawn in a fixed order, so that they depend on the seed alone.
+        workers = 1 if config.sample else count_workers(self.model.device)
+        return of_sources(search_batch, ids, self.max_tokens, workers)
 
 
 def make_engine(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from transformer.data.tokenizer import BOS, EOS, Tokenizer
+from transformer.data.tokenizer import BOS, Tokenizer
 from transformer.inference.batches import Pair, pad
 from transformer.models import Seq2Seq
 from transformer.models.recording import Kind, recorded
@@ -31,7 +31,7 @@ def log_probs(model: Seq2Seq, pairs: Sequence[Pair]) -> list[float]:
 
 @torch.inference_mode()
 def cross_attention(model: Seq2Seq, pairs: Sequence[Pair]) -> Tensor:
-    """The weights (B, L, H, T, S) of pairs of source and target ids, EOS last in both."""
+    """The weights (B, L, H, T, S) of pairs of source and target ids, a row for each target id."""
     return model.cross_attention(*_inputs(model, pairs)).float()
 
 
@@ -70,7 +70,7 @@ def align(
     Returns:
         Pairs (source word, target word), counted from 0.
     """
-    weights = cross_attention(model, [(src, [*tgt, EOS]) for src, tgt in pairs]).mean((1, 2)).cpu()
+    weights = cross_attention(model, pairs).mean((1, 2)).cpu()
     return [
         _word_pairs(tokenizer, its_weights, *pair)
         for its_weights, pair in zip(weights, pairs, strict=True)

@@ -6,15 +6,16 @@ Shapes: B sentences still open, N beams.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from transformer.data.tokenizer import BOS, EOS
 from transformer.errors import UserError
-from transformer.inference.batches import of_sources, pad
+from transformer.inference.batches import pad
 from transformer.inference.continuations import (
     NEVER,
     NOT_A_NUMBER,
@@ -24,9 +25,9 @@ from transformer.inference.continuations import (
     best_continuations,
     sampled_continuations,
 )
-from transformer.kernels.process import count_workers
 from transformer.kernels.tensors import sentence_blocks
 from transformer.models import Seq2Seq
+from transformer.settings import settings
 
 #: Numbers with which a search can be computed: beyond them memory, time or floats do not suffice.
 LIMITS: dict[str, tuple[float, float]] = {
@@ -159,32 +160,13 @@ def search(
     return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in beams.finished]
 
 
-def search_all(
-    model: Seq2Seq,
-    ids: Sequence[list[int]],
-    config: SearchConfig,
-    max_tokens: int,
-    prefix: Sequence[int] = (),
-    generator: torch.Generator | None = None,
-) -> list[list[Hypothesis]]:
-    """Translate any number of sentences, in batches; CPU cores work on a batch each.
+def search_of(config: dict[str, Any], folder: str | Path) -> SearchConfig:
+    """The search settings in the `config.json` of a bundle.
 
-    Args:
-        model: in evaluation mode.
-        ids: of each source sentence, EOS last.
-        config: beam, length normalisation, sampling.
-        max_tokens: padded source tokens in a batch.
-        prefix: target ids with which every hypothesis begins.
-        generator: source of randomness of the sampling.
+    Raises:
+        UserError: a setting is unknown, or of another type.
     """
-
-    def search_batch(rows: list[list[int]], stop: Event) -> list[list[Hypothesis]]:
-        src, lengths = pad(rows, model.device)
-        return search(model, src, lengths, config, [prefix] * len(rows), generator, stop)
-
-    # Samples are drawn in a fixed order, so that they depend on the seed alone.
-    workers = 1 if config.sample else count_workers(model.device)
-    return of_sources(search_batch, ids, max_tokens, workers)
+    return settings(SearchConfig, config["search"], Path(folder) / "config.json", "search")
 
 
 class _Beams:

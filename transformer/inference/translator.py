@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +19,9 @@ from transformer.inference.forced import align, cross_attention, log_probs
 from transformer.inference.guard import Verdict, find_flaw, least_bad, stricter
 from transformer.inference.lines import LineError, listed, refuse_long, split
 from transformer.inference.results import Alignment, Scored, Translation, joined
-from transformer.inference.search import Hypothesis, SearchConfig
+from transformer.inference.search import Hypothesis, SearchConfig, search_of
 from transformer.kernels import Precision, find_device
 from transformer.models import Seq2Seq
-from transformer.settings import settings
-
-
-class _Line(NamedTuple):
-    """The source ids of a line, and its hypotheses, best first, with what is wrong with them."""
-
-    src: list[int]
-    hypotheses: list[Hypothesis]
-    verdicts: list[Verdict]
 
 
 class Translator:
@@ -104,7 +95,7 @@ class Translator:
         if max_length is None:
             max_length = bundle.config["max_length"]
         model, tokenizer, config = bundle
-        its = settings(SearchConfig, config["search"], Path(folder) / "config.json", "search")
+        its = search_of(config, folder)
         return cls(model, tokenizer, its, max_tokens, max_length, config["tgt"], searching)
 
     def encode(
@@ -175,13 +166,12 @@ class Translator:
         parts = [split(line, fits) if too_long == "split" else [line] for line in lines]
         flat = [part for line in parts for part in line]
         try:
-            found = self._search(flat, to, guard, **overrides)
+            found = iter(self.n_best(flat, to=to, guard=guard, **{"n_best": 1, **overrides}))
         except LineError as error:  # of a part that cannot be split: a character
             lines_of_parts = [number for number, line in enumerate(parts) for _ in line]
             index = lines_of_parts[error.index] if error.side == "source" else error.index
             raise LineError(index, error.reason, error.side) from None
-        best = (translations[0] for translations in self._translations(found, repeat(None)))
-        return [joined([next(best) for _ in line]) for line in parts]
+        return [joined([next(found)[0] for _ in line]) for line in parts]
 
     def n_best(
         self,
@@ -210,44 +200,51 @@ class Translator:
             LineError: when a line is no text, or too long.
             UserError: when `to` is unknown, or `guard` goes with several translations.
         """
-        found = self._search(lines, to, guard, prefix, generator, **overrides)
-        aligned: Iterator[Alignment | None] = repeat(None)
-        if alignments:
-            pairs = [(line.src, hypothesis.ids) for line in found for hypothesis in line.hypotheses]
-            compute = partial(align, self.model, self.tokenizer)
-            aligned = iter([*of_pairs(compute, pairs, self.max_tokens)])
-        return self._translations(found, aligned)
-
-    def _search(
-        self,
-        lines: Sequence[str],
-        to: str | None,
-        guard: bool,
-        prefix: str = "",
-        generator: torch.Generator | None = None,
-        **overrides: Any,
-    ) -> list[_Line]:
-        """What was found for each line, as `n_best` describes it."""
         config = replace(self.config, **overrides)
         if guard and config.n_best > 1:
             raise UserError(f"guard takes the best alone, n_best is {config.n_best}: leave one out")
         lines = listed(lines)
         ids = self.encode(lines, to, self.max_length)
-        forced_ids = self.tokenizer.encode_tgt(listed([prefix], "prefix"))
-        refuse_long(forced_ids, self.engine.max_length, side="prefix")
-        forced = forced_ids[0][:-1]
-        found = [_Line(row, [Hypothesis([], 0.0, 0.0)], [Verdict()]) for row in ids]
+        forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))
+        refuse_long(forced, self.engine.max_length, side="prefix")
         places = [place for place, line in enumerate(lines) if not is_blank(line)]
+        found = self._search(ids, places, forced[0][:-1], config, guard, generator)
+        pairs = [(src, one.ids) for src, line in zip(ids, found, strict=True) for one, _ in line]
+        texts = iter(self.tokenizer.decode([tgt for _, tgt in pairs]))
+        aligned: Iterator[Alignment | None] = repeat(None)
+        if alignments:
+            compute = partial(align, self.model, self.tokenizer)
+            aligned = iter([*of_pairs(compute, pairs, self.max_tokens)])
+        return [
+            [
+                Translation(next(texts), verdict, one.score, one.log_prob, next(aligned))
+                for one, verdict in line
+            ]
+            for line in found
+        ]
+
+    def _search(
+        self,
+        ids: list[list[int]],
+        places: list[int],
+        forced: list[int],
+        config: SearchConfig,
+        guard: bool,
+        generator: torch.Generator | None,
+    ) -> list[list[tuple[Hypothesis, Verdict]]]:
+        """What is found for each source, best first; only those at `places` are searched for."""
+        found = [[(Hypothesis([], 0.0, 0.0), Verdict())] for _ in ids]
         for attempt in (config, stricter(config)) if guard else (config,):
             rows = [ids[place] for place in places]
             results = self.engine.search(rows, attempt, forced, generator)
             for place, hypotheses in zip(places, results, strict=True):
-                given, before = [*forced, *ids[place]], found[place].verdicts[0].flaw
-                if before:
-                    hypotheses = [least_bad(given, [found[place].hypotheses[0], *hypotheses])]
-                verdicts = [Verdict(find_flaw(given, one), before) for one in hypotheses]
-                found[place] = _Line(ids[place], hypotheses, verdicts)
-            places = [place for place in places if found[place].verdicts[0].flaw]
+                given, (first, verdict) = [*forced, *ids[place]], found[place][0]
+                if verdict.flaw:
+                    hypotheses = [least_bad(given, [first, *hypotheses])]
+                found[place] = [
+                    (one, Verdict(find_flaw(given, one), verdict.flaw)) for one in hypotheses
+                ]
+            places = [place for place in places if found[place][0][1].flaw]
         return found
 
     def score(
@@ -291,16 +288,3 @@ class Translator:
         [(src, tgt)] = pairs = self.encode_pairs([src_line], [tgt_line], to)
         [weights] = cross_attention(self.model, pairs)
         return weights, self.tokenizer.pieces("src", src), self.tokenizer.pieces("tgt", tgt)
-
-    def _translations(
-        self, found: list[_Line], aligned: Iterator[Alignment | None]
-    ) -> list[list[Translation]]:
-        ids = [hypothesis.ids for line in found for hypothesis in line.hypotheses]
-        texts = iter(self.tokenizer.decode(ids))
-        return [
-            [
-                Translation(next(texts), verdict, one.score, one.log_prob, next(aligned))
-                for one, verdict in zip(line.hypotheses, line.verdicts, strict=True)
-            ]
-            for line in found
-        ]

@@ -155,36 +155,27 @@ class CTranslate2Engine(Engine):
             max_decoding_length=limit, max_input_length=0, return_scores=True,
             return_end_token=True,
         )  # fmt: skip
-        tokens = [[self.names.ids(one) for one in result.hypotheses] for result in results]
-        log_probs = [
-            [
-                score * max(len(one), 1) ** FIRST
-                for score, one in zip(result.scores, its, strict=True)
-            ]
-            for result, its in zip(results, tokens, strict=True)
+        flat = [
+            (place, self.names.ids(tokens), score)
+            for place, result in enumerate(results)
+            for tokens, score in zip(result.hypotheses, result.scores, strict=True)
         ]
+        log_probs = [score * max(len(tokens), 1) ** FIRST for _, tokens, score in flat]
         if prefix or config.min_length or config.no_repeat_ngram:
-            log_probs = self._log_probs(sources, tokens)
-        found = [
-            [_hypothesis(one, log_prob, config) for one, log_prob in zip(*pair, strict=True)]
-            for pair in zip(tokens, log_probs, strict=True)
-        ]
+            log_probs = self._log_probs([(sources[place], tokens) for place, tokens, _ in flat])
+        found: list[list[Hypothesis]] = [[] for _ in rows]
+        for (place, tokens, _), log_prob in zip(flat, log_probs, strict=True):
+            found[place].append(_hypothesis(tokens, log_prob, config))
         return [sorted(hypotheses, key=lambda one: -one.score) for hypotheses in found]
 
-    def _log_probs(
-        self, sources: list[list[str]], tokens: list[list[list[int]]]
-    ) -> list[list[float]]:
+    def _log_probs(self, pairs: list[tuple[list[str], list[int]]]) -> list[float]:
         """The model's own log-probabilities of hypotheses, forced tokens and all."""
-        flat = [(source, one) for source, its in zip(sources, tokens, strict=True) for one in its]
-        texts = self.names.of("tgt", [_without_end(one) for _, one in flat])
-        results = self.translator.score_batch(
-            [source for source, _ in flat], texts, max_input_length=0
-        )
-        sums = iter(
-            sum(result.log_probs[: len(one)])
-            for result, (_, one) in zip(results, flat, strict=True)
-        )
-        return [[next(sums) for _ in its] for its in tokens]
+        texts = self.names.of("tgt", [_without_end(tokens) for _, tokens in pairs])
+        results = self.translator.score_batch([src for src, _ in pairs], texts, max_input_length=0)
+        return [
+            sum(result.log_probs[: len(tokens)])
+            for result, (_, tokens) in zip(results, pairs, strict=True)
+        ]
 
 
 def _hypothesis(tokens: list[int], log_prob: float, config: SearchConfig) -> Hypothesis:

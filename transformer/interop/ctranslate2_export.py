@@ -1,7 +1,6 @@
 """`transformer export ctranslate2`: a bundle as a folder that CTranslate2 loads, and its gate."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from transformer.bundle import Bundle, load_bundle
+from transformer.data.corpus import Pair, open_corpus
 from transformer.data.tokenizer import EOS, Tokenizer
 from transformer.errors import UserError, nearest
-from transformer.inference.search import SearchConfig
+from transformer.inference.search import SearchConfig, search_of
 from transformer.inference.translator import Translator
 from transformer.interop import needs
 from transformer.interop.ctranslate2 import EXTRA, write_model
 from transformer.interop.ctranslate2_engine import CTranslate2Engine
-from transformer.interop.gate import REPORT, BundleSide, Ids, Side, compare, passed
+from transformer.interop.gate import BundleSide, Ids, compare, passed
 from transformer.interop.probes import probes
-from transformer.writing import whole_folder, write
+from transformer.writing import whole_folder
 
 
 def export_ctranslate2(
@@ -57,34 +57,33 @@ def export_ctranslate2(
     if corpus and quantization == "float32":
         raise UserError(f"--corpus {corpus} is for quantised models: add --quantization int8")
     read = load_bundle(bundle)
-    pairs = list(_pairs(read, corpus)) if corpus else []  # before the work
+    search = search_of(read.config, bundle)
+    pairs: Sequence[Pair] = []
+    if corpus:  # before the work
+        languages = read.config["src"], read.config["tgt"]
+        pairs = [*open_corpus(corpus, *languages, key="--corpus").pairs()]
     with whole_folder(Path(folder)) as partial:
         write_model(read, partial)
         read.tokenizer.save(partial)
-        passed(compare(BundleSide(read), CTranslate2Side(partial, read)), partial)
+        report = compare(BundleSide(read), CTranslate2Side(partial, read))
+        passed(report, partial)
         if quantization != "float32":
             write_model(read, partial, quantization)
-            report = json.loads((partial / REPORT).read_text(encoding="utf-8"))
-            report["quantized"] = {"quantization": quantization, **_compare(read, partial, pairs)}
-            check_loss(report["quantized"], corpus, bleu_loss)
-            write(partial / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            found = _compare(read, search, partial, pairs)
+            if corpus:
+                found |= {"corpus": corpus, "bleu_loss": bleu_loss}
+                _check_loss(found)
+            passed(report, partial, quantized={"quantization": quantization, **found})
 
 
-def _pairs(bundle: Bundle, corpus: str) -> Iterator[tuple[str, str]]:
-    """The lines of a corpus and their translations, as the bundle names its languages."""
-    from transformer.data.corpus import open_corpus
-
-    languages = bundle.config["src"], bundle.config["tgt"]
-    for pair in open_corpus(corpus, *languages, key="--corpus").pairs():
-        yield pair.src, pair.tgt
-
-
-def _compare(bundle: Bundle, folder: Path, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _compare(
+    bundle: Bundle, search: SearchConfig, folder: Path, pairs: Sequence[Pair]
+) -> dict[str, Any]:
     """What quantization changes in the translations of a corpus, or of the probes."""
     from transformer.evaluation.metrics import TranslationScore
 
     model, tokenizer, config = bundle
-    search, to, longest = SearchConfig(**config["search"]), config["tgt"], config["max_length"]
+    to, longest = config["tgt"], config["max_length"]
     engine = CTranslate2Engine(folder, bundle)
     lines = [src for src, _ in pairs] or probes(tokenizer, longest, to)
     ours, theirs = (
@@ -107,46 +106,34 @@ def _compare(bundle: Bundle, folder: Path, pairs: Sequence[tuple[str, str]]) -> 
     return {**found, **bleu, "signature": score.signature}
 
 
-def check_loss(found: dict[str, Any], corpus: str | None, allowed: float) -> None:
-    """Refuses a quantised model whose BLEU is too low; notes the corpus and the limit.
-
-    Raises:
-        UserError: If the loss is above what is allowed.
-    """
-    if corpus is None:
-        return
+def _check_loss(found: dict[str, Any]) -> None:
+    """Refuses a quantised model whose BLEU is too low."""
     before, after = found["bleu"], found["bleu_quantized"]
-    if before - after > allowed:
+    if before - after > found["bleu_loss"]:
         raise UserError(
-            f"{found['quantization']}: BLEU on {corpus} is {after:.2f}, the bundle's {before:.2f}, "
-            f"which is more than {allowed} above it, so nothing was kept: choose another "
+            f"BLEU on {found['corpus']} is {after:.2f}, the bundle's {before:.2f}, which is more "
+            f"than {found['bleu_loss']} above it, so nothing was kept: choose another "
             "--quantization, or a larger --bleu_loss"
         )
-    found |= {"corpus": corpus, "bleu_loss": allowed}
 
 
-class CTranslate2Side(Side):
+class CTranslate2Side(BundleSide):
     """What the parity gate compares with a bundle: an exported folder, computed in float32.
 
     CTranslate2 gives an empty translation for a source of the end symbol alone, which is never
     searched for, as empty lines stay empty: there the bundle answers.
     """
 
-    name = "CTranslate2"
-
     def __init__(self, folder: Path, bundle: Bundle) -> None:
+        super().__init__(bundle._replace(tokenizer=Tokenizer.load(folder)), "CTranslate2")
         self.engine = CTranslate2Engine(folder, bundle, compute_type="float32")
-        self.tokenizer, self.bundle = Tokenizer.load(folder), BundleSide(bundle)
-
-    def encode(self, lines: list[str]) -> list[Ids]:
-        return self.tokenizer.encode_src(lines, self.bundle.to)
 
     def search(self, src: list[Ids], beam: int, limit: int) -> list[Ids]:
         config = SearchConfig(beam=beam, length_norm="none")
         found = [best[0].ids for best in self.engine.search_batch(src, limit, config)]
         for place, row in enumerate(src):
             if row == [EOS]:
-                [found[place]] = self.bundle.search([row], beam, limit)
+                [found[place]] = super().search([row], beam, limit)
         return found
 
     def logits(self, src: list[Ids], tgt: list[Ids]) -> Tensor:
@@ -159,10 +146,7 @@ class CTranslate2Side(Side):
         rows = [
             torch.stack([torch.from_numpy(np.array(step)).flatten() for step in result.logits[0]])
             if row != [EOS]
-            else self.bundle.logits([row], [target])[0]
+            else BundleSide.logits(self, [row], [target])[0]
             for row, target, result in zip(src, tgt, results, strict=True)
         ]
         return pad_sequence(rows, batch_first=True)
-
-    def decode(self, ids: list[Ids]) -> list[str]:
-        return self.tokenizer.decode(ids)

@@ -140,16 +140,24 @@ class Report(NamedTuple):
 
 def compare(ours: BundleSide, theirs: Side) -> Report:
     """Sends the probes through both sides, up to the first of the rules that is broken."""
-    return _Comparison(ours, theirs).report()
+    both = _Comparison(ours, theirs)
+    try:
+        both.sources()
+        greedy = both.translations(1)
+        both.translations(BEAM)
+        both.logits(greedy)
+    except _Differs as failure:
+        return both.found._replace(failure=str(failure))
+    return both.found
 
 
-def passed(report: Report, folder: Path) -> None:
-    """Writes `parity.json` into the folder of an export or import.
+def passed(report: Report, folder: Path, **more: Any) -> None:
+    """Writes `parity.json`, with what else is to be told, into the folder of an export or import.
 
     Raises:
         UserError: something differs: which sentence, and its first token that does.
     """
-    text = json.dumps(report._asdict(), indent=2, ensure_ascii=False)
+    text = json.dumps({**report._asdict(), **more}, indent=2, ensure_ascii=False)
     write(folder / REPORT, text + "\n")
     if report.failure:
         raise UserError(
@@ -168,17 +176,6 @@ class _Comparison:
         self.lines = probes(ours.tokenizer, ours.max_length, ours.to)
         self.src = ours.encode(self.lines)
         self.found = Report([ours.name, theirs.name], len(self.src), max(map(len, self.src)))
-
-    def report(self) -> Report:
-        """What is found when the rules are tried in their order."""
-        try:
-            self.sources()
-            greedy = self.translations(1)
-            self.translations(BEAM)
-            self.logits(greedy)
-        except _Differs as failure:
-            self.found = self.found._replace(failure=str(failure))
-        return self.found
 
     def sources(self) -> None:
         """Rule 1."""

@@ -1,14 +1,13 @@
 """Bundles become Marian models of Hugging Face."""
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
 from transformer.bundle import Bundle, load_bundle
 from transformer.data.tokenizer import BOS, EOS, PAD
 from transformer.errors import UserError
-from transformer.inference.search import SearchConfig
+from transformer.inference.search import SearchConfig, search_of
 from transformer.interop import needs
 from transformer.interop.gate import BundleSide, compare, passed
 from transformer.interop.marian_config import config_of
@@ -58,7 +57,7 @@ def export_hf(bundle: str, folder: str) -> None:
         )
     sizes = given.tokenizer.src_vocab_size, given.tokenizer.tgt_vocab_size
     shape = config_of(given.model.config, sizes)
-    search = SearchConfig(**given.config["search"])
+    search = search_of(given.config, bundle)
     longest = given.config["max_length"]
     room = max(ROOM, longest + search.max_extra)
     with whole_folder(Path(folder)) as growing:
@@ -70,7 +69,14 @@ def export_hf(bundle: str, folder: str) -> None:
             architectures=["MarianMTModel"],
         ).save_pretrained(growing)
         library.GenerationConfig(
-            **SPECIAL, **generation_of(search), max_length=longest + search.max_extra
+            **SPECIAL,
+            num_beams=search.beam,
+            # It has `power` alone: `gnmt` becomes that with the same exponent, which ranks
+            # hypotheses of different lengths a little differently.
+            length_penalty=0.0 if search.length_norm == "none" else search.alpha,
+            early_stopping=search.beam > 1,
+            no_repeat_ngram_size=search.no_repeat_ngram,
+            max_length=longest + search.max_extra,
         ).save_pretrained(growing)
         save_file(weights_of(given.model), growing / "model.safetensors", metadata={"format": "pt"})
         write_hf_tokenizer(given.tokenizer, growing, longest)
@@ -79,20 +85,6 @@ def export_hf(bundle: str, folder: str) -> None:
         code = code_of(given.tokenizer, given.config["tgt"])
         theirs = MarianSide(growing, [*range(max(sizes))], code)
         passed(compare(BundleSide(given), theirs), growing)
-
-
-def generation_of(search: SearchConfig) -> dict[str, Any]:
-    """The settings of `generate` that come nearest to a search.
-
-    It has the length normalisation `power` alone: `gnmt` becomes that with the same exponent, which
-    ranks hypotheses of different lengths a little differently.
-    """
-    return {
-        "num_beams": search.beam,
-        "length_penalty": 0.0 if search.length_norm == "none" else search.alpha,
-        "early_stopping": search.beam > 1,
-        "no_repeat_ngram_size": search.no_repeat_ngram,
-    }
 
 
 def _card(bundle: Bundle, name: str, search: SearchConfig, two_vocabularies: bool) -> str:

@@ -1,14 +1,13 @@
 """Marian models of Hugging Face, such as those of OPUS-MT, become bundles."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from transformer.bundle import load_bundle, save_bundle
+from transformer.bundle import load_bundle, write_bundle
 from transformer.checksum import unpickled
 from transformer.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from transformer.errors import UserError
@@ -21,7 +20,7 @@ from transformer.interop.marian_weights import fill
 from transformer.interop.sentencepiece import code_of, tokenizer_of
 from transformer.models import Seq2Seq, Transformer
 from transformer.settings import parsed, settings
-from transformer.writing import part
+from transformer.writing import whole_folder
 
 #: How OPUS-MT names its models: opus-mt-de-en, opus-mt-tc-big-en-ko.
 LANGUAGES = re.compile(r"opus-mt-(?:tc-\w+-)?(\w+)-(\w+)", re.ASCII)
@@ -45,17 +44,13 @@ def import_marian(source: str, bundle: str, src: str | None = None, tgt: str | N
     Raises:
         UserError: It is not a model that can be imported, or the two do not translate alike.
     """
-    target = Path(bundle)
-    if target.exists():
-        raise UserError(f"{target} exists already: choose another folder, or move it away")
-    weights = find_weights(source)
-    folder = weights.parent
-    config = read_json(folder / CONFIG)
-    model, tokenizer, ids = read_model(weights, config)
-    languages = find_languages(source, tokenizer, src, tgt)
-    growing = part(target)
-    try:
-        save_bundle(
+    with whole_folder(Path(bundle)) as growing:
+        weights = find_weights(source)
+        folder = weights.parent
+        config = read_json(folder / CONFIG)
+        model, tokenizer, ids = read_model(weights, config)
+        languages = find_languages(source, tokenizer, src, tgt)
+        write_bundle(
             growing,
             model,
             tokenizer,
@@ -70,9 +65,6 @@ def import_marian(source: str, bundle: str, src: str | None = None, tgt: str | N
         never = {ids[PAD], ids[BOS]} - {ids[EOS]}
         theirs = MarianSide(folder, ids, code_of(tokenizer, languages[1]), [*never])
         passed(compare(BundleSide(load_bundle(growing)), theirs), growing)
-        growing.rename(target)
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
 
 
 def find_weights(source: str) -> Path:

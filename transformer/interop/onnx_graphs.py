@@ -100,27 +100,21 @@ class _Grown:
         return self.keys, self.values, self.mask
 
 
-class _Sinusoids(nn.Module):
-    """Sinusoids that a graph computes, for any length: a table would have to end somewhere."""
+class _Positions(nn.Module):
+    """Sinusoids that a graph computes, for any length: a table would have to end somewhere.
 
-    def __init__(self, d_model: int) -> None:
+    Or learned positions, without the check, which a graph cannot make; config.json has the limit.
+    """
+
+    def __init__(self, positions: nn.Module, d_model: int) -> None:
         super().__init__()
         self.d_model = d_model
+        self.table = positions.table if isinstance(positions, LearnedPositions) else None
 
     def forward(self, start: int, length: int) -> Tensor:
-        """As of `SinusoidalPositions`."""
-        return sinusoidal(length, self.d_model, start)
-
-
-class _Learned(nn.Module):
-    """Learned positions without the check, which a graph cannot make; config.json has the limit."""
-
-    def __init__(self, positions: LearnedPositions) -> None:
-        super().__init__()
-        self.table = positions.table
-
-    def forward(self, start: int, length: int) -> Tensor:
-        """As of `LearnedPositions`."""
+        """As of the positions that it stands for."""
+        if self.table is None:
+            return sinusoidal(length, self.d_model, start)
         return F.embedding(torch.arange(start, start + length), self.table)
 
 
@@ -128,12 +122,7 @@ def for_a_graph(model: Transformer) -> Transformer:
     """A copy of a model in float32 whose positions can be traced."""
     model = copy.deepcopy(model).float().cpu().eval()
     for embedding in (model.src_embedding, model.tgt_embedding):
-        positions = embedding.positions
-        embedding.positions = (
-            _Learned(positions)
-            if isinstance(positions, LearnedPositions)
-            else _Sinusoids(model.config.d_model)
-        )
+        embedding.positions = _Positions(embedding.positions, model.config.d_model)
     return model
 
 

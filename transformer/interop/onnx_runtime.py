@@ -3,9 +3,8 @@
 Shapes: B batch, S source, N beams, P target tokens so far, L layers, H heads, K size of a key.
 """
 
-import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,14 +12,14 @@ from torch import Tensor
 from transformer.bundle import Bundle
 from transformer.data.tokenizer import BOS, EOS, PAD, UNK, Tokenizer
 from transformer.errors import UserError
-from transformer.inference.search import SearchConfig
+from transformer.inference.search import search_of
 from transformer.inference.translator import Translator
 from transformer.interop import needs
 from transformer.interop.onnx_graphs import DECODER, ENCODER
 from transformer.kernels.process import count_workers
 from transformer.models import Seq2Seq
 from transformer.models.cache import Ancestors
-from transformer.settings import settings
+from transformer.settings import parsed, settings
 
 EXTRA = "onnx"
 CONFIG = "config.json"
@@ -28,32 +27,19 @@ SPECIAL_IDS = {"pad": PAD, "bos": BOS, "eos": EOS, "unk": UNK}
 AGAIN = "export the bundle again, or copy the whole folder again"
 
 
-class OnnxMemory(NamedTuple):
-    """What every step needs of the source: keys and values (L, B, H, S, K), lengths (B,)."""
-
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-
-    def of(self, sentences: Tensor) -> "OnnxMemory":
-        """That of some sentences."""
-        return OnnxMemory(
-            self.keys[:, sentences], self.values[:, sentences], self.lengths[sentences]
-        )
-
-
 class OnnxState:
     """Where decoding stands: keys and values so far, in the slots in which they were written.
 
     Args:
-        memory: of the source.
+        memory: what every step needs of the source, by its name in the decoder's graph.
         beams: N.
     """
 
-    def __init__(self, memory: OnnxMemory, beams: int) -> None:
-        self.memory = memory
-        self.keys, self.values = memory.keys[:, :, :, :0], memory.values[:, :, :, :0]
-        self.ancestors = Ancestors(len(memory.lengths), beams, memory.keys.device)
+    def __init__(self, memory: dict[str, Tensor], beams: int) -> None:
+        self.feeds = memory | {
+            f"past_{kind}": memory[f"memory_{kind}"][:, :, :, :0] for kind in ("keys", "values")
+        }
+        self.ancestors = Ancestors(len(memory["src_lengths"]), beams, torch.device("cpu"))
 
     def reorder(self, beams: Tensor) -> None:
         """Let beam n of sentence b go on from what was beam `beams[b, n]`; nothing is copied."""
@@ -61,8 +47,8 @@ class OnnxState:
 
     def keep(self, sentences: Tensor) -> None:
         """Drop all sentences but these; sentences: (B',), indices into the batch."""
-        self.memory = self.memory.of(sentences)
-        self.keys, self.values = self.keys[:, sentences], self.values[:, sentences]
+        for name, part in self.feeds.items():
+            self.feeds[name] = part[sentences] if name == "src_lengths" else part[:, sentences]
         self.ancestors.keep(sentences)
 
 
@@ -91,7 +77,7 @@ class OnnxModel(Seq2Seq):
 
     def encode(self, src: Tensor, src_lengths: Tensor) -> Any:
         keys, values = _run(self.encoder, src=src, src_lengths=src_lengths)
-        return OnnxMemory(keys, values, src_lengths)
+        return {"memory_keys": keys, "memory_values": values, "src_lengths": src_lengths}
 
     def decode(self, tgt_in: Tensor, memory: Any) -> Tensor:
         state = self.start(memory)
@@ -110,16 +96,9 @@ class OnnxModel(Seq2Seq):
         return OnnxState(memory, beams)
 
     def step(self, token: Tensor, state: OnnxState) -> Tensor:
-        logits, state.keys, state.values = _run(
-            self.decoder,
-            token=token,
-            visible=state.ancestors.advance()[:, 0],
-            src_lengths=state.memory.lengths,
-            memory_keys=state.memory.keys,
-            memory_values=state.memory.values,
-            past_keys=state.keys,
-            past_values=state.values,
-        )
+        visible = state.ancestors.advance()[:, 0]
+        logits, keys, values = _run(self.decoder, token=token, visible=visible, **state.feeds)
+        state.feeds |= {"past_keys": keys, "past_values": values}
         return logits
 
 
@@ -170,11 +149,8 @@ def read_export(folder: str | Path) -> Bundle:
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{folder} is no ONNX export (it has no {CONFIG}): {AGAIN}")
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): {AGAIN}") from None
-    if not isinstance(config, dict) or config.get("format") != "onnx":
+    config = parsed(path.read_bytes(), path, AGAIN)
+    if config.get("format") != "onnx":
         raise UserError(f"{path} is not that of an ONNX export: {AGAIN}")
     settings(_Config, config, path)
     if config["special_ids"] != SPECIAL_IDS:
@@ -186,5 +162,5 @@ def read_export(folder: str | Path) -> Bundle:
 def load_export(folder: str | Path) -> Translator:
     """A translator that runs an ONNX export, with its own search settings; raises as above."""
     model, tokenizer, config = read_export(folder)
-    search = settings(SearchConfig, config["search"], Path(folder) / CONFIG, "search")
+    search = search_of(config, folder)
     return Translator(model, tokenizer, search, max_length=config["max_length"], tgt=config["tgt"])

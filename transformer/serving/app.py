@@ -199,7 +199,6 @@ class PageFiles(StaticFiles):
     """
 
     def file_response(self, *args: Any, **options: Any) -> Response:
-        """A file, or the word that it is the same."""
         response = super().file_response(*args, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response

@@ -33,23 +33,14 @@ def serve(options: Options) -> None:
             build(services, options.max_body), log_level="warning", lifespan="on",
             timeout_graceful_shutdown=GRACE,
         )  # fmt: skip
-        server = Server(config)
-        server.names = f"{', '.join(names)} at {address(listener)}"
+        server = uvicorn.Server(config)
         # uvicorn raises the signal again when it is done, which would be the exit code.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        # Who connects from now on waits until uvicorn runs.
+        where = f"{', '.join(names)} at {address(listener)}"
+        print(f"transformer: {where}", file=sys.stderr, flush=True)
         server.run([listener])
-
-
-class Server(uvicorn.Server):
-    """Says when it is ready."""
-
-    names = ""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen."""
-        await super().startup(sockets)
-        print(f"transformer: {self.names}", file=sys.stderr, flush=True)
 
 
 def listen(host: str, port: int) -> socket.socket:
