@@ -105,6 +105,13 @@ def test_what_marian_cannot_be(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_search_settings_that_are_none(refused: Refused, tmp_path: Path) -> None:
+    bundle = save(tmp_path / "bundle", steps=0)
+    path = Path(bundle, "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"search": {"beem": 3}}))
+    assert "config.json: search.beem" in refused("export", "hf", bundle, tmp_path / "hf")
+
+
 def break_one(folder: Path, kind: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     if kind == "weight":

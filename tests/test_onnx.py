@@ -167,6 +167,7 @@ def test_a_damaged_export_is_named(other: Path, tmp_path: Path) -> None:
         (json.dumps(config | {"max_length": "60"}), "max_length is '60', but must be int"),
         (json.dumps({"format_version": 2}), "is not that of an ONNX export"),
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -299,3 +299,17 @@ def test_batches_are_sorted_and_stay_in_budget() -> None:
     assert [length for batch in lengths for length in batch] == [4, 4, 5, 6, 7, 30, 30, 90]
     for batch in lengths:
         assert len(batch) * max(batch) <= 60 or len(batch) == 1
+
+
+def test_a_translation_that_takes_the_last_position_is_aligned() -> None:
+    tokenizer = parts()[1]
+    shape = replace(SHAPE, positions="learned", max_positions=12)
+    model = shape.build(tokenizer.src_vocab_size, tokenizer.tgt_vocab_size)
+    [[found]] = Translator(model, tokenizer).n_best(["a"], alignments=True, min_length=13)
+    assert isinstance(found.alignment, list)
+
+
+def test_the_guard_takes_the_best_where_a_bundle_asks_for_several() -> None:
+    model, tokenizer = parts()
+    several = Translator(model, tokenizer, replace(SEARCH, n_best=3))
+    assert several.translate(LINES, guard=True) == ANSWERS
