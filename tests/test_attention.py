@@ -186,11 +186,7 @@ def test_cross_attention_is_torchs() -> None:
     torch.manual_seed(0)
     ours = multi_head()
     theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True)
-    theirs.in_proj_weight, theirs.in_proj_bias = (
-        ours.input_projection.weight,
-        ours.input_projection.bias,
-    )
-    theirs.out_proj.load_state_dict(ours.output_projection.state_dict())
+    copy_attention(ours, theirs)
     x, memory, lengths = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.tensor([5, 2])
     padding = torch.arange(5) >= lengths[:, None]
     expected, _ = theirs(x, memory, memory, key_padding_mask=padding)
@@ -205,11 +201,7 @@ def test_attention_dropout_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformer.kernels.tensors.dropout", F.dropout)
     ours = multi_head(attention_dropout=0.4)
     theirs: Any = torch.nn.MultiheadAttention(16, 4, batch_first=True, dropout=0.4)
-    theirs.in_proj_weight, theirs.in_proj_bias = (
-        ours.input_projection.weight,
-        ours.input_projection.bias,
-    )
-    theirs.out_proj.load_state_dict(ours.output_projection.state_dict())
+    copy_attention(ours, theirs)
     x = torch.randn(2, 5, 16)
     torch.manual_seed(1)
     expected, weights = theirs(x, x, x, average_attn_weights=False)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from threading import Barrier
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from toys import gathers
 
 from transformer.data import loaders
 from transformer.data.batching import Batch, Plan, collate
@@ -241,21 +241,13 @@ def streams(
     world: int, source: tuple[Corpus, Any], use: Callable[[StreamLoader], Any]
 ) -> list[Any]:
     """What becomes of the loaders of processes, each in a thread of its own."""
-    barrier, told = Barrier(world, timeout=60), [[0]] * world
-
-    def process(rank: int) -> Any:
-        def gather(numbers: Sequence[int]) -> Any:
-            told[rank] = list(numbers)
-            barrier.wait()
-            found = np.array(told)
-            barrier.wait()
-            return found
-
-        plan = Plan(BUDGET, world=world)
-        return use(StreamLoader(plan, rank, nothing, *source, 15, gather=gather))
-
+    plan = Plan(BUDGET, world=world)
+    loaders = [
+        StreamLoader(plan, rank, nothing, *source, 15, gather=gather)
+        for rank, gather in enumerate(gathers(world))
+    ]
     with ThreadPoolExecutor(world) as threads:
-        return list(threads.map(process, range(world)))
+        return list(threads.map(use, loaders))
 
 
 @pytest.mark.parametrize(("world", "size"), [(1, 500), (2, 500), (3, 361), (3, 359), (4, 2)])
@@ -303,9 +295,8 @@ def test_processes_resume_a_stream_together(
         assert rest == [batches[done:] for batches in whole]
 
 
+@pytest.mark.parametrize("make_loader", ["cached", "mixture"], indirect=True)  # a stream: above
 def test_processes_share_an_epoch_equally(make_loader: Source) -> None:
-    if make_loader.kind == "stream":
-        return  # see above
     plan = Plan(BUDGET, world=3)
     shares = [ids(make_loader(rank, plan)) for rank in range(3)]
     assert len({len(share) for share in shares}) == 1

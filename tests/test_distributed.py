@@ -132,19 +132,15 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_fit_with_two_processes(tmp_path: Path) -> None:
+def test_fit_with_two_processes(own_folder: None, tmp_path: Path) -> None:
     """The whole command, on a stream; a test set of one batch leaves one process without any."""
     path = recipe(tmp_path, "recipes/toys/two.yaml")
     args = ["--config", str(path), "--logger", "none", "--data.max_tokens", "400"]
     args += ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.streaming", "true"]
-    root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "transformer", "fit", *args],
-        capture_output=True, text=True, timeout=150, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test BLEU") == 1
+    process = start(*args)
+    said, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert said.count("test BLEU") == 1
     results = json.loads((tmp_path / "runs/toys/two/results.json").read_text())
     assert results["epochs"] == 2
     assert results["pairs"] == 120, "those of both"

@@ -41,6 +41,10 @@ def test_the_expectation_is_kept_and_the_scale_is_torch_s() -> None:
     assert kept.max().item() == pytest.approx(1 / 0.7, rel=2**-15)
 
 
+def test_a_rate_near_one_drops_nearly_all() -> None:
+    assert dropped(1 - 1e-7).isfinite().all()
+
+
 def test_the_gradient_passes_where_the_value_did() -> None:
     x = torch.randn(SHAPE, requires_grad=True)
     y = torch.randn(SHAPE, requires_grad=True)

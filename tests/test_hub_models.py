@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -180,6 +180,12 @@ def test_a_bundle_is_pushed(hub: Hub, tmp_path: Path) -> None:
     address = f"{hub.address}/org/mine/tree/v2\n"
     assert push("org/mine", "--revision", "v2", HF_TOKEN="hf_x") == address
     assert hub.repositories["org/mine"] == {"main": bundle, "v2": bundle}
+
+
+def test_what_is_on_the_hub_alone_is_not_pushed(refused: Callable[..., str]) -> None:
+    assert "org/mine is no folder: a bundle is pushed from here" in refused(
+        "push", "org/mine", "org/other"
+    )
 
 
 @pytest.mark.parametrize("name", ["mine", "org/mine@v2", "a/b/c", "./mine"])

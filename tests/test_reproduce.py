@@ -216,6 +216,9 @@ def test_a_run_that_is_stopped_while_it_uploads_is_noted(
 ) -> None:
     monkeypatch.setattr("transformer.training.train.log_bundle", raising(KeyboardInterrupt()))
     assert reproduce(toy) == 130
+    longer = ["--ckpt_path", "runs/toys/toy/checkpoints/last.ckpt", "--trainer.max_epochs", "3"]
+    monkeypatch.setattr("transformer.training.train.evaluate", raising(KeyboardInterrupt()))
+    assert reproduce(toy, *longer) == 130, "and has no test"
     assert len(rows(tmp_path / "runs/results.jsonl")) == 1
 
 
@@ -330,4 +333,5 @@ def test_two_machines_are_two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyP
     machines = [{**row, "machine": letter, "letter": letter} for letter in "AB"]
     pictures(machines, tmp_path, tmp_path)
     pictures([machines[0], {**machines[0], "recipe": "s"}], tmp_path, tmp_path)
-    assert drawn == [["r (A)", "r (B)"], ["r", "s"]]
+    pictures([*machines, {**machines[0], "recipe": "other/r"}], tmp_path, tmp_path)
+    assert drawn == [["r (A)", "r (B)"], ["r", "s"], ["r (A)", "r (B)", "other/r"]]

@@ -373,8 +373,9 @@ def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, refused: Any) -> No
     assert "pip install 'transformer-recipes[serve]'" in refused("serve", "nothing")
 
 
-def test_a_port_that_is_taken(server: tuple[subprocess.Popen[str], str], refused: Any) -> None:
-    port = server[1].rstrip("/").rpartition(":")[2]
-    assert f"--port {port} cannot be listened at" in refused("serve", "nothing", "--port", port)
+def test_a_port_that_is_taken(refused: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port} cannot be listened at" in refused("serve", "nothing", "--port", port)
     assert "two bundles are named b: rename" in refused("serve", "a/b", "c/b/bundle")
     assert "port must be 0-65535" in refused("serve", "nothing", "--port", 70_000)

@@ -8,10 +8,13 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -103,6 +106,21 @@ def recipe(folder: Path, name: str = "toy.yaml", extra: str = "") -> Path:
 def fit(*args: str | Path) -> int:
     """`transformer fit` in this process; its exit code."""
     return main(["fit", *map(str, args)])
+
+
+def gathers(world: int) -> list[Callable[[Sequence[int]], Any]]:
+    """What each of so many threads calls to hear the numbers of all, as processes do."""
+    told: list[list[int]] = [[]] * world
+    barrier = Barrier(world, timeout=60)
+
+    def gather(rank: int, numbers: Sequence[int]) -> Any:
+        told[rank] = list(numbers)
+        barrier.wait()
+        found = np.array(told)
+        barrier.wait()
+        return found
+
+    return [partial(gather, rank) for rank in range(world)]
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

@@ -128,14 +128,24 @@ class Hang(BaseException):
     """A case takes too long; no `except Exception` takes it for a damaged file."""
 
 
-def hung(*_: Any) -> None:
-    raise Hang(f"no end after {SECONDS} seconds")
+@contextlib.contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Ends with `Hang` what takes longer."""
+
+    def hung(*_: Any) -> None:
+        raise Hang(f"no end after {seconds} seconds")
+
+    signal.signal(signal.SIGALRM, hung)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def some(module: str, kind: str, seed: int, first: int, end: int, folder: Path) -> None:
     """Tries some cases and prints a word for each; why one is lost goes to the standard error."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, hung)
     words, sys.stdout = sys.stdout, io.StringIO()
     make = import_module(f"{__package__}.{module}").KINDS[kind]
     for number in range(first, end):
@@ -143,9 +153,8 @@ def some(module: str, kind: str, seed: int, first: int, end: int, folder: Path) 
         shutil.rmtree(place, ignore_errors=True)  # it may be repeated
         place.mkdir(parents=True)
         os.chdir(place)
-        signal.alarm(SECONDS)
-        found = outcome(make(random.Random(f"{seed}-{kind}-{number}"), place, folder))
-        signal.alarm(0)
+        with at_most(SECONDS):
+            found = outcome(make(random.Random(f"{seed}-{kind}-{number}"), place, folder))
         if found in (READ, REFUSED):
             shutil.rmtree(place, ignore_errors=True)
         else:

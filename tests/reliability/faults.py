@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +21,11 @@ from typing import NamedTuple
 import psutil
 import torch
 from safetensors.torch import load_file
+from toys import recipe
 
 from transformer.training.checkpoint_files import read_checkpoint
 
+from .forks import become, wait
 from .table import Row
 
 SPAN = 2.0  # seconds that a run takes when it meets nothing; measured
@@ -37,7 +38,8 @@ MET, TOO_LATE = 0, 3  # exit codes of a case
 OPTIONS = (
     "--config", "../toy.yaml", "--logger", "csv", "--existing", "resume", "--save_every", "3",
     "--trainer.val_check_interval", "3", "--trainer.max_epochs", "-1", "--trainer.max_steps", "18",
-    "--trainer.precision", "32-true",
+    "--trainer.precision", "32-true", "--data.eval_max_tokens", "100",
+    "--trainer.enable_progress_bar", "false",
 )  # fmt: skip
 #: Nobody listens at this address; the key is one that W&B accepts without asking anybody.
 NO_SERVER = {
@@ -47,26 +49,10 @@ NO_SERVER = {
 }
 
 
-#: Of words that are translated one by one, as small as there is something to learn.
-RECIPE = """
-model:
-  network: {{d_model: 16, d_ff: 32, num_heads: 2, num_layers: 1, dropout: 0.1}}
-  schedule: inverse_sqrt
-  learning_rate: 0.01
-  warmup_steps: 10
-  search: {{beam: 2, max_extra: 5}}
-data:
-  {{src: de, tgt: en, train: {0}/train, val: {0}/val, test: {0}/test, cache: {0}/cache,
-  tokenizer: {{vocab_size: 300}}, max_length: 60, max_tokens: 200, eval_max_tokens: 100}}
-trainer: {{accelerator: cpu, log_every_n_steps: 2, enable_progress_bar: false}}
-"""
-WORDS = ("eins one", "zwei two", "drei three", "haus house", "hund dog", "rot red", "blau blue")
-
-
 class End(NamedTuple):
-    """How a process ended: exit code (None if it hung), words, seconds since a signal."""
+    """How a process ended: exit code (-SIGKILL if it hung), words, seconds since a signal."""
 
-    code: int | None
+    code: int
     said: str
     seconds: float
 
@@ -74,26 +60,11 @@ class End(NamedTuple):
 class Life:
     """`transformer fit` in a process of its own, in the current folder."""
 
-    def __init__(self, *options: str, before: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *options: str) -> None:
         self.since = time.monotonic()
         self.process = os.fork()
         if self.process == 0:
-            code = 1
-            try:
-                log = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                for stream in (1, 2):
-                    os.dup2(log, stream)
-                sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
-                before()
-                from transformer.__main__ import main
-
-                code = main(["fit", *OPTIONS, *options])
-                sys.stdout.flush()
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)
+            become(["fit", *OPTIONS, *options], Path.cwd(), Path("said.txt"), {})
 
     def is_over(self) -> bool:
         """Whether the process has ended; it is still to be waited for."""
@@ -111,17 +82,8 @@ class Life:
             os.kill(self.process, signum)
 
     def end(self) -> End:
-        """Wait for the end."""
-        code: int | None = None
-        while time.monotonic() - self.since < LIMIT:
-            pid, status = os.waitpid(self.process, os.WNOHANG)
-            if pid:
-                code = os.waitstatus_to_exitcode(status)
-                break
-            time.sleep(0.005)
-        else:
-            os.kill(self.process, signal.SIGKILL)
-            os.waitpid(self.process, 0)
+        """Wait for the end; a process that hangs is killed."""
+        code = wait(self.process, self.since + LIMIT)
         return End(code, Path("said.txt").read_text(), time.monotonic() - self.since)
 
 
@@ -136,7 +98,7 @@ def demand(kept: bool, what: str, end: End | None = None) -> None:
 
 def one_line(end: End, *codes: int) -> None:
     """A process that ended with one of these codes, and said why in one line."""
-    demand(end.code is not None, "hung", end)
+    demand(end.code != -signal.SIGKILL, "hung", end)
     demand(end.code in codes, f"the exit code is none of {codes}", end)
     demand("Traceback" not in end.said, "a traceback", end)
     if end.code == 2:
@@ -160,9 +122,9 @@ def goes_on(*options: str) -> End:
     return end
 
 
-def begun(rng: random.Random) -> Life:
+def begun(rng: random.Random, *options: str) -> Life:
     """A life in which something was saved, and a few more moments passed."""
-    life = Life()
+    life = Life(*options)
     life.until(LAST.exists)
     time.sleep(rng.uniform(0, SPAN / 4))
     return life
@@ -244,7 +206,8 @@ def read_only(rng: random.Random) -> int:
     try:
         remount = ["mount", "-o", "remount,bind,ro", "runs"]
         while subprocess.run(remount, check=False, stderr=subprocess.DEVNULL).returncode:
-            pass  # it is busy while a file is being written
+            # It is busy while a file is being written.
+            demand(time.monotonic() - life.since < LIMIT, "cannot be made read-only")
         late = life.is_over() or RESULTS.exists()
         end = life.end()
         one_line(end, 0 if late else 2)
@@ -285,9 +248,7 @@ def offline(rng: random.Random) -> int:
 def orphaned(rng: random.Random) -> int:
     """W&B's own process dies at any moment of the run."""
     os.environ["WANDB_MODE"] = "offline"
-    life = Life("--logger", "wandb")
-    life.until(LAST.exists)
-    time.sleep(rng.uniform(0, SPAN / 4))
+    life = begun(rng, "--logger", "wandb")
     late = life.is_over()
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(life.process).children():
@@ -299,13 +260,9 @@ def orphaned(rng: random.Random) -> int:
 
 
 def _can_mount() -> bool:
-    return (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "none", "."], check=False, capture_output=True
-        ).returncode
-        == 0
-        and not subprocess.run(["umount", "-l", "."], check=False).returncode
-    )
+    commands = (["mount", "-t", "tmpfs", "none", "."], ["umount", "-l", "."])
+    tried = (subprocess.run(c, check=False, capture_output=True).returncode for c in commands)
+    return not any(tried)
 
 
 CASES: list[tuple[str, Callable[[random.Random], int], int, bool]] = [
@@ -317,16 +274,6 @@ CASES: list[tuple[str, Callable[[random.Random], int], int, bool]] = [
     ("W&B's server does not answer", offline, 3, False),
     ("W&B's own process dies", orphaned, 3, False),
 ]
-
-
-def recipe(folder: Path, rng: random.Random) -> None:
-    """A recipe and its corpus."""
-    for split, size in {"train": 120, "val": 12, "test": 10}.items():
-        pairs = [rng.choices(WORDS, k=rng.randint(1, 7)) for _ in range(size)]
-        for side, language in enumerate(("de", "en")):
-            lines = (" ".join(pair.split()[side] for pair in words) + "\n" for words in pairs)
-            (folder / f"{split}.{language}").write_text("".join(lines))
-    (folder / "toy.yaml").write_text(RECIPE.format(folder))
 
 
 def case(folder: Path, run: Callable[[random.Random], int], seed: int) -> int:
@@ -348,10 +295,7 @@ def case(folder: Path, run: Callable[[random.Random], int], seed: int) -> int:
 def rows(folder: Path, seed: int, share: float) -> Iterator[Row]:
     """Each fault so many times, two at once."""
     global SPAN
-    import transformer.commands.fit  # noqa: F401 - once, not in each process
-
-    torch.set_num_threads(1)
-    recipe(folder, random.Random(1))
+    recipe(folder)
     (folder / "whole").mkdir()
     os.chdir(folder / "whole")
     end = Life().end()

@@ -57,14 +57,14 @@ def fit(
             pids.append(pid)
             continue
         number = {"LOCAL_RANK": str(rank), **environment} if world > 1 else {}
-        _become(given, folder, outputs[rank], number, before)
-    codes = [_wait(pid, time.monotonic() + TIMEOUT) for pid in pids]
+        become(given, folder, outputs[rank], number, before)
+    codes = [wait(pid, time.monotonic() + TIMEOUT) for pid in pids]
     return Ended(codes, "".join(path.read_text() for path in outputs))
 
 
-def _become(
+def become(
     args: list[str], folder: Path, output: Path, environment: dict[str, str],
-    before: Callable[[], None] | None,
+    before: Callable[[], None] | None = None,
 ) -> None:  # fmt: skip
     """Makes a forked process one of a run; does not return."""
     code = 1
@@ -86,10 +86,10 @@ def _become(
         os._exit(code)
 
 
-def _wait(pid: int, until: float) -> int:
+def wait(pid: int, until: float) -> int:
     """The exit code of a process; one that hangs is killed."""
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > until:
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(0.01)
     return os.waitstatus_to_exitcode(ended[1])

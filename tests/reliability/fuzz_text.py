@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import json
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import hypothesis
 from hypothesis import strategies as st
 
 from . import fuzz_corpora, fuzz_score, fuzz_serve, fuzz_tokens, fuzz_translate
-from .cases import Hang
+from .cases import at_most
 from .table import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +114,8 @@ def attempt(
     @hypothesis.given(st.data())
     def case(data: Any) -> None:
         nonlocal tried
-        with tempfile.TemporaryDirectory(dir=folder) as own, _stopped(limit):
+        stopped = _stopped() if limit else contextlib.nullcontext()
+        with tempfile.TemporaryDirectory(dir=folder) as own, stopped:
             kind.check(data, Path(own))
         tried += 1  # not where hypothesis has given a case up while it was drawn
 
@@ -127,22 +127,13 @@ def attempt(
 
 
 @contextlib.contextmanager
-def _stopped(limit: bool) -> Iterator[None]:
+def _stopped() -> Iterator[None]:
     """Ends a case that takes too long; and the process, where it does not listen."""
-
-    def stop(*_: object) -> None:
-        raise Hang(f"{SECONDS} seconds are over")
-
-    if not limit:
-        yield
-        return
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
     try:
-        yield
+        with at_most(SECONDS):
+            yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
 
 

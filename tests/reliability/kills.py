@@ -26,7 +26,7 @@ from transformer.errors import UserError
 from transformer.training.checkpoint_files import WholeFiles, newest_checkpoint
 from transformer.writing import clear
 
-from .cases import Hang
+from .cases import Hang, at_most
 from .table import Row
 
 STEPS, KILLS, WRITES = 40, 20, 1000
@@ -73,27 +73,21 @@ def rows(folder: Path, seed: int, share: float) -> Iterator[Row]:
         yield written.result()
 
 
-def hung(*_: Any) -> None:
-    raise Hang(f"no end after {SECONDS} seconds")
-
-
 def cell(folder: Path, seed: int, kills: int, name: str) -> Row:
     """Kills the runs of one cell."""
     loaders.POOL = loaders.STREAM_POOL = POOL
     options = [option.replace("{}", str(folder)) for option in CELLS[name]]
     place = folder / name.replace(" ", "-")
-    signal.signal(signal.SIGALRM, hung)
-    signal.alarm(SECONDS)
     try:
         if name.startswith("TMPDIR"):
             os.environ["TMPDIR"] = tempfile.tempdir = elsewhere(folder)
         args = [f"--config={folder}/toy.yaml", *ALWAYS, *options]
-        verdict = verify(args, place, STEPS, kills, seed)
+        with at_most(SECONDS):
+            verdict = verify(args, place, STEPS, kills, seed)
     except (UserError, Hang) as error:
         print(f"kills: {name}: {error}", file=sys.stderr, flush=True)
         return Row(f"processes of a run: {name}", 1, 1)
     finally:
-        signal.alarm(0)
         os.environ.pop("TMPDIR", None)
         tempfile.tempdir = None
     phases = [phase for phase in PHASES if phase != BATCH or "accumulated" in name]

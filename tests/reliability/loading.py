@@ -118,61 +118,42 @@ def _checkpoint(folder: Path, content: bytes) -> Path:
     return path
 
 
-def _averaged(folder: Path, content: bytes) -> None:
-    command("average", _checkpoint(folder, content), folder / "averaged")
+def _bundle(name: str, folder: Path, content: bytes) -> None:
+    bundle = folder / "another"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(folder / "run" / "bundle", bundle)
+    (bundle / name).write_bytes(content)
+    load_bundle(bundle)
 
 
-def _resumed(folder: Path, content: bytes) -> None:
-    _fit(folder, "--ckpt_path", str(_checkpoint(folder, content)))
+def _model(name: str, folder: Path, content: bytes) -> None:
+    from transformer.interop.marian_import import find_weights, read_weights
+
+    model = _empty(folder / "opus-mt-de-en")
+    (model / name).write_bytes(content)
+    (model / "config.json").write_text('{"model_type": "marian"}')
+    read_weights(find_weights(str(model)))
 
 
-def _existing(folder: Path, content: bytes) -> None:
-    run = _checkpoint(folder, content).parents[1]
-    _fit(folder, f"--run_dir={run}", "--existing=refuse")
-
-
-def _begun(folder: Path, content: bytes) -> None:
-    _fit(folder, f"--model.init_from={_checkpoint(folder, content)}")
-
-
-def _translated(folder: Path, content: bytes) -> None:
-    load_bundle(_checkpoint(folder, content))
-
-
-def _bundle(name: str) -> Callable[[Path, bytes], None]:
-    def case(folder: Path, content: bytes) -> None:
-        bundle = folder / "another"
-        shutil.rmtree(bundle, ignore_errors=True)
-        shutil.copytree(folder / "run" / "bundle", bundle)
-        (bundle / name).write_bytes(content)
-        load_bundle(bundle)
-
-    return case
-
-
-def _model(name: str) -> Callable[[Path, bytes], None]:
-    def case(folder: Path, content: bytes) -> None:
-        model = _empty(folder / "opus-mt-de-en")
-        (model / name).write_bytes(content)
-        (model / "config.json").write_text('{"model_type": "marian"}')
-        from transformer.interop.marian_import import find_weights, read_weights
-
-        read_weights(find_weights(str(model)))
-
-    return case
-
-
-PLACES: dict[str, Callable[[Path, bytes], None]] = {
-    "average": _averaged,
-    "--ckpt_path": _resumed,
-    "a run folder": _existing,
-    "model.init_from": _begun,
-    "a bundle": _translated,
-    "its weights": _bundle("model.safetensors"),
-    "its tokenizer": _bundle("tokenizer.json"),
-    "its config.json": _bundle("config.json"),
-    "pytorch_model.bin": _model("pytorch_model.bin"),
-    "model.safetensors": _model("model.safetensors"),
+PLACES: dict[str, Callable[[Path, bytes], object]] = {
+    "average": lambda folder, content: command(
+        "average", _checkpoint(folder, content), folder / "averaged"
+    ),
+    "--ckpt_path": lambda folder, content: _fit(
+        folder, "--ckpt_path", str(_checkpoint(folder, content))
+    ),
+    "a run folder": lambda folder, content: _fit(
+        folder, f"--run_dir={_checkpoint(folder, content).parents[1]}", "--existing=refuse"
+    ),
+    "model.init_from": lambda folder, content: _fit(
+        folder, f"--model.init_from={_checkpoint(folder, content)}"
+    ),
+    "a bundle": lambda folder, content: load_bundle(_checkpoint(folder, content)),
+    "its weights": partial(_bundle, "model.safetensors"),
+    "its tokenizer": partial(_bundle, "tokenizer.json"),
+    "its config.json": partial(_bundle, "config.json"),
+    "pytorch_model.bin": partial(_model, "pytorch_model.bin"),
+    "model.safetensors": partial(_model, "model.safetensors"),
 }
 
 

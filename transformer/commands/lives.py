@@ -188,7 +188,7 @@ def _heard(ear: Connection, processes: Sequence[BaseProcess], aim: Aim | None) -
             aim, due, fell = None, math.inf, True
         codes = [code for process in processes if (code := process.exitcode)]
         if codes and not life.code:
-            life.code, alone = codes[0], now + PATIENCE
+            life.code, alone = min(codes), now + PATIENCE  # a kill, if any
             for process in processes:
                 process.terminate()  # as torchrun does
         if now >= alone:

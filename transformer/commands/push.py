@@ -1,10 +1,12 @@
 """`transformer push`: a bundle goes to the Hugging Face hub."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformer import __version__, hub
 from transformer.bundle import load_bundle
 from transformer.commands.arguments import run_function
+from transformer.errors import UserError
 
 
 def main(args: Sequence[str]) -> None:
@@ -24,6 +26,7 @@ def push(bundle: str, name: str, *, private: bool = False, revision: str | None 
         private: Let its owners alone see it, if it is made.
         revision: Branch, which is made if it is not there; the main one if left out.
     """
+    if not Path(bundle).is_dir():
+        raise UserError(f"{bundle} is no folder: a bundle is pushed from here")
     load_bundle(bundle)  # a damaged one stays here
-    note = f"Bundle of transformer {__version__}"
-    print(hub.push(hub.local_folder(bundle), name, private, revision, note))
+    print(hub.push(bundle, name, private, revision, f"Bundle of transformer {__version__}"))

@@ -78,16 +78,18 @@ def reproduce(recipe: Path, given: argparse.Namespace, options: list[str]) -> in
         before = tested(run)
         code = train(run)
         # A run that was stopped while its bundle was on its way to W&B has its results.
-        if is_first and not why and (row := tested(run)) != before:
+        if is_first and not why and (row := tested(run)) not in (None, before):
             append(run, row, given.results, changed)
     return code
 
 
 def tested(run: Run) -> Any:
-    """What is in the results of a run, if they are of its test."""
-    file = run.folder / "results.json"
-    row = parsed(file.read_bytes(), file) if file.exists() else {}
-    return None if row.get("bleu") is None else row
+    """What is in the results of a run, if they are whole and of its test."""
+    try:
+        row = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if row.get("bleu") is not None else None
 
 
 def compare(run: Run, recipe: Path, changed: list[str]) -> str:

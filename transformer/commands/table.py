@@ -173,6 +173,17 @@ def by_length(group: Sequence[Row]) -> list[list[float]]:
     ]
 
 
+def names(systems: Sequence[list[Row]]) -> list[str]:
+    """Returns what tells systems apart: the recipe, with its folder and machine if need be."""
+    recipes = [Path(group[0]["recipe"]) for group in systems]
+    files = [recipe.name for recipe in {*recipes}]
+    short = [recipe.name if files.count(recipe.name) == 1 else str(recipe) for recipe in recipes]
+    return [
+        name if short.count(name) == 1 else f"{name} ({group[0]['letter']})"
+        for name, group in zip(short, systems, strict=True)
+    ]
+
+
 def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
     """Draws BLEU by length for each test set of several systems; returns the lines that show it."""
     from transformer.evaluation.plots import FEW, draw_bleu_by_length
@@ -183,11 +194,7 @@ def pictures(rows: Sequence[Row], folder: Path, beside: Path) -> list[str]:
         by_test.setdefault(test, []).append(group)
     shown = []
     for test, systems in by_test.items():
-        names = [Path(group[0]["recipe"]).name for group in systems]
-        curves: dict[str, Any] = {
-            name if names.count(name) == 1 else f"{name} ({group[0]['letter']})": by_length(group)
-            for name, group in zip(names, systems, strict=True)
-        }
+        curves: dict[str, Any] = dict(zip(names(systems), map(by_length, systems), strict=True))
         if len(curves) < 2:
             continue
         file = folder / "pictures" / f"bleu_by_length-{test}.png"

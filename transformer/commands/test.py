@@ -41,6 +41,9 @@ def main(args: Sequence[str]) -> None:
     parser.add(score_bundle, skip={"data"})
     for kind, group, ours in ((DataModule, "data", OF_DATA), (Seq2SeqModule, None, OF_SCORES)):
         parser.add_class_arguments(kind, group, skip={*signature(kind).parameters} - ours)
+    for action in parser._actions:
+        if action.dest in OF_SCORES:
+            action.default = None  # the bundle's
     parser.add(SearchConfig, skip=NOT_OF_SEARCH)
     # Without defaults, so that those of the bundle apply.
     score_bundle(**{"data": {}, **parser.parse_args(args, defaults=False).as_dict()})

@@ -150,17 +150,23 @@ def short(args: Sequence[str], config: Any, steps: int) -> list[str]:
     }
     there = {arg.partition("=")[0] for arg in args}
     options = [f"--{key}={value}" for key, value in ours.items() if f"--{key}" not in there]
+    if len(_named(config)) > 0:
+        return options
     # Of all devices Lightning would start this command on each.
     return [*options, f"--trainer.devices={_processes(config)}"]
 
 
-def _processes(config: Any) -> int:
+def _named(config: Any) -> list[Any]:
+    """The devices that are named one by one."""
     devices = config.trainer.devices
-    if isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    if isinstance(devices, list):
-        return len(devices)
-    return max(devices, 1) if isinstance(devices, int) else 1  # -1 and auto are all
+    if isinstance(devices, str) and "," in devices:
+        return [part for part in devices.split(",") if part.strip()]
+    return devices if isinstance(devices, list) else []
+
+
+def _processes(config: Any) -> int:
+    devices = str(config.trainer.devices)
+    return len(_named(config)) or (max(int(devices), 1) if devices.isdigit() else 1)
 
 
 class Aims:

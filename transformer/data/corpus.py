@@ -13,6 +13,7 @@ recipes of this package where the working folder has none.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -305,7 +306,7 @@ def open_corpus(
                 "name perhaps with @<revision>"
             )
         parts: dict[str, Any] = match.groupdict()
-        parts["name"] = str(Path(parts["name"]).expanduser())
+        parts["name"] = os.path.expanduser(parts["name"])
         return Hub(spec, src, tgt, key, **parts, streaming=streaming, limit=limit)
     if spec.startswith("grammar:"):
         now = f"recipes/quickstart/{spec.removeprefix('grammar:')}.tsv.gz"

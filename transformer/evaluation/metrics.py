@@ -37,8 +37,8 @@ class TranslationScore(Metric):
     bleu_statistics: Tensor
     chrf_statistics: Tensor
 
-    def __init__(self, tokenize: str = "13a", lowercase: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, tokenize: str = "13a", lowercase: bool = False) -> None:
+        super().__init__()
         self._bleu = _bleu(tokenize, lowercase)
         self._chrf = CHRF(lowercase=lowercase)
         self._bleu.num_refs = self._chrf.num_refs = 1  # learned from the first text otherwise

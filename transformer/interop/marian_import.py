@@ -44,12 +44,15 @@ def import_marian(source: str, bundle: str, src: str | None = None, tgt: str | N
     Raises:
         UserError: It is not a model that can be imported, or the two do not translate alike.
     """
-    with whole_folder(Path(bundle)) as growing:
-        weights = find_weights(source)
-        folder = weights.parent
-        config = read_json(folder / CONFIG)
-        model, tokenizer, ids = read_model(weights, config)
-        languages = find_languages(source, tokenizer, src, tgt)
+    target = Path(bundle)
+    if target.exists():
+        raise UserError(f"{target} exists already: choose another folder, or move it away")
+    weights = find_weights(source)
+    folder = weights.parent
+    config = read_json(folder / CONFIG)
+    model, tokenizer, ids = read_model(weights, config)
+    languages = find_languages(source, tokenizer, src, tgt)
+    with whole_folder(target) as growing:
         write_bundle(
             growing,
             model,

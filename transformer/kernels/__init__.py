@@ -68,7 +68,10 @@ def has_bfloat16(device: str) -> bool:
         device: as torch names it, such as `cpu` or `cuda:1`.
     """
     if device.startswith("cuda"):
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
+        if not torch.cuda.is_available():
+            return False
+        with torch.cuda.device(device):  # the question is about the current one
+            return torch.cuda.is_bf16_supported(False)
     # An operator of torch's builds with oneDNN.
     ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
     return device == "cpu" and ask()

@@ -68,7 +68,7 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor | None, rate: float) -> Tensor:
-        dropped = round(rate * _LEVELS)
+        dropped = min(round(rate * _LEVELS), _LEVELS - 1)
         ctx.scale = _LEVELS / (_LEVELS - dropped)
         ctx.summed = x is not None
         mask = _mask(y, dropped)
@@ -94,19 +94,15 @@ def _mask(like: Tensor, dropped: int) -> Tensor:
     return torch.ge(bits, dropped - _LEVELS // 2, out=torch.empty_like(like))
 
 
-def key_room(layers: int, like: Tensor, size: int) -> Tensor:
-    """Fresh memory (L, B, H, size, K) for keys like (B, H, S, K).
+def rooms(layers: int, keys: Tensor, values: Tensor, size: int) -> list[Tensor]:
+    """Fresh memory (L, B, H, size, K) for keys and for values like these (B, H, S, K).
 
-    On a CPU they lie transposed in it: their product with a few queries takes half the time.
+    On a CPU the keys lie transposed in it: their product with a few queries takes half the time.
     """
-    if like.is_cpu:
-        return like.new_empty(layers, *like.shape[:2], like.size(3), size).mT
-    return value_room(layers, like, size)
-
-
-def value_room(layers: int, like: Tensor, size: int) -> Tensor:
-    """Fresh memory (L, B, H, size, K) for values like (B, H, S, K)."""
-    return like.new_empty(layers, *like.shape[:2], size, like.size(3))
+    of_values = values.new_empty(layers, *values.shape[:2], size, values.size(3))
+    if keys.is_cpu:
+        return [keys.new_empty(layers, *keys.shape[:2], keys.size(3), size).mT, of_values]
+    return [keys.new_empty(layers, *keys.shape[:2], size, keys.size(3)), of_values]
 
 
 def whole_vectors(keys: Tensor) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from transformer.kernels.tensors import key_room, value_room, whole_vectors
+from transformer.kernels.tensors import rooms, whole_vectors
 
 POSITIONS = 16  # room at first; doubled whenever it is full
 
@@ -95,8 +95,8 @@ class TransformerState:
         self.mask: Tensor | None = None
         layers, (keys, values) = len(memory), memory[0]
         size, slots = whole_vectors(keys), POSITIONS * beams
-        self.memory = _rooms(layers, keys, values, size)
-        self.slots = _rooms(layers, keys, values, slots)
+        self.memory = rooms(layers, keys, values, size)
+        self.slots = rooms(layers, keys, values, slots)
         for part, filled in zip(self.memory, zip(*memory, strict=True), strict=True):
             part[:, :, :, keys.size(2) :] = 0  # hidden by the mask, but zero times NaN is NaN
             for layer, tensor in enumerate(filled):
@@ -141,15 +141,10 @@ class TransformerState:
     def _make_room(self, size: int) -> None:
         """Move all slots to where there is room for `size` of them."""
         keys, values = self.slots
-        larger = _rooms(len(keys), keys[0], values[0], size)
+        larger = rooms(len(keys), keys[0], values[0], size)
         for room, slots in zip(larger, self.slots, strict=True):
             room[:, :, :, : slots.size(3)] = slots
         self.slots = larger
-
-
-def _rooms(layers: int, keys: Tensor, values: Tensor, size: int) -> list[Tensor]:
-    """Fresh memory for `size` keys and values like these (B, H, S, K) in each layer."""
-    return [key_room(layers, keys, size), value_room(layers, values, size)]
 
 
 def _unless_all_true(mask: Tensor) -> Tensor | None:

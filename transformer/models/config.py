@@ -26,9 +26,12 @@ def _check(config: Any) -> None:
         if name.endswith("dropout") and not 0 <= value < 1:
             raise UserError(f"model.network.{name} is {value}: it must be in [0, 1)")
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
+        if name == "attention":  # whoever adds a score adds no type
+            choices = ("none", *SCORES)
         if choices and value not in choices:
             raise UserError(
-                f"model.network.{name} is {value!r}: it must be one of {', '.join(choices)}"
+                f"model.network.{name} is {value!r}: it must be one of "
+                f"{', '.join(choices)}{nearest(str(value), choices)}"
             )
 
 
@@ -122,12 +125,6 @@ class RNNConfig:
             raise UserError(
                 f"model.network.d_model is {self.d_model}: it must be even, since each direction "
                 "of the encoder has half of it"
-            )
-        known = ["none", *SCORES]
-        if self.attention not in known:
-            raise UserError(
-                f"model.network.attention is {self.attention!r}: it must be one of "
-                f"{', '.join(known)}{nearest(self.attention, known)}"
             )
 
     def build(self, src_vocab_size: int, tgt_vocab_size: int) -> RNN:
