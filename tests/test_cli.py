@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -36,6 +36,23 @@ def test_help_lists_the_commands_at_once() -> None:
     for name, line in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(line)}$", done.stdout, re.MULTILINE)
     assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("A", "1", "10000"), ("GOMP_SPINCOUNT", "7", "7"), ("OMP_WAIT_POLICY", "active", None)],
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str | None
+) -> None:
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, value)
+    seen: list[str | None] = []
+    command = SimpleNamespace(main=lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setattr("transformer.__main__.module_of", lambda _: command)
+    main(["score"])
+    assert seen == [expected]
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
