@@ -356,6 +356,10 @@ def test_errors_on_the_command_line(args: list[str], message: str) -> None:
         ("config: base.yaml", "recipe.yaml:1: config is not read in a recipe: give both, the one"),
         ("seed: 2024-25-12", "recipe.yaml:1: seed: expected int or null, got '2024-25-12'"),
         ("network: 2024-25-12", "recipe.yaml:1: network is '2024-25-12', not a group of settings"),
+        (
+            'seed: "\\ufeff"',
+            "recipe.yaml:1: '\\ufeff' holds a byte order mark, which is read as nothing",
+        ),
         ("seed: [", "recipe.yaml:1: expected the node content, but found"),
         ("a: b: c", "recipe.yaml:1: mapping values are not allowed here: this is no YAML"),
         ("", "recipe.yaml is no recipe: it must hold keys and values"),

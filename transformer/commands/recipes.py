@@ -68,6 +68,8 @@ def _problems(node: yaml.Node, depth: int = 0) -> Iterator[str]:
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             yield from _problems(value, depth + 1)
+    elif "\ufeff" in node.value:
+        yield f"{line}: {node.value!r} holds a byte order mark, which is read as nothing: delete it"
 
 
 def look_up(node: yaml.Node, key: str) -> tuple[int, yaml.Node] | None:
