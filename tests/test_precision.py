@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,14 +94,28 @@ CPUS = {
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Imitates a CPU, and a CUDA GPU where `gpu` says whether it computes in bfloat16 itself."""
+    """Imitates a CPU, and a CUDA GPU where `gpu` says whether it computes in bfloat16 itself.
+
+    A second GPU, cuda:1, never does.
+    """
+    asked = [""]
+
+    @contextlib.contextmanager
+    def current(device: str) -> Iterator[None]:
+        asked.append(device)
+        yield
+        asked.pop()
 
     def imitate(has: bool = False, amx: bool = False, gpu: bool | None = None) -> None:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
-        emulated = lambda including_emulation=True: gpu or including_emulation  # noqa: E731
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+        monkeypatch.setattr(torch.cuda, "device", current)
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda emulated=True: emulated or (bool(gpu) and asked[-1] != "cuda:1"),
+        )
 
     return imitate
 
@@ -138,7 +153,8 @@ def test_a_gpu_is_not_judged_by_its_cpu(machine: Any) -> None:
     machine(has=False, amx=False, gpu=True)
     assert choose_precision("auto") == choose_precision("gpu") == "bf16-mixed"
     assert choose_precision("gpu", "bf16-true") == "bf16-true"
-    assert find_precision("cuda:1", "auto") == find_precision("cuda", "bfloat16") == "bfloat16"
+    assert find_precision("cuda:0", "auto") == find_precision("cuda", "bfloat16") == "bfloat16"
+    assert find_precision("cuda:1", "auto") == "float32", "another GPU than the current one"
     assert find_precision("cpu", "auto") == "float32"
 
 
