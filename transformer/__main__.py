@@ -135,8 +135,8 @@ def run(args: list[str]) -> int:
 def let_waiting_threads_sleep() -> None:
     """Lets torch's threads wait for each other awake for a moment alone; call it before its import.
 
-    By default each is awake for milliseconds, at which another program on one of two cores slowed a
-    step of a layer of 256 from 40 ms to 706; so to 89, and alone it takes as long as before.
+    By default each is awake for milliseconds, at which a program of another session on one of two
+    cores slowed a step of a layer of 256 from 40 ms to 720; so to 88, and alone it takes as long.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
