@@ -89,7 +89,7 @@ def tested(run: Run) -> Any:
         row = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return row if row.get("bleu") is not None else None
+    return row if isinstance(row, dict) and row.get("bleu") is not None else None
 
 
 def compare(run: Run, recipe: Path, changed: list[str]) -> str:

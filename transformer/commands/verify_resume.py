@@ -150,7 +150,7 @@ def short(args: Sequence[str], config: Any, steps: int) -> list[str]:
     }
     there = {arg.partition("=")[0] for arg in args}
     options = [f"--{key}={value}" for key, value in ours.items() if f"--{key}" not in there]
-    if len(_named(config)) > 0:
+    if _named(config):
         return options
     # Of all devices Lightning would start this command on each.
     return [*options, f"--trainer.devices={_processes(config)}"]
