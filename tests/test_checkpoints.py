@@ -117,7 +117,7 @@ def test_checkpoints_of_lightning_s_own_callbacks_are_known(trained: Any, tmp_pa
     (tmp_path / "best-step3-bleu0.50.ckpt").write_text("torn")
     saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=None)
     saved.on_load_checkpoint(run, model, checkpoint)
-    assert (saved.best, saved.to_average) == (names[0], names[1:])
+    assert (saved.best_names()[0], saved.to_average) == (names[0], names[1:])
 
 
 def test_checkpoints_that_do_not_belong_together(trained: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from toys import raising
 
 import transformer
 from transformer.__main__ import COMMANDS, main, module_of
-from transformer.commands.arguments import RENAMED, Parser, Recipe, given
+from transformer.commands.arguments import Parser, Recipe, given
 from transformer.commands.keys import parser_of
 from transformer.commands.recipes import find_recipe
 from transformer.errors import UserError, message
@@ -264,22 +264,6 @@ def test_an_option_wins_over_a_recipe_wherever_it_stands(tmp_path: Path) -> None
     assert parser.parse_args(both).model.init_from is given(both, "model.init_from")[0] is None
     assert given([*both, "--model.init_from", "other"], "model.init_from") == ("other", "--")
     assert given(["--config", str(recipe)], "model.init_from") == ("parent", f"{recipe}: ")
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [*RENAMED.items(), ("old_pair.max_drop", "parent.max_drop")]
-)
-def test_a_key_of_before_is_refused_with_its_new_name(old: str, new: str, tmp_path: Path) -> None:
-    parser = parser_of(TransformerConfig())
-    recipe = tmp_path / "recipe.yaml"
-    group, _, key = old.rpartition(".")
-    recipe.write_text(f"seed_everything: 1\n{group}:\n  {key}: x\n" if group else f"\n\n{key}: x")
-    with pytest.raises(UserError, match=f"recipe.yaml:3: key '{old}' is '{new}' now"):
-        parser.parse_args(["--config", str(recipe)])
-    for args in ([f"--{old}", "x"], [f"--{old}=x"]):
-        with pytest.raises(UserError, match=f"option '--{old}' is '--{new}' now"):
-            parser.parse_args(args)
-    assert new in {action.dest for action in parser._actions}
 
 
 @dataclass(frozen=True)

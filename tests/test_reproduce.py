@@ -146,8 +146,6 @@ def test_no_row_is_appended_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="results.jsonl, a new line: no 'bleu'"):
         add_row(tmp_path / "results.jsonl", {**row, "bleu": None})
     assert read_rows(tmp_path / "results.jsonl") == [row]
-    (tmp_path / "older.jsonl").write_text(json.dumps({**row, "old_pair": {"before": 1.0}}))
-    assert read_rows(tmp_path / "older.jsonl") == [{**row, "parent": {"before": 1.0}}]
 
 
 def test_a_run_without_validation_is_a_changed_one() -> None:

@@ -16,7 +16,6 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 from toys import ROOT, recipe, start
 
-from transformer.training.logging import make_logger
 from transformer.training.tracking import has_wandb_key, log_bundle, wandb_logger
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -100,7 +99,7 @@ def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     assert has_wandb_key()
-    logger = make_logger("wandb", tmp_path / "run", "toys/one", {"wandb_id": "abc123"})
+    logger = wandb_logger(tmp_path / "run", "toys/one", "abc123")
     assert logger is not None
     assert logger.version == "abc123"
 
@@ -111,7 +110,7 @@ def test_wandb_is_online_where_there_is_a_key(
 ) -> None:
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    logger: Any = make_logger("wandb", tmp_path, "name", {})
+    logger: Any = wandb_logger(tmp_path, "name", None)
     assert logger._wandb_init.get("mode") == mode
 
 

@@ -262,8 +262,6 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
             f"{', '.join(ARCHITECTURES)}"
         )
     network = settings(ARCHITECTURES[config["architecture"]], config["network"], path, "network")
-    if "old_pair" in config["training"]:  # its name before
-        config["training"]["parent"] = config["training"].pop("old_pair")
     if config["max_length"] < 1:
         raise UserError(f"{path}: max_length is {config['max_length']}: it must be 1 or more")
     return network, config

@@ -24,9 +24,6 @@ from transformer.commands.recipes import (
 )
 from transformer.errors import UserError, nearest
 
-#: Keys of recipes, and groups of them, that had another name before.
-RENAMED = {"data.also": "data.extra_corpora", "old_pair": "parent"}
-
 # The words of jsonargparse: the key that a message is about, what was expected of its value, the
 # value itself, and what is wrong with a class that was named.
 KEY = re.compile(r'Parser key "([^"]+)":?')
@@ -138,10 +135,7 @@ def shorten(text: str) -> str:
 
 
 def unknown(what: str, key: str, parser: ArgumentParser, dashes: str = "") -> str:
-    """Says that a key does not exist, and its new name or which one is nearest."""
-    for old, new in RENAMED.items():
-        if f"{key}.".startswith(f"{old}."):
-            return f"{what} is '{dashes}{new}{key.removeprefix(old)}' now"
+    """Says that a key does not exist, and which one is nearest."""
     own = {"help", "print_config", *(parser.groups or ())}
     keys = [f"{dashes}{action.dest}" for action in parser._actions if action.dest not in own]
     return f"{what} does not exist{nearest(f'{dashes}{key}', keys)}"

@@ -21,12 +21,7 @@ from transformer.errors import UserError
 from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import ARCHITECTURES, ModelConfig
 from transformer.training.checks import check
-from transformer.training.folders import (
-    RUN_DIR,
-    checkpoint_to_resume,
-    resumable,
-    take_folder,
-)
+from transformer.training.folders import RUN_DIR, checkpoint_to_resume, resumable, take_folder
 from transformer.training.runs import choose_precision, recipe_name, set_up_libraries
 from transformer.training.train import Run, train
 

@@ -14,7 +14,6 @@ from transformer.data.datamodule import DataModule
 from transformer.models import ARCHITECTURES, ModelConfig, architecture_of
 from transformer.training.checks import module_of
 from transformer.training.forgetting import ParentPair
-from transformer.training.logging import LoggerName
 
 #: Defaults of options of Lightning's Trainer that are not Lightning's own.
 DEFAULTS = {
@@ -73,7 +72,7 @@ RUN: dict[str, tuple[Any, Any, str]] = {
         "the next free <folder>-2, -3, ... (number); go on where its run stopped, which can be "
         "repeated until it has ended (resume).",
     ),
-    "logger": (LoggerName, "wandb", "Where the curves go."),
+    "logger": (Literal["wandb", "csv", "none"], "wandb", "Where the curves go."),
     "ckpt_path": (
         str | None, None, "Checkpoint to resume, in its own run folder; `last` is the newest whole "
         "one.",

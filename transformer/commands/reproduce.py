@@ -244,8 +244,6 @@ def add_row(file: Path, row: dict[str, Any]) -> None:
 
 
 def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
-    if "old_pair" in row:  # its name before
-        row["parent"] = row.pop("old_pair")
     for key in NEEDED:
         if row.get(key) is None:
             raise UserError(

@@ -104,10 +104,7 @@ def save(folder: Path, translations: dict[int, str], numbers: dict[str, Any]) ->
 
 
 def load(
-    bundle: Bundle,
-    folder: Path,
-    data: dict[str, Any],
-    given: dict[str, Any],
+    bundle: Bundle, folder: Path, data: dict[str, Any], given: dict[str, Any]
 ) -> tuple[Seq2SeqModule, DataModule]:
     """Makes the module and the data for a bundle; what is not given is as in its recipe."""
     model, tokenizer, config = bundle

@@ -120,14 +120,8 @@ def translate(options: Options, search: dict[str, Any]) -> None:
     warnings = Warnings(options.guard)
     keep_freed_memory()
     with writing(options.output, options.skip) as out:
-        translator = Translator.load(
-            options.bundle,
-            options.device,
-            options.precision,
-            options.max_tokens,
-            options.max_length,
-            options.engine,
-        )
+        its = options.bundle, options.device, options.precision, options.max_tokens
+        translator = Translator.load(*its, options.max_length, options.engine)
         check_language(translator, to)
         limit = None if too_long == "split" else translator.max_length
         source.check(partial(check, translator, to, limit))

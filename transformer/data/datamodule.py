@@ -17,14 +17,7 @@ from transformer.data.corpus import Corpus, open_corpus
 from transformer.data.dataset import TokenTable, json_digest, open_table
 from transformer.data.lengths import Ints
 from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
-from transformer.data.mixture import (
-    Counts,
-    ExtraCorpus,
-    Mixture,
-    check_corpora,
-    check_tags,
-    choose,
-)
+from transformer.data.mixture import Counts, ExtraCorpus, Mixture, check_corpora, check_tags, choose
 from transformer.data.texts import Texts
 from transformer.data.tokenizer import Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import open_tokenizer

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
 import tokenizers as hf
@@ -36,15 +35,15 @@ class Metaspace(Vocabulary):
         end = library.token_to_id(HIDDEN)
         self.size = self.size if end is None else int(end)
         self._ids = {self.piece(i): i for i in range(len(self.specials), self.size)}
-        self._characters: Callable[[str], str] = str
+        self.normalize = str
         steps = list(library.normalizer)
         if isinstance(steps[0], normalizers.Precompiled):  # which is not exact
             state = json.loads(steps[0].__getstate__())
-            self._characters = CharsMap(base64.b64decode(state["precompiled_charsmap"]))
+            self.normalize = CharsMap(base64.b64decode(state["precompiled_charsmap"]))
             library.normalizer = normalizers.Sequence(steps[1:])
 
     def encode(self, lines: list[str]) -> list[list[int]]:
-        lines = [self._characters(line) for line in lines]
+        lines = [self.normalize(line) for line in lines]
         ids = super().encode(lines)
         odd = [n for n, line in enumerate(ids) if UNK in line or max(line) >= self.size]
         encodings = self.library.encode_batch([lines[n] for n in odd])
@@ -61,9 +60,6 @@ class Metaspace(Vocabulary):
     def piece(self, i: int) -> str:
         """How SentencePiece writes a piece."""
         return self.entry(i).removeprefix(HIDDEN)
-
-    def _normalize(self, text: str) -> str:
-        return self._characters(text)
 
     def cut(self, piece: bytes) -> list[int]:
         try:

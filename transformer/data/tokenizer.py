@@ -16,16 +16,7 @@ import tokenizers as hf
 from tokenizers import models, pre_tokenizers
 
 from transformer.data.metaspace import Metaspace, Rules, metaspace_file, metaspace_rules
-from transformer.data.vocabulary import (
-    BOS,
-    EOS,
-    PAD,
-    SPECIALS,
-    UNK,
-    ByteLevel,
-    Vocabulary,
-    Words,
-)
+from transformer.data.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, ByteLevel, Vocabulary, Words
 from transformer.errors import UserError
 
 __all__ = [
@@ -136,7 +127,7 @@ class Tokenizer:
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The text of lists of target ids: ends at the first EOS, without other special ids."""
-        return self._tgt.decode([_until_eos(line) for line in ids])
+        return self._tgt.decode([line[: line.index(EOS)] if EOS in line else line for line in ids])
 
     def pieces(self, side: Side, ids: list[int]) -> list[str]:
         """A readable label for each id of a side: its text, special ids as they are written."""
@@ -186,10 +177,6 @@ def read_files(folder: str | Path) -> dict[str, str]:
 def is_blank(line: str) -> bool:
     """Whether a source line has nothing to translate: its translation is the empty line."""
     return not line.strip()
-
-
-def _until_eos(ids: list[int]) -> list[int]:
-    return ids[: ids.index(EOS)] if EOS in ids else ids
 
 
 def _read(name: str, text: str) -> Vocabulary:

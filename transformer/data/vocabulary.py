@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
 from itertools import accumulate
 
 import tokenizers as hf
+from tokenizers import pre_tokenizers
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
@@ -30,6 +32,7 @@ class Vocabulary:
         }
         #: Number of ids.
         self.size = int(library.get_vocab_size())
+        self.normalize: Callable[[str], str] = getattr(library.normalizer, "normalize_str", str)
 
     def encode(self, lines: list[str]) -> list[list[int]]:
         """The ids of each line, EOS last."""
@@ -60,12 +63,9 @@ class Vocabulary:
     def normalized(self, piece: bytes) -> bytes:
         """A piece of any vocabulary as this one normalises text."""
         try:
-            return self._normalize(piece.decode()).encode()
+            return self.normalize(piece.decode()).encode()
         except UnicodeDecodeError:  # a part of a character
             return piece
-
-    def _normalize(self, text: str) -> str:
-        return str(self.library.normalizer.normalize_str(text))
 
     def cut(self, piece: bytes) -> list[int]:
         """The ids that spell what a piece of any vocabulary writes; empty when none do."""
@@ -102,16 +102,10 @@ class Words(Vocabulary):
         return []
 
 
-def _byte_of_character() -> dict[str, int]:
-    """How pieces write bytes: printable Latin-1 as itself, the others from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + number): byte for number, byte in enumerate(others)
-    }
-
-
-BYTE_OF = _byte_of_character()
+_CHARACTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+_BYTES = sorted(range(256), key=lambda byte: chr(byte) not in _CHARACTERS)
+#: How pieces write bytes: printable Latin-1 as itself, the others from U+0100 on.
+BYTE_OF = dict(zip(_CHARACTERS, _BYTES, strict=True))
 CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 

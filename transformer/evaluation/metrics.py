@@ -15,6 +15,8 @@ from transformer.errors import UserError, message, nearest
 WIDTH = 5  # words from one bin of lengths to the next
 SAMPLES = 1000  # of the bootstrap, as sacreBLEU's own default
 
+Row = tuple[str, str, str]  # source, hypothesis, reference
+
 
 class TranslationScore(Metric):
     """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015) of detokenised text.
@@ -92,42 +94,26 @@ def nfc(lines: Sequence[str]) -> list[str]:
     return [normalize("NFC", line) for line in lines]
 
 
-class LengthBin(NamedTuple):
-    """BLEU of the sentences whose source has `shortest` to `longest` words."""
+def bleu_by_length(score: TranslationScore, rows: Sequence[Row]) -> list[list[float]]:
+    """Corpus BLEU of the sentences with sources of 1 to 5 words, of 6 to 10, and so on.
 
-    shortest: int
-    longest: int
-    sentences: int
-    bleu: float
-
-
-def bleu_by_length(
-    score: TranslationScore,
-    sources: Sequence[str],
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-) -> list[LengthBin]:
-    """Corpus BLEU of the sentences with sources of 1 to 5 words, of 6 to 10, and so on."""
+    Returns:
+        Of each bin the shortest and the longest source in words, the number of sentences, BLEU.
+    """
     bins: dict[int, list[tuple[str, str]]] = {}
-    for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True):
+    for source, hypothesis, reference in rows:
         number = max(len(source.split()) - 1, 0) // WIDTH
         bins.setdefault(number, []).append((hypothesis, reference))
     return [
-        LengthBin(number * WIDTH + 1, (number + 1) * WIDTH, len(pairs), score.once(pairs))
+        [number * WIDTH + 1, (number + 1) * WIDTH, len(pairs), score.once(pairs)]
         for number, pairs in sorted(bins.items())
     ]
 
 
-def bleu_of_longest_third(
-    score: TranslationScore,
-    sources: Sequence[str],
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-) -> float:
+def bleu_of_longest_third(score: TranslationScore, rows: Sequence[Row]) -> float:
     """Corpus BLEU of the third of the sentences whose sources have the most words."""
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i].split()))
-    longest = order[len(order) * 2 // 3 :]
-    return score.once([(hypotheses[i], references[i]) for i in longest])
+    ascending = sorted(rows, key=lambda row: len(row[0].split()))
+    return score.once([row[1:] for row in ascending[len(rows) * 2 // 3 :]])
 
 
 class Comparison(NamedTuple):

@@ -88,11 +88,6 @@ class Checkpoints(AfterSteps):
         self.lives = 0  # how often the run was resumed
         self.due_at: int | None = None  # the last step after which last.ckpt was due
 
-    @property
-    def best(self) -> str | None:
-        """Name of the checkpoint with the highest BLEU, the first of several."""
-        return max(self.best_scores, key=lambda name: self.best_scores[name], default=None)
-
     def after_step(self, trainer: Any, validated: bool) -> None:
         if trainer.fast_dev_run:
             return
@@ -124,16 +119,16 @@ class Checkpoints(AfterSteps):
         # A run that was resumed before this step may have a file of it that is better.
         before = self.best_scores.get(name, -math.inf)
         self.best_scores[name] = max(score, before)
-        if name in self._best_names() and score > before:
+        if name in self.best_names() and score > before:
             trainer.save_checkpoint(self.folder / name)
 
-    def _best_names(self) -> list[str]:
+    def best_names(self) -> list[str]:
         """Those to keep, the best one first and, of several, the first one."""
         by_score = sorted(self.best_scores, key=lambda name: -self.best_scores[name])
         return by_score[: self.keep_best or None]
 
     def _remove_others(self, trainer: Trainer) -> None:
-        scores = {name: self.best_scores[name] for name in self._best_names()}
+        scores = {name: self.best_scores[name] for name in self.best_names()}
         weights = self.to_average[-self.keep_weights :]
         for name in {*self.best_scores, *self.to_average} - {*scores, *weights}:
             trainer.strategy.remove_checkpoint(self.folder / name)

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,6 @@ from torch import Tensor
 from transformer.errors import UserError
 from transformer.training.objective import Prepared
 from transformer.writing import write
-
-LoggerName = Literal["wandb", "csv", "none"]
 
 
 class Reading(NamedTuple):
@@ -262,12 +260,3 @@ class CsvLogger(Logger):
     def _read(self) -> str:
         is_there = self.path.is_file()
         return self.path.read_text(encoding="utf-8", errors="replace") if is_there else ""
-
-
-def make_logger(kind: LoggerName, folder: Path, name: str, checkpoint: dict[str, Any]) -> Any:
-    """Make the logger of a run in its folder, which goes on after a checkpoint; None for none."""
-    if kind == "wandb":
-        from transformer.training.tracking import wandb_logger  # W&B is slow to import
-
-        return wandb_logger(folder, name, checkpoint.get("wandb_id"))
-    return CsvLogger(folder, checkpoint.get("global_step", 0)) if kind == "csv" else None

@@ -18,11 +18,7 @@ from transformer.bundle import TRAINING, save_bundle
 from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.metrics import bleu_by_length, bleu_of_longest_third
 from transformer.models import ARCHITECTURES, Seq2Seq
-from transformer.training.checkpoint_files import (
-    average_checkpoints,
-    load_network,
-    read_checkpoint,
-)
+from transformer.training.checkpoint_files import average_checkpoints, load_network, read_checkpoint
 from transformer.training.checkpoints import Checkpoints
 from transformer.training.forgetting import in_words
 from transformer.training.logging import TrainingLog
@@ -66,8 +62,8 @@ def _read_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
         paths = [saved.folder / name for name in saved.to_average]
         load_network(module.model, average_checkpoints(paths))
         return f"mean of the last {len(paths)} checkpoints"
-    if saved and saved.best:
-        load_network(module.model, read_checkpoint(saved.folder / saved.best))
+    if saved and (best := saved.best_names()):
+        load_network(module.model, read_checkpoint(saved.folder / best[0]))
         return "checkpoint with the highest validation BLEU"
     return "last weights"
 
@@ -88,10 +84,9 @@ def results(
     seconds = max(totals["training_seconds"], 1e-9)
     by_length: dict[str, Any] = {}
     if split:
-        sources, references, translations = scorer.texts()
-        texts = scorer.text, sources, translations, references
-        by_length["bleu_by_length"] = [list(bin_) for bin_ in bleu_by_length(*texts)]
-        by_length["bleu_longest_third"] = bleu_of_longest_third(*texts)
+        rows = [(src, found, tgt) for src, tgt, found in zip(*scorer.texts(), strict=True)]
+        by_length["bleu_by_length"] = bleu_by_length(scorer.text, rows)
+        by_length["bleu_longest_third"] = bleu_of_longest_third(scorer.text, rows)
     else:
         scorer.begin([], [], "")
     return {

@@ -19,7 +19,7 @@ from transformer.training.checkpoints import Checkpoints
 from transformer.training.folders import limits, release
 from transformer.training.forgetting import ForgettingGate, ParentPair
 from transformer.training.heartbeat import Heartbeat
-from transformer.training.logging import LoggerName, TrainingLog, make_logger
+from transformer.training.logging import CsvLogger, TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.progress import Progress
 from transformer.training.results import (
@@ -39,7 +39,7 @@ from transformer.training.stopping import (
     end_soon,
     is_of_a_lost_process,
 )
-from transformer.training.tracking import WandbTracker, log_bundle
+from transformer.training.tracking import WandbTracker, log_bundle, wandb_logger
 from transformer.writing import write
 
 FORGOTTEN = 3  # the exit code
@@ -89,11 +89,13 @@ class Run:
         callbacks += [Checkpoints(self.folder / "checkpoints", **saved), self.stop]
         theirs = given.callbacks or []
         logger = given.logger
-        if logger is None:
-            kind: LoggerName = "none" if given.fast_dev_run else config.logger
-            logger = make_logger(kind, self.folder, self.name, checkpoint) or False
+        if logger is None and not given.fast_dev_run:
+            if config.logger == "wandb":
+                logger = wandb_logger(self.folder, self.name, checkpoint.get("wandb_id"))
+            elif config.logger == "csv":
+                logger = CsvLogger(self.folder, checkpoint.get("global_step", 0))
         ours = {
-            "logger": logger,
+            "logger": logger or False,
             "callbacks": [*(theirs if isinstance(theirs, list) else [theirs]), *callbacks],
             "default_root_dir": str(self.folder),
             "enable_progress_bar": shows_progress,

@@ -23,7 +23,7 @@ from transformer.inference.search import SearchConfig
 from transformer.inference.translator import Translator
 from transformer.kernels.process import keep_few_kernels, keep_freed_memory
 from transformer.models import TransformerConfig
-from transformer.training.logging import TrainingLog, make_logger
+from transformer.training.logging import CsvLogger, TrainingLog
 from transformer.training.module import Seq2SeqModule
 from transformer.training.runs import choose_precision, set_up_libraries
 from transformer.training.stopping import StopSafely
@@ -182,7 +182,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
     trainer = Trainer(
         accelerator=accelerator, devices=1, precision=precision(job["setting"], accelerator),
         callbacks=[gate, TrainingLog(), StopSafely(folder)],
-        logger=make_logger("csv", folder, "benchmark", {}), log_every_n_steps=20,
+        logger=CsvLogger(folder), log_every_n_steps=20,
         default_root_dir=folder, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0,
         enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False,
