@@ -158,6 +158,23 @@ def test_two_runs_may_learn_the_same_vocabulary_at_once(corpus: Path) -> None:
     assert len(list((corpus / "cache").glob("tokenizer-*"))) == 1
 
 
+def test_a_warm_start_finds_empty_sides_without_pandas(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "CHUNK_ROWS", 37)  # no whole number of bytes
+    lines = (corpus / "train.en").read_text().splitlines()
+    blank = [number % 7 == 0 for number in range(len(lines))]
+    text = (line * (not empty) for line, empty in zip(lines, blank, strict=True))
+    (corpus / "train.en").write_text("".join(f"{line}\n" for line in text))
+    code = (
+        "import pathlib, sys; from transformer.data.dataset import TokenTable; "
+        "print(*TokenTable(pathlib.Path(sys.argv[1])).blank(), 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(paths(ready(corpus))["train"])]
+    found = subprocess.check_output(command, text=True).split()
+    assert found == [*map(str, blank), "False"]
+
+
 MEMORY = """
 import sys
 from pathlib import Path
