@@ -25,6 +25,7 @@ from transformer.data.loaders import CachedLoader, StreamLoader, TrainLoader
 from transformer.data.mixture import Counts, Mixture, select
 from transformer.data.tokenizer import BOS, EOS, Tokenizer, TokenizerConfig
 from transformer.data.tokenizer_training import train_tokenizer
+from transformer.errors import UserError
 
 BUDGET = 60
 
@@ -250,7 +251,7 @@ def streams(
         return list(threads.map(use, loaders))
 
 
-@pytest.mark.parametrize(("world", "size"), [(1, 500), (2, 500), (3, 361), (3, 359), (4, 2)])
+@pytest.mark.parametrize(("world", "size"), [(1, 500), (2, 500), (3, 361), (3, 359)])
 def test_each_process_tokenises_its_own_share_of_a_stream(
     small_pools: None, stream_source: tuple[Corpus, Tokenizer], world: int, size: int
 ) -> None:
@@ -273,6 +274,13 @@ def test_each_process_tokenises_its_own_share_of_a_stream(
         seen = sorted(i for each in found for batch in each[epoch] for i in batch)
         assert set(seen) <= {*fitting} and len({*seen}) == len(seen) > len(fitting) - world
     assert all(each[3] == Counts(len(fitting), size - len(fitting)) for each in found)
+
+
+def test_fewer_pairs_than_processes_are_refused(stream_source: tuple[Corpus, Tokenizer]) -> None:
+    with pytest.raises(UserError, match="too few pairs for 4 processes"):
+        streams(4, (replace(stream_source[0], limit=2), stream_source[1]), ids)
+    with pytest.raises(UserError, match="too few pairs for 4 processes"):
+        cached(random_table(3), Plan(BUDGET, world=4))
 
 
 def test_processes_resume_a_stream_together(
@@ -320,6 +328,26 @@ def test_an_epoch_may_end_early(small_pools: None) -> None:
     assert ids(by_count) == whole[:10]
     assert ids(by_count) != whole[10:20], "the next epoch has its own order"
     assert ids(cached(table, Plan(BUDGET), limit=0.5)) == whole[: len(whole) // 2]
+    ids(by_count)
+    assert by_count.state_dict()["epoch"] == 3
+    longer = cached(table, Plan(BUDGET))
+    list(islice(iter(longer), 12))
+    by_count.load_state_dict(longer.state_dict())
+    ids(longer)
+    assert ids(by_count) == ids(longer)[:10], "an epoch that is over by now is left"
+
+
+def test_a_position_in_a_stream_is_none_in_a_cached_corpus(
+    small_pools: None, stream_source: tuple[Corpus, Tokenizer]
+) -> None:
+    loaders = [
+        cached(random_table(), Plan(BUDGET)),
+        StreamLoader(Plan(BUDGET), 0, nothing, *stream_source, 50),
+    ]
+    for one, other in (loaders, loaders[::-1]):
+        list(islice(iter(one), 3))
+        with pytest.raises(UserError, match="batches were cut with corpus"):
+            other.load_state_dict(one.state_dict())
 
 
 def test_batches_set_aside_do_not_count(

@@ -87,6 +87,11 @@ def test_final_model_is_the_average_else_the_best_else_the_last(
     mean = average_checkpoints(sorted(folder.glob("weights-*.ckpt")))["state_dict"]
     torch.testing.assert_close(weights, {k.removeprefix("network."): v for k, v in mean.items()})
 
+    monkeypatch.setattr(saved, "to_average", saved.to_average[-1:])
+    what, weights = final()
+    assert what == "last checkpoint"
+    torch.testing.assert_close(weights, last)
+
     monkeypatch.setattr(saved, "to_average", [])
     what, weights = final()
     assert "highest validation BLEU" in what
@@ -118,6 +123,10 @@ def test_checkpoints_of_lightning_s_own_callbacks_are_known(trained: Any, tmp_pa
     saved = Checkpoints(tmp_path, keep_best=1, average=2, save_every=None)
     saved.on_load_checkpoint(run, model, checkpoint)
     assert (saved.best_names()[0], saved.to_average) == (names[0], names[1:])
+    for average, kept in {1: names[-1:], 0: []}.items():  # as if it had been so from the start
+        saved = Checkpoints(tmp_path, keep_best=0, average=average, save_every=None)
+        saved.on_load_checkpoint(run, model, checkpoint)
+        assert (saved.best_names(), saved.to_average) == ([], kept)
 
 
 def test_checkpoints_that_do_not_belong_together(trained: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command table, its speed, and errors that are one line and name the nearest valid key."""
 
+import io
 import os
 import re
 import subprocess
@@ -53,6 +54,15 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
     monkeypatch.setattr("transformer.__main__.module_of", lambda _: command)
     main(["score"])
     assert seen == [expected]
+
+
+def test_a_character_that_the_terminal_lacks_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1"))
+    command = SimpleNamespace(main=lambda _: print("de → é \udcff"))
+    monkeypatch.setattr("transformer.__main__.module_of", lambda _: command)
+    assert main(["score"]) == 0
+    assert out.getvalue() == b"de \\u2192 \xe9 \\udcff\n"
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
@@ -309,6 +319,7 @@ def error_of(*args: str) -> str:
         (["--see", "3"], "option '--see' does not exist, the nearest is '--seed'"),
         (["--xyz", "3"], "option '--xyz' does not exist"),
         (["stray"], "unexpected argument 'stray'"),
+        ([""], "unexpected argument ''"),
         (["--network.norm=pree"], "network.norm: expected one of 'post', 'pre', got 'pree'"),
         (["--seed=often"], "seed: expected int or null, got 'often'"),
     ],
@@ -351,10 +362,15 @@ def test_errors_on_the_command_line(args: list[str], message: str) -> None:
         ("- seed", "recipe.yaml is no recipe: it must hold keys and values"),
     ],
 )
-def test_errors_in_a_recipe_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
-    recipe = tmp_path / "recipe.yaml"
+def test_errors_in_a_recipe_name_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    recipe = tmp_path / "recipes/recipe.yaml"
+    recipe.parent.mkdir()
     recipe.write_bytes(text.encode("latin-1"))
     assert message in error_of("--config", str(recipe))
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of("--config", "recipes/recipe.yaml")
 
 
 def test_value_of_the_command_line_is_not_blamed_on_the_recipe(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from texts import StopAt, make, ready, run
+from toys import raising
 
 from transformer.data import loaders
 from transformer.data.mixture import ExtraCorpus
@@ -58,6 +59,18 @@ def test_long_and_empty_training_pairs_are_left_out_and_counted(
     (corpus / "train.de").write_text("\n" * 400)
     with pytest.raises(ValueError, match="data.train: no pair of .* is left: 0 are .* 400 have"):
         make(corpus).prepare_data()
+
+
+def test_a_user_without_a_home_names_a_cache(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with a number for a user."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", raising(KeyError()))
+    with pytest.raises(UserError, match="data.cache: ~/.cache/transformer: this user has no home"):
+        make(corpus, cache="~/.cache/transformer").corpora()
+    with pytest.raises(UserError, match="data.train: neither ~/train.en nor"):
+        make(corpus, train="~/train").corpora()
 
 
 def test_limit_takes_the_first_training_pairs(corpus: Path) -> None:

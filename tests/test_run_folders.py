@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from toys import fit, recipe
 
 from transformer.training import bad_steps
-from transformer.training.folders import resumable, take_folder
+from transformer.training.folders import release, resumable, take_folder
 from transformer.training.train import Run
 from transformer.writing import part
 
@@ -80,9 +80,11 @@ def test_the_folder_of_a_process_that_was_killed_before_it_trained_is_free(tmp_p
     os.waitpid(child, 0)
     assert take_folder(settings(), "new") == (Path("runs/new"), True)
     assert os.listdir("runs/new/checkpoints") == [".taken"]
-    Path("runs/new/config.yaml").touch()
+    release(Path("runs/new"))
+    Path("runs/new/wandb").mkdir()  # before config.yaml
     with pytest.raises(ValueError, match="runs/new exists already"):
         take_folder(settings(), "new")
+    assert take_folder(settings(existing="resume"), "new") == (Path("runs/new"), False)
 
 
 def test_other_processes_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +130,16 @@ def test_resuming_stays_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     assert Path("runs/moved there/bundle-before-2").exists()
     translate = "transformer translate 'runs/moved there/bundle' "
     assert translate in capsys.readouterr().out.replace("python -m ", "")
+
+
+def test_without_validations_from_now_on_the_last_weights_are_final(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", recipe(tmp_path), "--logger", "none", "--existing", "resume"]
+    assert fit(*options, "--trainer.max_epochs", "1") == 0
+    assert "checkpoint with the highest validation BLEU" in capsys.readouterr().out
+    assert fit(*options, "--trainer.max_epochs", "2", "--data.val", "null") == 0
+    assert "last weights" in capsys.readouterr().out
 
 
 def test_a_resumed_run_keeps_no_second_copy_of_the_weights(tmp_path: Path) -> None:
@@ -177,6 +189,9 @@ def test_fast_dev_run_goes_all_the_way_and_leaves_nothing(
     assert "test BLEU" in said
     assert "nothing was kept" in said
     assert not Path("runs").exists()
+    options = ["--run_dir", "runs/toy", "--logger", "none", "--existing", "resume"]
+    assert fit("--config", recipe(tmp_path), *options, "--trainer.fast_dev_run", "true") == 0
+    assert not Path("runs").exists(), "a run of that name is still to be made"
 
 
 def test_the_file_that_a_bad_first_step_names_stays(tmp_path: Path) -> None:

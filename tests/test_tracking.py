@@ -93,6 +93,8 @@ def test_wandb_offline_without_a_key_or_a_question(tmp_path: Path) -> None:
 def test_wandb_key_and_run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123\n")
     assert not has_wandb_key()
+    monkeypatch.setenv("NETRC", "~no such user/netrc")  # of a user who has no home, or is none
+    assert not has_wandb_key()
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert has_wandb_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")

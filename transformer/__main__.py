@@ -1,6 +1,7 @@
 """The command table: imports only the command asked for, and reports errors in one line."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: When something else is: the traceback says where.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, as of Latin-1
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interrupts_everywhere():
             code = run(args)

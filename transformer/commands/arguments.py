@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from docstring_parser import parse as docstring
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from yaml import MappingNode
 
 from transformer.commands.recipes import (
     CONFIG_OPTIONS,
@@ -56,8 +57,9 @@ class Recipe(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
         file = find_recipe(values)
-        check_groups(file, parser.groups)
-        parser.files.append(file)
+        root = read(file)
+        check_groups(file, root, parser.groups)
+        parser.recipes.append((file, root))
         super().__call__(parser, cfg, file, option_string)
 
 
@@ -70,7 +72,8 @@ class Parser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Abbreviations would let `--trainer.max_epoch` pass, which in a recipe is an error.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-        self.files: list[str] = []
+        #: Their names and nodes: jsonargparse is in the folder of each while it parses it.
+        self.recipes: list[tuple[str, MappingNode]] = []
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses integers that are no floats, which jsonargparse overlooks."""
@@ -86,7 +89,8 @@ class Parser(ArgumentParser):
         except KeyError as error:
             # Group 'data' does not accept option 'tran'
             key = ".".join(str(error).split("'")[1::2])
-            raise type(error)(place(key, self.files) + unknown(f"key {key!r}", key, self)) from None
+            where = place(key, self.recipes)
+            raise type(error)(where + unknown(f"key {key!r}", key, self)) from None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises an error of one line: file and line, key, what is valid, the value."""
@@ -95,11 +99,11 @@ class Parser(ArgumentParser):
         _, is_unknown, arguments = message.partition("unrecognized arguments: ")
         _, *parts = KEY.split(message)
         if is_unknown:
-            message = self.explain_argument(arguments.removeprefix("-- ").split()[0])
+            message = self.explain_argument(next(iter(arguments.removeprefix("-- ").split()), ""))
         elif parts:
             keys, text = parts[::2], parts[-1]
             value = VALUE.search(text)
-            where = place(keys[0], self.files, value and value[1])
+            where = place(keys[0], self.recipes, value and value[1])
             message = where + ": ".join([*keys, explain_value(text)])
         raise UserError(message)
 

@@ -56,7 +56,7 @@ def prepared(args: Sequence[str], again: str | None = None) -> Iterator[Run]:
     trainer = config.trainer
     stored = checkpoint and checkpoint["recipe"]["config"]["trainer"]["precision"]
     trainer.precision = choose_precision(trainer.accelerator, trainer.precision, stored)
-    is_trial = bool(trainer.fast_dev_run) and not config.run_dir
+    is_trial = bool(trainer.fast_dev_run)
     folder, is_new = (Path(tempfile.mkdtemp()), True) if is_trial else take_folder(config, name)
     run = Run(config, name, folder, is_new, is_trial, again)
     try:

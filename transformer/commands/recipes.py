@@ -1,6 +1,6 @@
 """Recipes: where they lie, and which line of a file sets a key."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,16 @@ def content(node: yaml.Node) -> Any:
         return node.value
 
 
-def place(key: str, files: Iterable[str], given: str | None = None) -> str:
-    """Returns `file:line: ` for the last file that sets `key` (to `given` if any), or nothing.
+def place(
+    key: str, recipes: Sequence[tuple[str, yaml.MappingNode]], given: str | None = None
+) -> str:
+    """Returns `file:line: ` for the last recipe that sets `key` (to `given` if any), or nothing.
 
     A value that is not the file's, as it stands there or as it is read (`no` is False), came from
     the command line.
     """
-    for file in reversed([*files]):
-        found = look_up(read(file), key)
+    for file, root in reversed(recipes):
+        found = look_up(root, key)
         if found is None:
             continue
         line, node = found
@@ -109,12 +111,11 @@ def place(key: str, files: Iterable[str], given: str | None = None) -> str:
     return ""
 
 
-def check_groups(file: str, groups: Iterable[str]) -> None:
+def check_groups(file: str, root: yaml.MappingNode, groups: Iterable[str]) -> None:
     """Refuses a recipe that takes in another one, or whose groups of settings are something else.
 
     Another one could have another architecture, on which the options depend.
     """
-    root = read(file)
     line, node = look_up(root, "config") or (0, None)
     if node and content(node) is not None:
         raise UserError(

@@ -313,7 +313,7 @@ def open_corpus(
         raise UserError(
             f"{key}: {spec!r} is {now} now; python recipes/quickstart/grammar <file> writes more"
         )
-    path = shipped(Path(spec).expanduser())
+    path = shipped(Path(os.path.expanduser(spec)))
     if suffix(path) in TABLES:
         files, names = (find_file(path, key),), tuple(columns) if columns else None
         return Table(spec, src, tgt, key, names, files=files, limit=limit)

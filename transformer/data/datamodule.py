@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +106,7 @@ class DataModule(LightningDataModule):
         self.beams, self.extra = 1, 0
         self.max_length, self.too_long = max_length, too_long
         self.streaming, self.num_workers = streaming, num_workers
-        self.cache = Path(cache).expanduser()
+        self.cache = Path(os.path.expanduser(cache))
         self._is_set_up = False
         self._tables: dict[Split, TokenTable] = {}
         self._texts: dict[Split, Texts] = {}
@@ -265,6 +266,8 @@ class DataModule(LightningDataModule):
         check_corpora(self._named, self.tags)
         if not any(self.specs.values()):
             raise UserError("data.train, data.val and data.test are all missing: name a corpus")
+        if self.cache.parts[:1] == ("~",):
+            raise UserError(f"data.cache: {self.cache}: this user has no home: name another folder")
         if not self.temperature >= 1:
             raise UserError(f"data.temperature: {self.temperature:g} must be at least 1")
         if self.extra_corpora and self.streaming:

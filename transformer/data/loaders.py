@@ -134,6 +134,9 @@ class CachedLoader(TrainLoader):
         """Pools in each epoch."""
         return -(-sum(self.mixture.counts) // POOL)
 
+    def __post_init__(self) -> None:
+        _refuse_too_few(sum(self.mixture.counts) // self.plan.world, self.plan.world)
+
     @cached_property
     def _counts(self) -> list[int]:
         """Batches in each pool of a single corpus: they follow from its lengths alone."""
@@ -156,17 +159,25 @@ class CachedLoader(TrainLoader):
             yield self.table, batches[self.rank :: self.plan.world]
 
     def _deliver(self, start: Position) -> Iterator[Batch]:
-        batches = super()._deliver(start)
-        if self.mixture.is_mixed:
-            yield from batches
-            return
-        last = int(self.limit * len(self)) if isinstance(self.limit, float) else self.limit
-        order = self.plan.order(start.epoch, self.pools)[: start.pool]
-        done = sum(self._counts[pool] for pool in order) + start.batch
-        for number, batch in enumerate(islice(batches, max(0, last - done)), done + 1):
-            if number == min(last, len(self)):  # a trainer that knows it does not ask for more
-                self._given.append(Position(start.epoch + 1))
-            yield batch
+        left = None if self.mixture.is_mixed else self._last - self._done(start)
+        return islice(super()._deliver(start), left)
+
+    def _used(self) -> Position:
+        position = super()._used()
+        if self.mixture.is_mixed or self._done(position) < self._last:
+            return position
+        return Position(position.epoch + 1)  # a trainer that knows the end asks for no more
+
+    def _done(self, position: Position) -> int:
+        """Batches of an epoch before a position in it."""
+        pools = self.plan.order(position.epoch, self.pools)[: position.pool]
+        return sum(self._counts[pool] for pool in pools) + position.batch
+
+    @cached_property
+    def _last(self) -> int:
+        """Batches of an epoch, as limited: at least one, for without any nothing is trained."""
+        limit = int(self.limit * len(self)) if isinstance(self.limit, float) else self.limit
+        return max(1, min(limit, len(self)))
 
 
 @dataclass(eq=False)
@@ -199,9 +210,9 @@ class StreamLoader(TrainLoader):
         return sum(self._counted.values(), Counts())
 
     def _cut(self) -> dict[str, Any]:
-        stream = f"limit {self.corpus.limit} max_length {self.max_length}"
+        stream = f"a stream, limit {self.corpus.limit} max_length {self.max_length}"
         shared_out = " shared out by pairs" if self.plan.world > 1 else ""
-        return {**super()._cut(), "stream": stream + shared_out}
+        return {**super()._cut(), "corpus": stream + shared_out}
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what was counted so far, which a resumed run does not read again."""
@@ -219,17 +230,21 @@ class StreamLoader(TrainLoader):
             _Tokenised(self.corpus, self.tokenizer, self.plan, self.rank, start), batch_size=None,
             num_workers=self.num_workers, generator=torch.Generator(),
         )  # fmt: skip
+        found = start
         try:
             for number, table in enumerate(tables, start):
                 if isinstance(table, UserError):
                     raise table
-                yield table, self._batches(table, epoch, number)
+                batches = self._batches(table, epoch, number)
+                found += len(batches)
+                yield table, batches
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             key = f"{self.corpus.key}: a process that reads it was killed"
             raise UserError(f"{key}; is there enough memory for data.num_workers?") from error
         self.counts.check(self.corpus)
+        _refuse_too_few(found, self.plan.world)
 
     def _batches(self, table: TokenTable, epoch: int, number: int) -> list[Ints]:
         rows, counts = select(table, self.corpus, self.max_length, self.refuse)
@@ -243,6 +258,14 @@ class StreamLoader(TrainLoader):
 
         key = epoch, number * self.plan.world + self.rank
         return self.plan.batches(table, rows, key, agree)
+
+
+def _refuse_too_few(share: int, world: int) -> None:
+    """Raises a UserError where nothing of an epoch is left to a process."""
+    if not share:
+        raise UserError(
+            f"data.train: too few pairs for {world} processes: give more text, or start fewer"
+        )
 
 
 @dataclass

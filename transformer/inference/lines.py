@@ -49,10 +49,9 @@ def refuse_long(ids: Sequence[Sequence[int]], limit: int | None, side: str = "so
     """
     for index, row in enumerate(ids):
         if limit is not None and len(row) > limit:
-            reason = (
-                f"{len(row)} tokens, the limit is {limit}: shorten it (to translate it as it is, "
-                "set too_long to split, or raise max_length)"
-            )
+            reason = f"{len(row)} tokens, the limit is {limit}: shorten it"
+            if side == "source":
+                reason += " (to translate it as it is, set too_long to split, or raise max_length)"
             raise LineError(index, reason, side)
 
 

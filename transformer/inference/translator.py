@@ -167,10 +167,12 @@ class Translator:
         flat = [part for line in parts for part in line]
         try:
             found = iter(self.n_best(flat, to=to, guard=guard, **{"n_best": 1, **overrides}))
-        except LineError as error:  # of a part that cannot be split: a character
+        except LineError as error:
+            if too_long != "split":
+                raise
             lines_of_parts = [number for number, line in enumerate(parts) for _ in line]
-            index = lines_of_parts[error.index] if error.side == "source" else error.index
-            raise LineError(index, error.reason, error.side) from None
+            reason = f"one character has more tokens than {self.max_length}: raise max_length"
+            raise LineError(lines_of_parts[error.index], reason, error.side) from None
         return [joined([next(found)[0] for _ in line]) for line in parts]
 
     def n_best(

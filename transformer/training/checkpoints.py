@@ -80,9 +80,9 @@ class Checkpoints(AfterSteps):
     their folder is moved, and after a kill does not know those that are newer than its state.
     """
 
-    def __init__(self, folder: Path, *, keep_best: int, average: int, save_every: int | None):
+    def __init__(self, folder: Path, keep_best: int, average: int, save_every: int | None):
         self.folder, self.save_every = folder, save_every
-        self.keep_best, self.keep_weights = keep_best, average if average > 1 else 0
+        self.keep_best, self.keep_weights = keep_best, average
         self.best_scores: dict[str, float] = {}  # by the names of their checkpoints
         self.to_average: list[str] = []  # names of checkpoints, the newest last
         self.lives = 0  # how often the run was resumed
@@ -125,7 +125,7 @@ class Checkpoints(AfterSteps):
     def best_names(self) -> list[str]:
         """Those to keep, the best one first and, of several, the first one."""
         by_score = sorted(self.best_scores, key=lambda name: -self.best_scores[name])
-        return by_score[: self.keep_best or None]
+        return by_score[: self.keep_best]
 
     def _remove_others(self, trainer: Trainer) -> None:
         scores = {name: self.best_scores[name] for name in self.best_names()}
@@ -168,8 +168,9 @@ class Checkpoints(AfterSteps):
         names = [name for name in done if name in known] if self.keep_weights else []
         # A best one says by which score it was chosen; the name of one of version 0.1 has its BLEU.
         best = {
-            m[0]: float(states[m[0]].get("ranks", {}).get(m[0], m[3])) for m in ours if m[1] == BEST
-        }
+            m[0]: float(states[m[0]].get("ranks", {}).get(m[0], m[3]))
+            for m in ours if m[1] == BEST and self.keep_best
+        }  # fmt: skip
         lives = max((state.get("lives", 0) for state in states.values()), default=0)
         return names, best, lives + 1
 

@@ -82,7 +82,7 @@ def take_folder(config: Any, name: str) -> tuple[Path, bool]:
     if not home and config.existing == "number":
         return next(f for n in count(2) if _take_new(f := Path(f"{folder}-{n}"))), True
     # One that was killed before its first checkpoint is begun anew.
-    if home or (config.existing == "resume" and (folder / "config.yaml").exists()):
+    if home or (config.existing == "resume" and (folder / LOCK.parent).is_dir()):
         if not _lock(folder):
             raise UserError(f"{folder} belongs to a process that is running: wait for its end")
         return folder, False

@@ -61,7 +61,7 @@ def _read_final_weights(trainer: Trainer, module: Seq2SeqModule) -> str:
     if saved and saved.to_average:
         paths = [saved.folder / name for name in saved.to_average]
         load_network(module.model, average_checkpoints(paths))
-        return f"mean of the last {len(paths)} checkpoints"
+        return f"mean of the last {len(paths)} checkpoints" if paths[1:] else "last checkpoint"
     if saved and (best := saved.best_names()):
         load_network(module.model, read_checkpoint(saved.folder / best[0]))
         return "checkpoint with the highest validation BLEU"

@@ -85,8 +85,10 @@ class Run:
             callbacks.append(Progress(self.log))
         if config.patience is not None:
             callbacks.append(EarlyStopping(config.patience))
-        saved: dict[str, Any] = {k: config[k] for k in ("keep_best", "average", "save_every")}
-        callbacks += [Checkpoints(self.folder / "checkpoints", **saved), self.stop]
+        # Without validations the best of those before a resume is no better than what comes now.
+        keep_best = config.keep_best if config.data.val else 0
+        saving = keep_best, config.average, config.save_every
+        callbacks += [Checkpoints(self.folder / "checkpoints", *saving), self.stop]
         theirs = given.callbacks or []
         logger = given.logger
         if logger is None and not given.fast_dev_run:
