@@ -61,9 +61,7 @@ def test_long_and_empty_training_pairs_are_left_out_and_counted(
         make(corpus).prepare_data()
 
 
-def test_a_user_without_a_home_names_a_cache(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_without_a_home_names_a_cache(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container with a number for a user."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", raising(KeyError()))
