@@ -135,7 +135,8 @@ def test_resuming_stays_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_without_validations_from_now_on_the_last_weights_are_final(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--config", recipe(tmp_path), "--logger", "none", "--existing", "resume"]
+    options: list[str | Path] = ["--config", recipe(tmp_path), "--logger", "none"]
+    options += ["--existing", "resume"]
     assert fit(*options, "--trainer.max_epochs", "1") == 0
     assert "checkpoint with the highest validation BLEU" in capsys.readouterr().out
     assert fit(*options, "--trainer.max_epochs", "2", "--data.val", "null") == 0
