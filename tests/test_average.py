@@ -28,16 +28,21 @@ def checkpoint(path: Path, seed: int, **changes: Any) -> Transformer:
     bundle["tokenizer"] = tokenizer.to_text()
     weights = {f"network.{name}": tensor for name, tensor in model.state_dict().items()}
     content = {"state_dict": weights, "bundle": bundle, "recipe": {"name": "toy"}}
-    torch.save({**content, "global_step": 7, "epoch": 0}, path)
+    torch.save({**content, "global_step": changes.get("step", 7), "epoch": 0}, path)
     return model
 
 
 def test_average_is_the_mean_of_the_weights(run: Any, tmp_path: Path) -> None:
     files = [tmp_path / f"{seed}.ckpt" for seed in range(3)]
-    models = [checkpoint(file, seed) for seed, file in enumerate(files)]
-    printed = run("average", *files, tmp_path / "bundle")
+    # A shell puts step 10 before step 8.
+    models = [checkpoint(f, seed, step=9 - seed % 2) for seed, f in enumerate(files, 1)]
+    models[1] = checkpoint(files[1], 2, step=10)
+    printed = run("average", *files, tmp_path / "the bundle")
     assert "mean of 3 checkpoints (0.ckpt, 1.ckpt, 2.ckpt)" in printed[0]
+    assert f"translate '{tmp_path}/the bundle' <text>" in printed[1]
+    (tmp_path / "the bundle").rename(tmp_path / "bundle")
     averaged, _, config = load_bundle(tmp_path / "bundle")
+    assert config["training"]["steps"] == 10
     for name, weight in averaged.named_parameters():
         stacked = torch.stack([model.get_parameter(name).double() for model in models])
         torch.testing.assert_close(weight, stacked.mean(0).float(), atol=0, rtol=0)

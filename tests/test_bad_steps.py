@@ -81,6 +81,12 @@ def test_a_resumed_run_judges_alike(tmp_path: Path) -> None:
     found.append(state(again, model))
     skipped.append(model.guard.skipped)
     assert skipped == [2, 2]
+    rows = (tmp_path / FILE).read_text()
+    again = trainer(tmp_path, Break("spike", 17), **OPTIONS)
+    last = tmp_path / "saved/last.ckpt"
+    again.fit(module(**options), datamodule=data, ckpt_path=last, weights_only=True)
+    assert (tmp_path / FILE).read_text() == rows, "a step that is made again is noted once"
+    assert [json.loads(row)["step"] for row in rows.splitlines()] == [7, 9, 9, 9]
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -90,7 +96,8 @@ def test_skipping_has_an_end(tmp_path: Path) -> None:
             self.micro_batch = pl_module.micro_batches
 
     run = trainer(tmp_path, Always("nan", 0), max_epochs=2)
-    with pytest.raises(BadStep, match=f"bad step {IN_A_ROW} in a row"):
+    said = f"bad step {IN_A_ROW} in a row: try .*1.0, or a higher model.spike_sigmas"
+    with pytest.raises(BadStep, match=said):
         run.fit(module(on_bad_step="skip"), datamodule=FixedData(GROUPS, []))
 
 

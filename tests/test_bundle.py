@@ -38,6 +38,16 @@ def test_a_bundle_comes_back_whole(tmp_path: Path, shared: bool) -> None:
     assert theirs.translate(LINES) == ours.translate(LINES)
 
 
+def test_a_model_that_is_loaded_depends_on_its_file_no_more(tmp_path: Path) -> None:
+    model, _ = save(tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle").model
+    path = tmp_path / "bundle/model.safetensors"
+    with path.open("r+b") as file:
+        file.write(b"\1" * path.stat().st_size)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name))
+
+
 def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
     save(tmp_path / "bundle")
     with pytest.raises(ValueError, match=r"bundle exists already: choose another folder"):

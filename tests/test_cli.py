@@ -56,6 +56,14 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
     assert seen == [expected]
 
 
+def test_without_standard_error_nothing_is_said_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["no such command"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_a_character_that_the_terminal_lacks_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1"))

@@ -154,6 +154,7 @@ def test_an_architecture_brings_its_own_settings(
             ["--model.network.positions=learned", "--model.network.max_positions=50"],
             "data.max_length is 60, but there are 50 learned positions",
         ),
+        (["--data.tokenizer.shared=false"], "model.network.tied three_way needs one vocabulary"),
         (["--save_every=0"], "save_every is 0: it must be at least 1"),
         (["--seed_everything=-1"], "seed_everything is -1: it must be from 0 to 4294967295"),
         (["--seed_everything=true"], "seed_everything: expected int, got 'True'"),

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from transformers import MarianMTModel, MarianTokenizer
 from transformer.bundle import load_bundle
 from transformer.inference.translator import Translator
 from transformer.interop.gate import BundleSide, compare
-from transformer.interop.marian_import import read_model
+from transformer.interop.marian_import import find_languages, read_model
 from transformer.interop.marian_side import MarianSide
 from transformer.interop.marian_weights import fill, weights_of
 
@@ -86,6 +87,20 @@ def test_a_bundle_translates_as_hugging_face_does(run: Run, model: Path, tmp_pat
     assert translator.translate(LINES) == found
     assert len({*found}) > 10
     assert translator.config.beam == 3
+    # SentencePiece leaves a zero-width space out: nothing is left to translate.
+    [[nothing], [one]] = translator.n_best(["\u200b", LINES[0]], alignments=True, min_length=2)
+    assert (nothing.text, nothing.alignment) == ("", [])
+    assert one.alignment
+
+
+@pytest.mark.parametrize("source", ["me@x/opus-mt-de-en", "org/opus-mt-de-en@refs/pr/1"])
+def test_languages_stand_in_the_name(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("me@x/opus-mt-de-en").mkdir(parents=True)
+    untagged: Any = SimpleNamespace(tags=())
+    assert find_languages(source, untagged, None, None) == ("de", "en")
 
 
 def test_what_the_bundle_says_of_itself(run: Run, model: Path, tmp_path: Path) -> None:

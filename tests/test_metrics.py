@@ -170,6 +170,7 @@ def test_paired_bootstrap_is_sacrebleus_command(tmp_path: Path) -> None:
     for mine, row in zip(((found[0], found[1]), (found[2], found[3])), theirs, strict=True):
         assert mine == pytest.approx((row["score"], row["ci"]))
     assert found.p_value == pytest.approx(theirs[1]["p_value"], abs=1e-4)
+    assert paired_bootstrap(TranslationScore(), before, before, references).p_value == 1.0
 
 
 def test_bleu_by_length_is_sacrebleus_of_each_bin() -> None:

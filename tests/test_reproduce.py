@@ -26,7 +26,7 @@ from transformer.commands.reproduce import (
     read_rows,
     where,
 )
-from transformer.commands.table import by_length, groups, pictures
+from transformer.commands.table import TRANSFER, by_length, groups, pictures
 from transformer.training.stopping import StopSafely
 
 
@@ -299,7 +299,7 @@ def test_a_validation_that_falls_stays_on_the_curve(capsys: pytest.CaptureFixtur
 
 
 def test_runs_that_differ_in_their_seed_are_one_line_and_one_curve() -> None:
-    row = {"recipe": "r", "test": "a/t", "changes": [], "machine": "m"}
+    row: dict[str, Any] = {"recipe": "r", "test": "a/t", "changes": [], "machine": "m"}
     seeds = [
         {**row, "bleu_by_length": [[1, 5, 2, 10.0], [6, 10, 3, 20.0]]},
         {**row, "bleu_by_length": [[1, 5, 2, 16.0], [6, 10, 3, 21.0]]},
@@ -309,6 +309,15 @@ def test_runs_that_differ_in_their_seed_are_one_line_and_one_curve() -> None:
         [seeds[0], {**seeds[1], "test": "b/t"}], [other],
     ]  # fmt: skip
     assert by_length(seeds) == [[1, 5, 2, 13.0], [6, 10, 3, 20.5]]
+    scores: dict[str, Any] = {"pair": "a-b", "before": 95.0, "after": 90.0, "p_value": 0.001}
+    one: dict[str, Any] = {"steps": 1000, "parent": scores}
+    other = {"steps": 800, "parent": {**scores, "after": 60.0, "p_value": 0.3}}
+    assert TRANSFER["steps"]([one, other]) == "800–1,000"
+    assert TRANSFER["steps"]([one]) == TRANSFER["steps"]([one, one]) == "1,000"
+    assert TRANSFER["parent's pair"]([one]) == "a-b 95.00 → 90.00 (p = 0.001)"
+    assert TRANSFER["parent's pair"]([one, other]) == (
+        "a-b 95.00 (95.00–95.00) → 75.00 (60.00–90.00) (p ≤ 0.300)"
+    )
 
 
 def test_two_machines_are_two_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

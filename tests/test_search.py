@@ -213,6 +213,7 @@ def test_learned_positions_bound_the_output() -> None:
     [
         ({"beam": 0}, "beam is 0"),
         ({"beam": 2, "n_best": 3}, "n_best is 3 with beam 2"),
+        ({"length_norm": "GNMT"}, "length_norm is 'GNMT': use gnmt, power, none"),
         ({"temperature": 0.0}, "temperature is 0.0: it must be 1e-06 or more"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf: it must be 1e\\+06 or less"),

@@ -143,6 +143,13 @@ def test_what_is_wrong_is_said_in_a_line(
     assert client.post("/v1/translate", json={"text": LINES[0]}).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_waiting", "max_body"])
+def test_limits_of_nothing_are_refused(name: str) -> None:
+    none: dict[str, Any] = {name: 0}
+    with pytest.raises(ValueError, match=f"--{name} is 0: it must be 1 or more"):
+        Options([], **none)
+
+
 def test_other_addresses_methods_and_forms(client: TestClient) -> None:
     assert refusal(client.get("/v2"))[0] == 404
     assert refusal(client.get("/v1/translate"))[0] == 405
@@ -214,6 +221,14 @@ def test_languages_and_the_bundle_that_knows_them(several: TestClient) -> None:
         ({"content": b"q=%ff", "headers": {"content-type": FORM}}, 400, "the body is not applica"),
         ({"content": b"\xff", "headers": {"content-type": FORM}}, 400, "the body is not applica"),
         ({"content": b"[" * 90_000, "headers": {"content-type": JSON}}, 400, "the body is not"),
+        (
+            {
+                "content": b'{"q": "a", "source": "\\ud800", "target": "xx"}',
+                "headers": {"content-type": JSON},
+            },
+            400,
+            "\\ud800 to xx is not translated here",
+        ),
         ({"files": {"q": b"a"}}, 415, "the content type is 'multipart/form-data': send"),
         ({"data": {"q": "a" * 200_000}}, 413, "the body is too long, the limit is 100,000 bytes"),
     ],

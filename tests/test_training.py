@@ -78,6 +78,7 @@ def test_log_is_per_token_and_counts_real_tokens(tmp_path: Path) -> None:
     assert log.totals["tgt_tokens"] == sum(int(b.tgt_lengths.sum()) for b in batches)
     rows = [row for row in log.rows if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 3]
+    assert [row["train/epoch"] for row in rows] == [0.0, 0.0]
     rest = batches[1:]
     real = sum(int(b.src_lengths.sum() + b.tgt_lengths.sum()) for b in rest)
     cells = sum(b.src.numel() + b.tgt_out.numel() for b in rest)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from parents import SHAPES, begin, parent_of_french
+from safetensors.torch import load_file
 from torch import Tensor
 from toys import sentences
 
@@ -70,6 +71,17 @@ def test_what_is_kept_and_what_is_a_mean(kind: str, shared: bool) -> None:
             torch.testing.assert_close(parameter, wanted)
         else:
             assert torch.equal(parameter, old.model.get_parameter(name))
+
+
+@pytest.mark.parametrize("kind", ["two_way", "untied", "rnn"])
+def test_one_vocabulary_takes_its_rows_from_those_of_two_sides(kind: str) -> None:
+    shape = SHAPES[kind]
+    old, new = bundle(shape, vocabulary(DE_EN, shared=False)), vocabulary(FRENCH)
+    model, fresh = new_model(shape, new), new_model(shape, new)
+    assert list(transplant(model, new, old, "mean")) == ["source", "target"]
+    for name in {*dict(model.named_parameters())} & {*model.ROWS}:
+        wanted = torch.stack(by_hand(fresh, new, old, name))
+        torch.testing.assert_close(model.get_parameter(name), wanted)
 
 
 def test_the_same_vocabulary_gives_the_same_model() -> None:
@@ -143,10 +155,11 @@ def test_the_first_step_starts_from_the_old_weights(
     old, new = load_bundle(trained / "old/bundle"), load_bundle(tmp_path / "run/bundle")
     model = old.model.config.build(new.tokenizer.src_vocab_size, new.tokenizer.tgt_vocab_size)
     transplant(model, new.tokenizer, old, "mean")
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     for name, parameter in model.named_parameters():
-        found = new.model.get_parameter(name)
-        assert torch.equal(parameter.to(found.dtype), found)
-    assert found.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+        assert torch.equal(parameter.to(dtype).float(), new.model.get_parameter(name))
+    stored = load_file(tmp_path / "run/bundle/model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
 
 
 def test_a_run_with_adapters_leaves_a_plain_bundle(
@@ -194,6 +207,10 @@ def test_a_run_with_adapters_is_resumed(trained: Path, tmp_path: Path) -> None:
         (
             ["--model.init_from=nowhere"],
             "model.init_from: nowhere is not a bundle (no such folder)",
+        ),
+        (
+            ["--model.init_from=nowhere", "--existing=resume"],
+            "; a run that goes on does without: --model.init_from null",
         ),
     ],
 )

@@ -244,6 +244,8 @@ def test_a_line_that_is_too_long() -> None:
     assert error.value.index == 1
     with pytest.raises(ValueError, match="a prefix goes with whole lines"):
         ours.translate([long], too_long="split", prefix="A")
+    with pytest.raises(ValueError, match="too_long is 'splt': it must be 'refuse' or 'split'"):
+        ours.translate([long], too_long="splt")
     found = ours.translate([LINES[1], long], too_long="split")
     assert len(found) == 2
     assert found[0] == ours.translate(LINES[1:2])[0]

@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: When something else is: the traceback says where.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed: `print` would take the standard output in its place
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, as of Latin-1
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

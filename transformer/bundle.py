@@ -166,7 +166,7 @@ def load_bundle(folder: str | Path, device: str | torch.device = "cpu") -> Bundl
         raise UserError(
             f"{folder}: its files do not fit config.json ({reason}): take all from one bundle"
         ) from None
-    return Bundle(model.to(device).eval(), tokenizer, config)
+    return Bundle(model.to(device, torch.float32).eval(), tokenizer, config)
 
 
 def _fingerprint(files: dict[str, str]) -> str:
@@ -216,7 +216,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights, and what is told of them, which older bundles lack."""
     try:
         with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: else whoever writes into the file would change a model that runs, or end it.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return weights, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(

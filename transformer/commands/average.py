@@ -1,5 +1,6 @@
 """`transformer average`: checkpoints in, a bundle out."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,4 +34,4 @@ def average(checkpoints: Sequence[str], bundle: str) -> None:
     count = len(checkpoints)
     weights = f"mean of {count} checkpoints ({names})" if count > 1 else names
     checkpoint_to_bundle(average_checkpoints(checkpoints), bundle, weights)
-    print(f"{weights} -> {bundle}\nTry: {program()} translate {bundle} <text>")
+    print(f"{weights} -> {bundle}\nTry: {program()} translate {shlex.quote(bundle)} <text>")

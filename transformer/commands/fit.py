@@ -95,7 +95,9 @@ def default_network(args: Sequence[str]) -> ModelConfig:
     try:
         network, bundle = read_config(folder)
     except UserError as error:
-        raise UserError(f"{where}model.init_from: {error}") from None
+        goes_on = given(args, "ckpt_path")[0] or given(args, "existing")[0] == "resume"
+        hint = "; a run that goes on does without: --model.init_from null" if goes_on else ""
+        raise UserError(f"{where}model.init_from: {error}{hint}") from None
     if name not in (None, bundle["architecture"]):
         raise UserError(
             f"architecture is {name}, but model.init_from {folder} has {bundle['architecture']}: "

@@ -114,8 +114,12 @@ def learned(rows: Sequence[Row]) -> str:
 
 def parent(rows: Sequence[Row]) -> str:
     """Writes BLEU on the parent's pair, before and after."""
-    text = "{pair} {before:.2f} → {after:.2f} (p = {p_value:.3f})"
-    return text.format(**rows[0]["parent"]) if rows[0]["parent"] else "–"
+    its = [row["parent"] for row in rows if row["parent"]]
+    if not its:
+        return "–"
+    p_value, sign = max(one["p_value"] for one in its), "≤" if its[1:] else "="
+    scores = f"{spread(its, 'before')} → {spread(its, 'after')}"
+    return f"{its[0]['pair']} {scores} (p {sign} {p_value:.3f})"
 
 
 def speed(rows: Sequence[Row]) -> str:
@@ -134,6 +138,16 @@ def first(template: str) -> Cell:
     return lambda rows: template.format_map(rows[0])
 
 
+def between(key: str) -> Cell:
+    """Makes a column of a whole number, the lowest to the highest where the runs differ."""
+
+    def cell(rows: list[Row]) -> str:
+        values = [row[key] for row in rows]
+        return "–".join(f"{value:,}" for value in dict.fromkeys([min(values), max(values)]))
+
+    return cell
+
+
 #: Columns: their heads, and what they say of runs that differ in their seed alone.
 SYSTEMS: dict[str, Cell] = {
     "recipe": recipe,
@@ -144,7 +158,7 @@ SYSTEMS: dict[str, Cell] = {
     "longest third": lambda rows: spread(rows, "bleu_longest_third"),
     "perplexity": lambda rows: spread(rows, "perplexity"),
     "parameters": first("{parameters:,}"),
-    "epochs": first("{epochs}"),
+    "epochs": between("epochs"),
     "minutes": lambda rows: f"{fmean(row['seconds'] for row in rows) / 60:.1f}",
     "tokens/s": speed,
     "machine": first("{letter}"),
@@ -155,7 +169,7 @@ TRANSFER: dict[str, Cell] = {
     "begun from": lambda rows: "; ".join(rows[0]["origin"]) or "scratch",
     "pairs": first("{pairs:,}"),
     "learned": learned,
-    "steps": first("{steps:,}"),
+    "steps": between("steps"),
     "BLEU": lambda rows: spread(rows, "bleu"),
     "perplexity": SYSTEMS["perplexity"],
     "parent's pair": parent,

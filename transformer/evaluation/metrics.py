@@ -139,7 +139,9 @@ def paired_bootstrap(
     metrics = {"BLEU": score._bleu}
     _, found = PairedTest(systems, metrics, [nfc(references)], "bs", n_samples=SAMPLES)()
     one, other = cast(list[Any], found["BLEU"])
-    values = one.score, one.ci, other.score, other.ci, other.p_value
+    # sacreBLEU counts the resamples that differ more than these do: of no difference there is none.
+    p_value = other.p_value if one.score != other.score else 1.0
+    values = one.score, one.ci, other.score, other.ci, p_value
     return Comparison(*map(float, values))  # some are NumPy's
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ LIMITS: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
+LengthNorm = Literal["gnmt", "power", "none"]
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """How to look for translations. The defaults are the paper's (section 6.1).
@@ -61,7 +64,7 @@ class SearchConfig:
 
     beam: int = 4
     n_best: int = 1
-    length_norm: Literal["gnmt", "power", "none"] = "gnmt"
+    length_norm: LengthNorm = "gnmt"
     alpha: float = 0.6
     max_extra: int = 50
     min_length: int = 0
@@ -78,6 +81,8 @@ class SearchConfig:
                 raise UserError(f"{name} is {value}: it must be {smallest:g} or more")
             if not value <= largest:
                 raise UserError(f"{name} is {value}: it must be {largest:g} or less")
+        if self.length_norm not in (norms := get_args(LengthNorm)):
+            raise UserError(f"length_norm is {self.length_norm!r}: use {', '.join(norms)}")
         if self.n_best > self.beam and not self.sample:
             raise UserError(
                 f"n_best is {self.n_best} with beam {self.beam}: choose n_best from 1 to beam, "

@@ -161,6 +161,8 @@ class Translator:
             return len(self.encode([part], to)[0]) <= self.max_length
 
         lines = listed(lines)
+        if too_long not in ("refuse", "split"):
+            raise UserError(f"too_long is {too_long!r}: it must be 'refuse' or 'split'")
         if too_long == "split" and overrides.get("prefix"):
             raise UserError("a prefix goes with whole lines: leave it out, or too_long='split'")
         parts = [split(line, fits) if too_long == "split" else [line] for line in lines]
@@ -209,7 +211,10 @@ class Translator:
         ids = self.encode(lines, to, self.max_length)
         forced = self.tokenizer.encode_tgt(listed([prefix], "prefix"))
         refuse_long(forced, self.engine.max_length, side="prefix")
-        places = [place for place, line in enumerate(lines) if not is_blank(line)]
+        # A line may also hold nothing but characters that the tokenizer leaves out.
+        least = 1 + bool(self.tokenizer.tags)
+        rows = enumerate(zip(lines, ids, strict=True))
+        places = [place for place, (line, row) in rows if not is_blank(line) and len(row) > least]
         found = self._search(ids, places, forced[0][:-1], config, guard, generator)
         pairs = [(src, one.ids) for src, line in zip(ids, found, strict=True) for one, _ in line]
         texts = iter(self.tokenizer.decode([tgt for _, tgt in pairs]))

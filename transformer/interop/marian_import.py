@@ -142,7 +142,7 @@ def find_languages(
     Raises:
         UserError: they are not there, or the model does not translate into the target.
     """
-    name = Path(source.partition("@")[0]).name
+    name = Path(source if Path(source).exists() else source.partition("@")[0]).name
     match = LANGUAGES.fullmatch(name)
     src, tgt = (given or (match[group] if match else None) for group, given in ((1, src), (2, tgt)))
     if not src or not tgt:

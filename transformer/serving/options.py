@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+from transformer.errors import UserError
 from transformer.inference.engines import EngineName
 from transformer.kernels import Precision
 
@@ -38,3 +39,8 @@ class Options:
     device: str = "auto"
     precision: Precision = "auto"
     engine: EngineName = "torch"
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_waiting", "max_body"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} is {getattr(self, name)}: it must be 1 or more")

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformer.errors import UserError
 from transformer.training.logging import of_all_processes
 from transformer.training.objective import Prepared
+from transformer.writing import write
 
 OnBadStep = Literal["stop", "skip"]
 WINDOW = 128  # steps
@@ -33,10 +34,10 @@ log = logging.getLogger(__name__)
 class BadStep(UserError):
     """The loss or the gradient of an optimizer step is NaN, infinite or a spike."""
 
-    def __init__(self, step: int, what: str) -> None:
+    def __init__(self, step: int, what: str, or_: str) -> None:
         super().__init__(
             f"{what}: try a lower model.learning_rate, more model.warmup_steps, "
-            "trainer.gradient_clip_val: 1.0, or model.on_bad_step: skip"
+            f"trainer.gradient_clip_val: 1.0, or {or_}"
         )
         self.step = step
 
@@ -136,10 +137,11 @@ class StepGuard:
         what = _describe(module, verdict, loss, norm)
         self.in_a_row += 1
         if self.action == "stop":
-            raise BadStep(verdict.step, what)
+            raise BadStep(verdict.step, what, "model.on_bad_step: skip")
         self.skipped += 1
         if self.in_a_row == IN_A_ROW:
-            raise BadStep(verdict.step, f"{what}; it is bad step {IN_A_ROW} in a row")
+            what += f"; it is bad step {IN_A_ROW} in a row"
+            raise BadStep(verdict.step, what, "a higher model.spike_sigmas, if it is set")
         if module.trainer.is_global_zero:
             log.warning("skipped: %s", what)
 
@@ -174,9 +176,9 @@ def _describe(module: Any, verdict: _Verdict, loss: float, norm: float) -> str:
     pairs = [{"rank": batch["rank"], **pair} for batch in guilty for pair in batch["pairs"]]
     file = Path(trainer.default_root_dir) / FILE
     if trainer.is_global_zero:
-        with suppress(OSError), file.open("a", encoding="utf-8") as stream:
-            for pair in pairs:
-                print(json.dumps({"step": verdict.step, **pair}, ensure_ascii=False), file=stream)
+        rows = [json.dumps({"step": verdict.step, **pair}, ensure_ascii=False) for pair in pairs]
+        with suppress(OSError):
+            write(file, "".join(f"{row}\n" for row in [*_rows_before(file, verdict.step), *rows]))
     what = f"jumped beyond those of the {WINDOW} steps before"
     if not math.isfinite(loss + norm):
         what = "became NaN or infinite"
@@ -188,6 +190,12 @@ def _describe(module: Any, verdict: _Verdict, loss: float, norm: float) -> str:
         f"the loss or its gradient {what} at step {verdict.step:,} (loss {loss:.4g}, gradient norm "
         f"{norm:.4g}) with {len(pairs):,} pairs: {shown}, ..., see {file}"
     )
+
+
+def _rows_before(file: Path, step: int) -> list[str]:
+    """The rows of earlier steps; others are of a life that was killed, and are made again."""
+    rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [row for row in rows if json.loads(row)["step"] < step]
 
 
 def _pairs(data: Any, indices: Tensor) -> list[dict[str, str]]:

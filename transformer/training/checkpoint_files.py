@@ -7,6 +7,7 @@ name and the settings of the run; `origin`, `micro_batches`, `totals`, `curve` a
 import shlex
 import zipfile
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +151,26 @@ def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, Any]:
         paths: checkpoints of one run, or at least of one tokenizer and one network shape.
 
     Returns:
-        The last checkpoint with the mean weights in its `state_dict`, summed in float64.
+        The checkpoint of the last step with the mean weights in its `state_dict`, summed in
+        float64.
     """
     if not paths:
         raise UserError("there are no checkpoints to average: give at least one .ckpt file")
-    checkpoint = read_checkpoint(paths[-1])
-    weights = checkpoint["state_dict"]
-    sums = {name: tensor.double() for name, tensor in weights.items()}
-    for path in paths[:-1]:
+    newest = read_checkpoint(paths[0])
+    sums = {name: tensor.double() for name, tensor in newest["state_dict"].items()}
+    for path in paths[1:]:
         other = read_checkpoint(path)
         for key, what in (("network", "network shapes"), ("tokenizer", "tokenizers")):
-            if other["bundle"][key] != checkpoint["bundle"][key]:
+            if other["bundle"][key] != newest["bundle"][key]:
                 raise UserError(
-                    f"{path} and {paths[-1]} have different {what}: average checkpoints of one run"
+                    f"{paths[0]} and {path} have different {what}: average checkpoints of one run"
                 )
         for name, tensor in other["state_dict"].items():
             sums[name] += tensor
-    means = {name: (total / len(paths)).to(weights[name].dtype) for name, total in sums.items()}
-    return {**checkpoint, "state_dict": means}
+        newest = max(newest, other, key=itemgetter("global_step"))
+    weights = newest["state_dict"].items()
+    means = {name: (sums[name] / len(paths)).to(tensor.dtype) for name, tensor in weights}
+    return {**newest, "state_dict": means}
 
 
 def load_network(network: Seq2Seq, checkpoint: dict[str, Any]) -> None:

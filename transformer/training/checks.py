@@ -92,6 +92,11 @@ def _groups(config: Any) -> Iterator[str]:
             f"data.max_length is {longest}, but there are {network.max_positions} learned "
             "positions: lower it, or raise model.network.max_positions"
         )
+    if network.get("tied") == "three_way" and not config.data.tokenizer.shared:
+        yield (
+            "model.network.tied three_way needs one vocabulary for both sides: set "
+            "data.tokenizer.shared: true, or model.network.tied: two_way"
+        )
     parent = config.parent
     if parent.test and not config.model.init_from:
         yield (

@@ -189,7 +189,8 @@ class TrainingLog(Callback):
             "padding_share": 1 - real / max(reading.padded_tokens, 1),
             # Of the step just taken: the schedule has moved on already.
             "learning_rate": module.rate(trainer.global_step),
-            "epoch": float(trainer.current_epoch),
+            # `current_epoch` counts the last one as over already when training ends.
+            "epoch": float(trainer.fit_loop.epoch_progress.current.ready - 1),
             "memory_gib": _peak_memory_gib(module.device),
         }
         if module.meter.norm is not None:

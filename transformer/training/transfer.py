@@ -116,18 +116,19 @@ def transplant(
             )
     sides: tuple[Side, ...] = ("src", "tgt")
     spelled = {side: spellings(tokenizer, old.tokenizer, side) for side in sides}
-    shared = tokenizer.shared and (old.tokenizer.shared or old.model.config.tied == "three_way")
+    trained = dict(old.model.named_parameters(remove_duplicate=False))
+    its = [{id(p) for name, p in trained.items() if model.ROWS.get(name) == side} for side in sides]
+    shared = tokenizer.shared and (old.tokenizer.shared or not its[0].isdisjoint(its[1]))
     if shared:  # two vocabularies of the same ids, such as Marian's, may spell a piece differently
         pairs = zip(*spelled.values(), strict=True)
         spelled = {"src": [min(filter(None, pair), key=len, default=[]) for pair in pairs]}
     if new_rows == "random":
         spelled = {side: [i if len(i) == 1 else [] for i in ids] for side, ids in spelled.items()}
     for name, parameter in model.named_parameters():
-        trained = old.model.get_parameter(name)
         if name in model.ROWS:
-            _fill(parameter, trained, spelled["src" if shared else model.ROWS[name]])
+            _fill(parameter, trained[name], spelled["src" if shared else model.ROWS[name]])
         else:
-            parameter.copy_(trained)
+            parameter.copy_(trained[name])
     names = {"src": "shared" if shared else "source", "tgt": "target"}
     counts = {}
     for side, pieces in spelled.items():
