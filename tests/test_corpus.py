@@ -297,6 +297,9 @@ def test_other_formats_are_named_with_those_that_are_read(tmp_path: Path, suffix
         ("{}/no/train", r"there is no folder .*/no$"),
         ("{}/data.tsv", r"data.tsv nor .* exists, the nearest is 'dota.tsv'"),
         ("{}/zzz", r"neither .*zzz.en nor zzz.en.gz exists$"),
+        ("{}/folder.tsv", r"/folder.tsv is no file: name one"),
+        (".", r"neither \.\.en nor \.\.en\.gz exists"),
+        ("/", r"neither /.en nor .en.gz exists"),
         ("hub:name", r"'hub:name' must be hub:<name>:<split> or hub:<name>:<config>:<split>"),
         ("grammar:val", r"'grammar:val' is recipes/quickstart/val.tsv.gz now; python recipes/qui"),
     ],
@@ -304,5 +307,6 @@ def test_other_formats_are_named_with_those_that_are_read(tmp_path: Path, suffix
 def test_specs_that_name_nothing(tmp_path: Path, spec: str, message: str) -> None:
     two_files(tmp_path)
     write(tmp_path / "dota.tsv", "")
+    (tmp_path / "folder.tsv").mkdir()
     with pytest.raises(ValueError, match=rf"^data.val: .*{message}"):
         open_corpus(spec.format(tmp_path), "en", "de", key="data.val")

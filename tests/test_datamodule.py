@@ -65,7 +65,7 @@ def test_a_user_without_a_home_names_a_cache(corpus: Path, monkeypatch: pytest.M
     """As in a container with a number for a user."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", raising(KeyError()))
-    with pytest.raises(UserError, match="data.cache: ~/.cache/transformer: this user has no home"):
+    with pytest.raises(UserError, match="data.cache: ~/.cache/transformer: there is no such home"):
         make(corpus, cache="~/.cache/transformer").corpora()
     with pytest.raises(UserError, match="data.train: neither ~/train.en nor"):
         make(corpus, train="~/train").corpora()

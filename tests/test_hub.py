@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -53,10 +54,11 @@ def test_name_config_split_and_revision_reach_the_library(
     calls = []
 
     def load(
-        name: str, config: str | None, *, split: str, streaming: bool, revision: str | None
-    ) -> datasets.Dataset:
+        name: str, config: str | None, *, split: str, streaming: bool, revision: str | None,
+        cache_dir: str | None,
+    ) -> datasets.Dataset:  # fmt: skip
         calls.append((name, config, split, revision))
-        assert streaming
+        assert streaming and cache_dir is None
         return datasets.Dataset.from_list(rows(nested=True))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -105,6 +107,21 @@ def test_a_network_that_vanishes_is_one_line_with_the_row(
     monkeypatch.setattr("transformer.data.corpus.load", lambda *_: data)
     corpus = open_corpus("hub:org/name:train", "de", "en", streaming=True)
     fails(corpus, "hub:org/name:train, row 1: cannot be read (Server disconnected)")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_that_changed_is_read_again_whatever_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "set/train.jsonl"
+    file.parent.mkdir()
+    for pairs in ([Pair("eins", "one")], [Pair("zwei", "two"), Pair("drei", "three")]):
+        lines = (json.dumps({"de": pair.src, "en": pair.tgt}) for pair in pairs)
+        file.write_text("\n".join(lines))
+        os.utime(file, (0, 0))
+        corpus = open_corpus(f"hub:{file.parent}:train", "de", "en", streaming=streaming)
+        assert list(corpus.pairs()) == pairs
 
 
 def test_a_stream_of_a_folder_is_known_by_its_content(tmp_path: Path) -> None:

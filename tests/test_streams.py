@@ -198,8 +198,8 @@ def test_lines_that_arrive_while_others_are_in_work_come_together(
     [
         (LINES[1].encode("utf-8-sig"), None),
         (LINES[1].encode("utf-16"), "line 1: not UTF-8, but UTF-16: convert it with iconv"),
-        (LINES[1].encode("utf-16-be"), "line 1: not UTF-8, but UTF-16"),
-        (LINES[1].encode("utf-16-le"), "line 1: not UTF-8, but UTF-16"),
+        (LINES[1].encode("utf-16-be"), "but UTF-16: convert it with iconv -f UTF-16BE -t"),
+        (LINES[1].encode("utf-16-le"), "but UTF-16: convert it with iconv -f UTF-16LE -t"),
         (gzip.compress(LINES[1].encode()), "line 1: not UTF-8, but gzipped: unzip it"),
     ],
     ids=["mark", "utf-16", "utf-16-be", "utf-16-le", "gzip"],

@@ -51,6 +51,18 @@ SPELLED = st.sampled_from(
 )
 
 
+def test_a_piece_of_a_space_and_a_part_of_a_character_is_of_the_next_word() -> None:
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=330), lambda: [("나 힣 힣", "각")] * 9)
+    text = "나는 힣힣 힡 é간다"
+    ids = tokenizer.encode_src([text])[0][:-1]
+    library = tokenizer._src.library
+    spans = library.encode(text, add_special_tokens=False).offsets
+    spaces = [place for place, letter in enumerate(text) if letter == " "]
+    # By hand: the word in which the piece's last character lies.
+    words = [sum(place < stop - 1 for place in spaces) for _, stop in spans]
+    assert tokenizer.words("src", ids) == words
+
+
 @pytest.mark.parametrize("tokenizer", BYTES)
 @settings(max_examples=200, deadline=None)
 @given(text=st.text() | st.lists(SPELLED).map("".join))
@@ -255,6 +267,9 @@ def test_ctrl_c_is_heard_while_learning() -> None:
     ("options", "message"),
     [
         ({"vocab_size": 100}, "vocab_size: 100 is too small; bpe needs at least 260"),
+        ({"vocab_size": 10**20}, "vocab_size: 10+ must lie between 0 and 2.31"),
+        ({"min_frequency": -1}, "min_frequency: -1 must lie between 0 and 2.31"),
+        ({"kind": "word", "min_frequency": 999}, "no word of the .* text occurs 999 times: lower"),
         ({"kind": "char"}, "data.tokenizer.kind: 'char' is unknown"),
     ],
 )

@@ -34,8 +34,8 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
         OSError: It cannot be written, for example since the disk is full; names `path`.
     """
     growing = part(path)
+    path.parent.mkdir(parents=True, exist_ok=True)  # its error names the folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with growing.open("xb") as stream:
             yield stream
             stream.flush()

@@ -249,7 +249,8 @@ class Hub(Corpus):
 
     def _load(self) -> Any:
         try:
-            return load(self.name, self.config, self.split, self.streaming, self.revision)
+            its = self.name, self.config, self.split, self.streaming, self.revision
+            return load(*its, tuple(self.digests()))
         except Exception as error:  # of many kinds: no such name, no network, no such split
             raise UserError(
                 f"{self} cannot be loaded ({message(error)}): check its name and the network, or "
@@ -322,5 +323,5 @@ def open_corpus(
             f"{key}: {path}: {suffix(path)} is not read, {', '.join(TABLES)} are (also with .gz); "
             "convert it to .jsonl"
         )
-    sides = [find_file(path.with_name(f"{path.name}.{side}"), key) for side in (src, tgt)]
+    sides = [find_file(Path(f"{path}.{side}"), key) for side in (src, tgt)]
     return TwoFiles(spec, src, tgt, key, files=tuple(sides), limit=limit)

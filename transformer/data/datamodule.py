@@ -266,8 +266,8 @@ class DataModule(LightningDataModule):
         check_corpora(self._named, self.tags)
         if not any(self.specs.values()):
             raise UserError("data.train, data.val and data.test are all missing: name a corpus")
-        if self.cache.parts[:1] == ("~",):
-            raise UserError(f"data.cache: {self.cache}: this user has no home: name another folder")
+        if str(self.cache).startswith("~"):
+            raise UserError(f"data.cache: {self.cache}: there is no such home: name another folder")
         if not self.temperature >= 1:
             raise UserError(f"data.temperature: {self.temperature:g} must be at least 1")
         if self.extra_corpora and self.streaming:

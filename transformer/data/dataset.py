@@ -207,7 +207,7 @@ def cached(path: Path, read: Callable[[Path], Found], make: Callable[[Path], Non
         return read(path)
     except FileNotFoundError:
         pass
-    except PermissionError:
+    except (NotADirectoryError, PermissionError):
         raise
     except Exception as error:  # Arrow has many for what is not its own, and so has what we read
         log.info("%s is damaged and made again (%s)", path, message(error))

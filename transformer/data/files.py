@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +20,13 @@ Line = TypeVar("Line")
 LONGEST_LINE = 1 << 24  # bytes: a few zipped kilobytes may hold gigabytes without an end
 UNZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 #: How files begin that are taken for UTF-8 by mistake; UTF-16 also without its mark.
-MISTAKEN = re.compile(rb"(?P<utf16>\xff\xfe|\xfe\xff|.?\0)|(?P<gzip>\x1f\x8b)", re.DOTALL)
+MISTAKEN = re.compile(
+    rb"(?P<utf16>\xff\xfe|\xfe\xff)|(?P<utf16be>\0)|(?P<utf16le>.\0)|(?P<gzip>\x1f\x8b)", re.DOTALL
+)
 MISTAKES = {
     "utf16": "but UTF-16: convert it with iconv -f UTF-16 -t UTF-8",
+    "utf16be": "but UTF-16: convert it with iconv -f UTF-16BE -t UTF-8",
+    "utf16le": "but UTF-16: convert it with iconv -f UTF-16LE -t UTF-8",
     "gzip": "but gzipped: unzip it, or let its name end in .gz",
 }
 
@@ -46,6 +51,10 @@ def find_file(path: Path, key: str) -> Path:
     for file in (path, zipped):
         if file.is_file():
             return file
+    if os.path.lexists(path):
+        raise UserError(
+            f"{key}: {path} is no file: name one, or the part before .<language> of two"
+        )
     near = f": there is no folder {path.parent}"
     if path.parent.is_dir():
         found = get_close_matches(path.name, sorted(file.name for file in path.parent.iterdir()), 1)

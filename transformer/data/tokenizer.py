@@ -58,6 +58,12 @@ class TokenizerConfig:
             raise UserError(
                 f"data.tokenizer.kind: {self.kind!r} is unknown; use bpe, unigram or word"
             )
+        for name, value in {
+            "vocab_size": self.vocab_size,
+            "min_frequency": self.min_frequency,
+        }.items():
+            if not 0 <= value < 1 << 31:
+                raise UserError(f"data.tokenizer.{name}: {value} must lie between 0 and 2^31")
         if self.vocab_size < smallest + tags:
             raise UserError(
                 f"data.tokenizer.vocab_size: {self.vocab_size} is too small; "

@@ -120,10 +120,16 @@ def _train(config: TokenizerConfig, lines: Iterable[str], side: str, tags: list[
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {SPECIALS[EOS]}", special_tokens=[(SPECIALS[EOS], EOS)]
     )
-    if tokenizer.get_vocab_size() < config.vocab_size:
+    size, least = tokenizer.get_vocab_size(), config.min_frequency
+    if size == len(specials):
+        raise UserError(
+            f"data.tokenizer.min_frequency: no word of the {side} text occurs {least} times: lower "
+            "it"
+        )
+    if size < config.vocab_size:
         log.info(
             "The %s vocabulary has %d entries, fewer than data.tokenizer.vocab_size = %d: "
-            "the text has no more.", side, tokenizer.get_vocab_size(), config.vocab_size,
+            "the text has no more that occur %d times.", side, size, config.vocab_size, least,
         )  # fmt: skip
     return str(tokenizer.to_str(pretty=True))
 

@@ -124,6 +124,11 @@ class ByteLevel(Vocabulary):
                 pieces.append(decoder.decode(self.spelled(i)))
         return pieces
 
+    def _words(self, ids: list[int]) -> list[int]:
+        # By bytes: a piece may hold a space and the beginning of a character, of a new word.
+        texts = (text.decode(errors="replace") for text in accumulate(map(self.spelled, ids)))
+        return [max(len(text.split()) - 1, 0) for text in texts]
+
     def spelled(self, i: int) -> bytes:
         return bytes(BYTE_OF[character] for character in self.entry(i))
 

@@ -35,4 +35,4 @@ def joined(parts: Sequence[Translation]) -> Translation:
     texts, verdicts, scores, log_probs, _ = zip(*parts, strict=True)
     flaws = zip(*verdicts, strict=True)
     worst = Verdict(*(max(kind, key=badness) for kind in flaws))
-    return Translation(" ".join(texts), worst, sum(scores), sum(log_probs))
+    return Translation(" ".join(filter(None, texts)), worst, sum(scores), sum(log_probs))
