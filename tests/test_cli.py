@@ -351,6 +351,10 @@ def test_errors_on_the_command_line(args: list[str], message: str) -> None:
             "the nearest is 'learning_rate'",
         ),
         ("model: {class_path: test_cli.Tinny}", "has no attribute 'Tinny'"),
+        (
+            "network: {d_model: null}",
+            "recipe.yaml:1: network.d_model is null: give a value, such as its default 512",
+        ),
         ("network: 3", "recipe.yaml:1: network is 3, not a group of settings: indent settings"),
         (
             "config: {a: 1}",

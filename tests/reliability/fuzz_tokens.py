@@ -121,8 +121,11 @@ def batches(data: Any, folder: Path) -> None:
     world = data.draw(st.integers(1, 3))
     budget, pool = longest + data.draw(st.integers(0, 100)), data.draw(st.integers(1, 5))
     plan = Plan(budget, data.draw(st.integers(0, 9)), world)
-    if fits:
+    if len(fits) >= world:
         _deliver(plan, table, rows, sides, fits, pool)
+    elif fits:
+        mixture = Mixture([rows], [], 1.0)
+        assert refusal(lambda: CachedLoader(plan, 0, lambda: 0, table, mixture))[1]
     _deliver_stream(plan, corpus, found, sides, fits, pool, longest)
 
 

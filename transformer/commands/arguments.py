@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence, Set
 from inspect import Parameter, isclass, signature
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from docstring_parser import parse as docstring
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
@@ -76,11 +76,20 @@ class Parser(ArgumentParser):
         self.recipes: list[tuple[str, MappingNode]] = []
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuses integers that are no floats, which jsonargparse overlooks."""
+        """Refuses null, and integers that are no floats, which jsonargparse overlooks."""
         try:
-            return super().parse_args(*args, **kwargs)
+            found = super().parse_args(*args, **kwargs)
         except OverflowError as error:
             raise UserError(f"a number has too many digits ({error})") from None
+        for action in self._actions:
+            hint, is_null = getattr(action, "_typehint", None), found.get(action.dest, 0) is None
+            if is_null and action.default is not None and type(None) not in get_args(hint):
+                where = place(action.dest, self.recipes)
+                raise UserError(
+                    f"{where}{action.dest} is null: give a value, such as its default "
+                    f"{action.default}, or leave it out"
+                )
+        return found
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Adds the nearest valid key to the error about a key that does not exist."""
