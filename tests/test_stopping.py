@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,13 @@ def test_a_signal_inside_of_a_del_is_not_lost(
             except SystemExit as end:
                 return int(end.code or 0)
 
+    begin = threading.Thread.start
+
+    def start_slowly(thread: threading.Thread) -> None:
+        begin(thread)
+        time.sleep(0.2)  # as on a machine that has much to do
+
+    monkeypatch.setattr("threading.Thread.start", start_slowly)
     monkeypatch.setattr("transformer.__main__.run", command)
     assert main([]) == 128 + signum
     assert lived_on == ["after __del__"]

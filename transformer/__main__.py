@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from traceback import walk_stack
 from types import ModuleType
 
 from transformer import __version__
@@ -99,7 +101,7 @@ def give_up_output() -> None:
 def interrupts_everywhere() -> Iterator[None]:
     """Lets a signal count that came inside of a `__del__`: what is raised there Python only prints.
 
-    A progress bar has one. The signal is sent again a moment later, when that is over.
+    A progress bar has one. The signal is sent again when that is over.
     """
     others = sys.unraisablehook
 
@@ -111,10 +113,16 @@ def interrupts_everywhere() -> Iterator[None]:
                 signum = code - 128
             case _:
                 return others(unraisable)
-        thread = threading.main_thread().ident or 0
-        again = threading.Timer(0.05, signal.pthread_kill, (thread, signum))
-        again.daemon = True
-        again.start()
+        threading.Thread(target=send_again, args=(signum,), daemon=True).start()
+
+    def send_again(signum: int) -> None:
+        main_thread = threading.main_thread().ident or 0
+        is_there = True
+        while is_there:  # in the hook, where it would be lost, too
+            time.sleep(0.05)
+            stack = walk_stack(sys._current_frames()[main_thread])
+            is_there = any(frame.f_code is hook.__code__ for frame, _ in stack)
+        signal.pthread_kill(main_thread, signum)
 
     sys.unraisablehook = hook
     try:
