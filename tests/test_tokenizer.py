@@ -246,7 +246,9 @@ def test_an_error_in_the_text_ends_learning_at_once() -> None:
 
 def test_ctrl_c_is_heard_while_learning() -> None:
     code = (
-        "import tests.test_tokenizer as t\n"
+        "import signal, tests.test_tokenizer as t\n"
+        # A shell has its background processes ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def read():\n"
         "    yield from t.slow_lines(1000)\n"
         "    print('read', flush=True)\n"
