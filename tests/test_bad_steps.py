@@ -81,12 +81,15 @@ def test_a_resumed_run_judges_alike(tmp_path: Path) -> None:
     found.append(state(again, model))
     skipped.append(model.guard.skipped)
     assert skipped == [2, 2]
+    with (tmp_path / FILE).open("a") as file:  # as text may be, and a kill may leave it
+        file.write('{"step": 8, "src": "a\u2028b"}\n{"step"\n')
     rows = (tmp_path / FILE).read_text()
     again = trainer(tmp_path, Break("spike", 17), **OPTIONS)
     last = tmp_path / "saved/last.ckpt"
     again.fit(module(**options), datamodule=data, ckpt_path=last, weights_only=True)
-    assert (tmp_path / FILE).read_text() == rows, "a step that is made again is noted once"
-    assert [json.loads(row)["step"] for row in rows.splitlines()] == [7, 9, 9, 9]
+    made_again = sorted((tmp_path / FILE).read_text().split("\n"))
+    assert made_again == sorted(rows.split("\n")), "a step that is made again is noted once"
+    assert [row[:9] for row in rows.split("\n")].count('{"step": ') == 5
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 

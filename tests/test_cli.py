@@ -386,6 +386,10 @@ def test_errors_in_a_recipe_name_file_and_line(
 
 
 def test_value_of_the_command_line_is_not_blamed_on_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "null.yaml"
+    file.write_text("network: {d_model: 3}")
+    said = error_of("--config", str(file), "--network.d_model=null")
+    assert said == "network.d_model: expected int, got 'None'"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("network: {norm: pre}")
     message = error_of("--config", str(recipe), "--network.norm=poost")

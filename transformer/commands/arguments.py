@@ -84,7 +84,7 @@ class Parser(ArgumentParser):
         for action in self._actions:
             hint, is_null = getattr(action, "_typehint", None), found.get(action.dest, 0) is None
             if is_null and action.default is not None and type(None) not in get_args(hint):
-                where = place(action.dest, self.recipes)
+                where = place(action.dest, self.recipes, str(None))
                 raise UserError(
                     f"{where}{action.dest} is null: give a value, such as its default "
                     f"{action.default}, or leave it out"

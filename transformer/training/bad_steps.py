@@ -8,6 +8,7 @@ no GPU, reads the verdict while the device works on the step after it.
 import json
 import logging
 import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,8 +195,10 @@ def _describe(module: Any, verdict: _Verdict, loss: float, norm: float) -> str:
 
 def _rows_before(file: Path, step: int) -> list[str]:
     """The rows of earlier steps; others are of a life that was killed, and are made again."""
-    rows = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [row for row in rows if json.loads(row)["step"] < step]
+    # Split at newlines alone: text may hold others of Unicode's line ends.
+    rows = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+    numbered = re.compile(r'\{"step": (\d+),')
+    return [row for row in rows if not (found := numbered.match(row)) or int(found[1]) < step]
 
 
 def _pairs(data: Any, indices: Tensor) -> list[dict[str, str]]:
